@@ -1,0 +1,276 @@
+//! Entries and votes of one group in the store's `log` family.
+//!
+//! `append` writes without waiting and hands openraft's callback to the node's syncer, so that one fsync serves every
+//! group. The entries can be read at once, and `apply` may even reach them before they are durable here (a majority
+//! elsewhere can commit them): that is sound because state and log share one database, which syncs the log before it
+//! publishes a flush of the state.
+//!
+//! The last entries stay in memory, since each is read again within milliseconds, by `apply` and for each follower.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::{Arc, Mutex};
+
+use futures::Stream;
+use openraft::entry::{EntryPayload, RaftEntry};
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::OptionalSend;
+
+use super::types::{LogEntry, LogId, TypeConfig, Vote, VoteRow, decode_entry, encode_entry, log_id, term_of};
+use crate::store::keys::Key;
+use crate::store::rows::Applied;
+use crate::store::syncer::Syncer;
+use crate::store::{LogWrite, Store, StoreError, codec};
+use crate::task::GroupId;
+
+/// What stays in memory per group: enough for entries on their way, little against everything else.
+const RECENT_BYTES_MAX: usize = 512 * 1024;
+/// Entries read from disk at a time.
+const CHUNK_ENTRIES: usize = 64;
+/// The most one message to a follower carries, well below what a peer accepts; one entry always goes.
+const REPLICATED_BYTES_MAX: usize = 1024 * 1024;
+
+#[derive(Clone)]
+pub struct LogStore {
+    group: GroupId,
+    store: Store,
+    syncer: Syncer,
+    recent: Arc<Mutex<Recent>>,
+}
+
+/// A run of entries without a gap, the last of the log.
+#[derive(Default)]
+struct Recent {
+    entries: VecDeque<LogEntry>,
+    bytes: usize,
+}
+
+fn payload_bytes(entry: &LogEntry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(command) => command.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
+impl Recent {
+    fn push(&mut self, entry: LogEntry) {
+        if self.entries.back().is_some_and(|last| last.index() + 1 != entry.index()) {
+            self.clear();
+        }
+        self.bytes += payload_bytes(&entry);
+        self.entries.push_back(entry);
+        while self.bytes > RECENT_BYTES_MAX && self.entries.len() > 1 {
+            let gone = self.entries.pop_front().expect("more than one is there");
+            self.bytes -= payload_bytes(&gone);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
+    /// The entries `from..until`, at most [`CHUNK_ENTRIES`], if the first of them is here.
+    fn get(&self, from: u64, until: u64) -> Option<Vec<LogEntry>> {
+        let first = self.entries.front()?.index();
+        let skip = usize::try_from(from.checked_sub(first)?).ok()?;
+        let found: Vec<_> = self
+            .entries
+            .iter()
+            .skip(skip)
+            .take(CHUNK_ENTRIES)
+            .take_while(|entry| entry.index() < until)
+            .cloned()
+            .collect();
+        (!found.is_empty()).then_some(found)
+    }
+}
+
+impl LogStore {
+    pub fn new(group: GroupId, store: Store, syncer: Syncer) -> Self {
+        Self { group, store, syncer, recent: Arc::default() }
+    }
+
+    /// The next entries of `from..until`: a chunk, or all that are left. Empty only when there are none.
+    fn chunk(&self, from: u64, until: u64) -> Result<Vec<LogEntry>, StoreError> {
+        if let Some(entries) = self.recent.lock().expect("no panic under this lock").get(from, until) {
+            return Ok(entries);
+        }
+        let until_key = if until == u64::MAX { Key::log_end(self.group) } else { Key::log_entry(self.group, until) };
+        let rows = self.store.scan_log(&Key::log_entry(self.group, from), &until_key, CHUNK_ENTRIES)?;
+        let mut entries = Vec::with_capacity(rows.len());
+        for (expected, (_, value)) in (from..).zip(rows) {
+            let entry = decode_entry(&value)?;
+            if !entries.is_empty() && entry.index() != expected {
+                return Err(StoreError::damaged("the log", format!("{}: entry {expected} is missing", self.group)));
+            }
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, what: &'static str, key: &Key) -> Result<Option<T>, StoreError> {
+        self.store.get_log(key)?.map(|bytes| codec::decode(what, &bytes)).transpose()
+    }
+
+    fn last_purged(&self) -> Result<Option<LogId>, StoreError> {
+        let row: Option<Applied> = self.read("the purge marker", &Key::log_purged(self.group))?;
+        Ok(row.map(|row| log_id(row.term, row.index)))
+    }
+
+    /// Makes sure the state up to `index` will still be there after a crash, before its log goes.
+    ///
+    /// openraft asks to purge only up to the marker, which is durable already, so this does nothing; but the price of
+    /// being wrong here would be acknowledged tasks. An index that is not applied at all is a hole that a snapshot
+    /// left behind, whose state was durable when it was installed.
+    fn make_durable(&self, index: u64) -> Result<(), StoreError> {
+        let durable = self.store.durable_applied(self.group)?;
+        if durable.is_some_and(|durable| durable.index >= index) {
+            return Ok(());
+        }
+        let bytes = self.store.get_state(&Key::applied(self.group))?;
+        let applied: Option<Applied> = bytes.map(|bytes| codec::decode("last applied", &bytes)).transpose()?;
+        if applied.is_some_and(|applied| applied.index >= index) {
+            self.store.flush_state(true)?;
+        }
+        Ok(())
+    }
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(index) => *index,
+        Bound::Excluded(index) => index + 1,
+        Bound::Unbounded => 0,
+    };
+    let until = match range.end_bound() {
+        Bound::Included(index) => index.saturating_add(1),
+        Bound::Excluded(index) => *index,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, until)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<LogEntry>, io::Error> {
+        let (mut from, until) = bounds(&range);
+        let mut entries = Vec::new();
+        while from < until {
+            let chunk = self.chunk(from, until)?;
+            let Some(last) = chunk.last() else { break };
+            from = last.index() + 1;
+            entries.extend(chunk);
+        }
+        Ok(entries)
+    }
+
+    /// A chunk at a time: the default would hold the whole range in memory.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<LogEntry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, until) = bounds(&range);
+        let chunks = futures::stream::try_unfold((self.clone(), from), move |(log, from)| async move {
+            if from >= until {
+                return Ok::<_, io::Error>(None);
+            }
+            let chunk = log.chunk(from, until)?;
+            let Some(last) = chunk.last() else { return Ok(None) };
+            let next = last.index() + 1;
+            Ok(Some((futures::stream::iter(chunk.into_iter().map(Ok)), (log, next))))
+        });
+        Box::pin(futures::TryStreamExt::try_flatten(chunks))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<LogEntry>, io::Error> {
+        let mut entries = self.chunk(start, end)?;
+        let mut bytes = 0;
+        let fitting = entries.iter().take_while(|entry| {
+            bytes += payload_bytes(entry);
+            bytes <= REPLICATED_BYTES_MAX
+        });
+        let fitting = fitting.count().max(1);
+        entries.truncate(fitting);
+        Ok(entries)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        let row: Option<VoteRow> = self.read("the vote", &Key::log_vote(self.group))?;
+        Ok(row.map(Vote::from))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let last_purged_log_id = self.last_purged()?;
+        let last = self.store.last_log(&Key::log_entry(self.group, 0), &Key::log_end(self.group))?;
+        let last = last.map(|(_, value)| decode_entry(&value)).transpose()?;
+        let last_log_id = last.map(|entry| entry.log_id).or(last_purged_log_id);
+        Ok(LogState { last_purged_log_id, last_log_id })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    /// Returns when the vote is durable, and with it every entry appended before.
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let value = codec::encode(&VoteRow::from(vote));
+        self.store.write_log(vec![LogWrite::Put(Key::log_vote(self.group), value)])?;
+        let (done, synced) = tokio::sync::oneshot::channel();
+        self.syncer.after_sync(move |result| {
+            let _ = done.send(result);
+        });
+        let result = synced.await.map_err(|_| io::Error::other("the syncer has stopped"))?;
+        result.map_err(io::Error::other)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = LogEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<LogEntry> = entries.into_iter().collect();
+        let rows = entries.iter().map(|entry| {
+            LogWrite::Put(Key::log_entry(self.group, entry.index()), encode_entry(entry))
+        });
+        self.store.write_log(rows.collect())?;
+        {
+            let mut recent = self.recent.lock().expect("no panic under this lock");
+            for entry in entries {
+                recent.push(entry);
+            }
+        }
+        self.syncer.after_sync(move |result| callback.io_completed(result.map_err(io::Error::other)));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        let from = last_log_id.map_or(0, |id| id.index + 1);
+        self.recent.lock().expect("no panic under this lock").clear();
+        let range = LogWrite::DeleteRange(Key::log_entry(self.group, from), Key::log_end(self.group));
+        self.store.write_log(vec![range])?;
+        Ok(())
+    }
+
+    async fn purge(&mut self, purged: LogId) -> Result<(), io::Error> {
+        self.make_durable(purged.index)?;
+        let marker = codec::encode(&Applied { term: term_of(&purged), index: purged.index });
+        let range =
+            LogWrite::DeleteRange(Key::log_entry(self.group, 0), Key::log_entry(self.group, purged.index + 1));
+        // One batch: after a crash both are there or neither.
+        self.store.write_log(vec![LogWrite::Put(Key::log_purged(self.group), marker), range])?;
+        let mut recent = self.recent.lock().expect("no panic under this lock");
+        if recent.entries.front().is_some_and(|first| first.index() <= purged.index) {
+            recent.clear();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,28 @@
+//! Consensus: every group is an openraft group over this node's store.
+//!
+//! This room moves bytes between disks and peers and never decides what they mean: a log entry holds an encoded
+//! [`crate::shard::Batch`], which [`crate::shard::apply`] understands. It gives the rooms above three things: a
+//! [`Group`] to propose to, the replies, and an [`Observer`] that hears what was applied.
+//!
+//! - [`types`]: openraft's type parameters and the stored form of an entry
+//! - [`log_store`]: entries and votes in the `log` family, durable through the node's one syncer
+//! - [`state_machine`]: from committed entries to `apply` to one batch in the `state` family
+//! - [`groups`]: the groups of this node: start, marker of durable state, stop
+//!
+//! What must hold for the log to be the write-ahead log of the state (the tests named keep it):
+//!
+//! - Entries are removed only below the durable applied index (`purge_never_outruns_durable_state`).
+//! - Rows and `last applied` are stored in one batch (`state_machine`, one call of `write_state`).
+//! - Vote and entries lie in one WAL, in order (`log_store`, one family, one syncer).
+//! - A restarted leader begins a new term (`enable_leader_restore` is off), so its fences grow.
+//! - A replica id is used once in a group: it is stored with the log and goes with it.
+
+pub mod groups;
+pub mod log_store;
+pub mod network;
+pub mod state_machine;
+pub mod types;
+
+pub use groups::{Group, Groups};
+pub use state_machine::Observer;
+pub use types::{Member, Raft, ReplicaId, TypeConfig};

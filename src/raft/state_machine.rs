@@ -1,0 +1,305 @@
+//! From committed entries to the state on disk: the shell around [`crate::shard::apply`].
+//!
+//! The order is what counts. All entries openraft hands over in one go become one batch in the store, together with
+//! `last applied`; then the [`Observer`] hears of the effects; then the replies go out. So whoever has an answer can rely
+//! on everything that follows from it: a client that cancels right after registering meets a scheduled task.
+//!
+//! A snapshot, for Raft's purposes, is only a number: the index up to which the state is durable (see `groups`). Bytes
+//! are read when a replica needs them.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::{Stream, TryStreamExt};
+use openraft::OptionalSend;
+use openraft::entry::EntryPayload;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use serde::{Deserialize, Serialize};
+
+use super::types::{
+    LogId, Membership, MembershipRow, Replies, SnapshotMeta, StoredMembership, TypeConfig, log_id, term_of,
+};
+use crate::shard::{self, Batch, Effect};
+use crate::store::export::{Export, Staging, export};
+use crate::store::keys::Key;
+use crate::store::overlay::{Overlay, Write, get_row};
+use crate::store::rows::{Applied, ShardMetaRow};
+use crate::store::{Store, StoreError, codec};
+use crate::task::GroupId;
+
+/// While catching up, this many requests are gathered into one write.
+const REQUESTS_PER_WRITE: usize = 8192;
+
+/// Hears what was applied on this node, once it is stored and before it is answered. Called in the order of the log;
+/// must not block.
+pub trait Observer: Send + Sync + 'static {
+    fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]);
+}
+
+/// The rows of a shard on their way to another replica.
+pub enum SnapshotData {
+    /// Read from here, at one moment.
+    Outgoing(Export),
+    /// Received, in files.
+    Staged(crate::store::export::Staged),
+    /// Only the number was asked for.
+    Marker,
+}
+
+type ShardSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
+
+pub struct StateMachine {
+    group: GroupId,
+    store: Store,
+    staging: PathBuf,
+    observer: Arc<dyn Observer>,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    meta: ShardMetaRow,
+}
+
+/// The membership a shard has applied, as it is stored.
+#[derive(Serialize, Deserialize)]
+struct AppliedMembershipRow {
+    log_id: Option<Applied>,
+    membership: MembershipRow,
+}
+
+impl From<LogId> for Applied {
+    fn from(id: LogId) -> Self {
+        Applied { term: term_of(&id), index: id.index }
+    }
+}
+
+impl From<Applied> for LogId {
+    fn from(row: Applied) -> Self {
+        log_id(row.term, row.index)
+    }
+}
+
+fn decode_membership(bytes: &[u8]) -> Result<StoredMembership, StoreError> {
+    let row: AppliedMembershipRow = codec::decode("a membership", bytes)?;
+    Ok(StoredMembership::new(row.log_id.map(LogId::from), row.membership.into_membership()?))
+}
+
+impl StateMachine {
+    pub fn open(
+        group: GroupId,
+        store: Store,
+        staging: PathBuf,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, StoreError> {
+        let mut machine = Self {
+            group,
+            store,
+            staging,
+            observer,
+            applied: None,
+            membership: StoredMembership::default(),
+            meta: ShardMetaRow::default(),
+        };
+        machine.load()?;
+        Ok(machine)
+    }
+
+    /// Takes over what the store says.
+    fn load(&mut self) -> Result<(), StoreError> {
+        let applied: Option<Applied> = get_row(&self.store, "last applied", &Key::applied(self.group))?;
+        self.applied = applied.map(LogId::from);
+        self.membership = match self.store.get_state(&Key::membership(self.group))? {
+            Some(bytes) => decode_membership(&bytes)?,
+            None => StoredMembership::default(),
+        };
+        self.meta = get_row(&self.store, "shard meta", &Key::shard_meta(self.group))?.unwrap_or_default();
+        Ok(())
+    }
+
+    async fn snapshot(&self) -> Result<Option<ShardSnapshot>, StoreError> {
+        let head = vec![Key::applied(self.group), Key::membership(self.group)];
+        let export = export(self.store.clone(), self.group, head).await?;
+        // Read from the pinned moment, not from `self`: entries may be applied while the rows are on their way.
+        let [Some(applied), membership] = &export.head[..] else { return Ok(None) };
+        let applied: Applied = codec::decode("last applied", applied)?;
+        let last_membership = match membership {
+            Some(bytes) => decode_membership(bytes)?,
+            None => StoredMembership::default(),
+        };
+        let meta = SnapshotMeta { last_log_id: Some(applied.into()), last_membership };
+        Ok(Some(Snapshot { meta, snapshot: SnapshotData::Outgoing(export) }))
+    }
+
+    async fn stage(&self, mut export: Export) -> Result<crate::store::export::Staged, StoreError> {
+        let mut staging = Staging::begin(self.group, self.staging.join(format!("{}-own", self.group)))?;
+        while let Some(chunk) = export.chunks.recv().await {
+            staging.add(&chunk?)?;
+        }
+        staging.finish()
+    }
+}
+
+/// What has been applied but not stored yet.
+struct Pending<'a> {
+    rows: Overlay<'a>,
+    effects: Vec<Effect>,
+    answers: Vec<(ApplyResponder<TypeConfig>, Replies)>,
+    requests: usize,
+    /// The entry that holds a membership, if there was one.
+    membership: Option<(LogId, Membership)>,
+    last: Option<LogId>,
+}
+
+impl<'a> Pending<'a> {
+    fn new(store: &'a Store) -> Self {
+        Self {
+            rows: Overlay::new(store),
+            effects: Vec::new(),
+            answers: Vec::new(),
+            requests: 0,
+            membership: None,
+            last: None,
+        }
+    }
+}
+
+impl StateMachine {
+    fn apply_entry<'a>(
+        &mut self,
+        pending: &mut Pending<'a>,
+        (entry, responder): EntryResponder<TypeConfig>,
+    ) -> Result<(), StoreError> {
+        let expected = self.applied.map(|id| id.index + 1);
+        assert!(expected.is_none_or(|index| index == entry.log_id.index), "entries are applied one after the other");
+        self.applied = Some(entry.log_id);
+        pending.last = Some(entry.log_id);
+        let replies = match entry.payload {
+            EntryPayload::Blank => Vec::new(),
+            EntryPayload::Normal(command) => {
+                let batch = Batch::decode(&command.0)?;
+                pending.requests += batch.requests.len();
+                let applied = shard::apply(self.group, &mut pending.rows, &mut self.meta, batch)?;
+                pending.effects.extend(applied.effects);
+                applied.replies
+            }
+            EntryPayload::Membership(membership) => {
+                pending.membership = Some((entry.log_id, membership));
+                Vec::new()
+            }
+        };
+        if let Some(responder) = responder {
+            pending.answers.push((responder, Replies(replies)));
+        }
+        Ok(())
+    }
+
+    /// One batch for everything in `pending`, then the effects, then the answers.
+    fn store(&mut self, pending: Pending<'_>) -> Result<(), StoreError> {
+        let Some(last) = pending.last else { return Ok(()) };
+        let mut writes = pending.rows.into_writes();
+        let mut put = |key, value| writes.insert(key, Write::Put(value));
+        put(Key::applied(self.group), codec::encode(&Applied::from(last)));
+        put(Key::shard_meta(self.group), codec::encode(&self.meta));
+        if let Some((log_id, membership)) = pending.membership {
+            let row = AppliedMembershipRow { log_id: Some(log_id.into()), membership: (&membership).into() };
+            put(Key::membership(self.group), codec::encode(&row));
+            self.membership = StoredMembership::new(Some(log_id), membership);
+        }
+        self.store.write_state(writes)?;
+        self.observer.applied(self.group, &self.meta, &pending.effects);
+        for (responder, replies) in pending.answers {
+            responder.send(replies);
+        }
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let store = self.store.clone();
+        let mut pending = Pending::new(&store);
+        while let Some(entry) = entries.try_next().await? {
+            self.apply_entry(&mut pending, entry)?;
+            if pending.requests >= REQUESTS_PER_WRITE {
+                self.store(std::mem::replace(&mut pending, Pending::new(&store)))?;
+            }
+        }
+        self.store(pending)?;
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
+        Some(SnapshotBuilder { group: self.group, store: self.store.clone(), staging: self.staging.clone(), force })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        self.try_create_snapshot_builder(true).await.expect("there always is one")
+    }
+
+    /// The files are there already; what happens here is one short atomic step.
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+        let staged = match snapshot {
+            SnapshotData::Staged(staged) => staged,
+            SnapshotData::Outgoing(export) => self.stage(export).await?,
+            SnapshotData::Marker => return Err(io::Error::other("a marker holds no rows to install")),
+        };
+        self.store.ingest(staged)?;
+        self.load()?;
+        // An empty group has no rows, and so none that says what was applied.
+        if self.applied != meta.last_log_id {
+            let why = format!("it says it holds {:?} and holds {:?}", meta.last_log_id, self.applied);
+            return Err(StoreError::damaged("a snapshot", why).into());
+        }
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<ShardSnapshot>, io::Error> {
+        Ok(self.snapshot().await?)
+    }
+}
+
+/// Tells openraft up to where the state is durable, which is what lets it purge the log.
+pub struct SnapshotBuilder {
+    group: GroupId,
+    store: Store,
+    staging: PathBuf,
+    /// Make everything applied durable first, and bring the rows.
+    force: bool,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<ShardSnapshot, io::Error> {
+        if self.force {
+            self.store.flush_state(true)?;
+        }
+        let durable = self.store.durable_applied(self.group)?;
+        let machine = StateMachine::open(self.group, self.store.clone(), self.staging.clone(), Arc::new(Deaf))?;
+        if self.force {
+            let snapshot = machine.snapshot().await?;
+            return snapshot.ok_or_else(|| io::Error::other("nothing has been applied yet"));
+        }
+        let durable = durable.ok_or_else(|| io::Error::other("nothing is durable yet"))?;
+        // The membership may be a little newer than the marker: openraft takes it only as a hint, as the log above the
+        // marker, where it comes from, is still there.
+        let meta = SnapshotMeta { last_log_id: Some(durable.into()), last_membership: machine.membership };
+        Ok(Snapshot { meta, snapshot: SnapshotData::Marker })
+    }
+}
+
+/// Nobody listens.
+struct Deaf;
+
+impl Observer for Deaf {
+    fn applied(&self, _: GroupId, _: &ShardMetaRow, _: &[Effect]) {}
+}

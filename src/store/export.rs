@@ -1,0 +1,184 @@
+//! A shard's rows as a stream, and back into a store.
+//!
+//! Out: a thread of its own pins a RocksDB snapshot and reads the shard's whole key range from it, `last applied` and
+//! membership included, so that all of it is of one moment; the rows leave through a bounded channel, and dropping the
+//! receiver ends the thread. In: the rows become sorted files next to the database first (slow, interruptible, no
+//! effect), and are then taken in by one atomic step that also drops whatever the shard held before.
+//!
+//! ```text
+//!   pinned snapshot --chunks--> [ channel | network ] --chunks--> staging/x/clear.sst  range tombstone
+//!                                                                 staging/x/rows.sst   the rows
+//!                                                                 --- ingest, one step ---> state
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use rocksdb::{IngestExternalFileOptions, Options, ReadOptions, SstFileWriter};
+use tokio::sync::{mpsc, oneshot};
+
+use super::keys::Key;
+use super::{Row, Store, StoreError};
+use crate::task::GroupId;
+
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Chunks on their way from disk to whoever takes them.
+const CHUNKS_AHEAD: usize = 4;
+
+/// Some rows, in key order, after all earlier ones.
+pub type Chunk = Result<Vec<Row>, StoreError>;
+
+/// A pinned moment of a shard.
+pub struct Export {
+    /// The rows at `head` of the moment that is pinned, in the order asked for.
+    pub head: Vec<Option<Vec<u8>>>,
+    pub chunks: mpsc::Receiver<Chunk>,
+}
+
+/// Pins `group` as it is now. `head` names rows that are wanted before the rest.
+pub async fn export(store: Store, group: GroupId, head: Vec<Key>) -> Result<Export, StoreError> {
+    let (head_out, head_in) = oneshot::channel();
+    let (out, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    let spawned = std::thread::Builder::new().name(format!("export-{group}")).spawn(move || {
+        read_pinned(&store, group, &head, head_out, &out);
+    });
+    spawned.map_err(StoreError::file("start a thread for", Path::new("an export")))?;
+    let head = head_in.await.map_err(|_| StoreError::damaged("an export", "its thread died"))??;
+    Ok(Export { head, chunks })
+}
+
+fn read_pinned(
+    store: &Store,
+    group: GroupId,
+    head: &[Key],
+    head_out: oneshot::Sender<Result<Vec<Option<Vec<u8>>>, StoreError>>,
+    out: &mpsc::Sender<Chunk>,
+) {
+    let state = store.state();
+    let pinned = store.db.snapshot();
+    let head = head.iter().map(|key| pinned.get_cf(&state, key).map_err(StoreError::rocks("read", "state")));
+    if head_out.send(head.collect()).is_err() {
+        return;
+    }
+    let (from, until) = Key::group_range(group);
+    let mut options = ReadOptions::default();
+    options.set_iterate_upper_bound(until.as_ref());
+    // A snapshot is read once; it must not push everything else out of the cache.
+    options.fill_cache(false);
+    let mut iterator = pinned.raw_iterator_cf_opt(&state, options);
+    iterator.seek(&from);
+    loop {
+        let mut rows = Vec::new();
+        let mut bytes = 0;
+        while bytes < CHUNK_BYTES {
+            let Some((key, value)) = iterator.item() else { break };
+            bytes += key.len() + value.len();
+            rows.push((key.to_vec(), value.to_vec()));
+            iterator.next();
+        }
+        if let Err(error) = iterator.status() {
+            let _ = out.blocking_send(Err(StoreError::rocks("scan", "state")(error)));
+            return;
+        }
+        if rows.is_empty() || out.blocking_send(Ok(rows)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Rows of a shard on their way in; nothing of it counts before [`Store::ingest`]. Its files go when it is dropped.
+pub struct Staging {
+    group: GroupId,
+    folder: PathBuf,
+    writer: Option<SstFileWriter<'static>>,
+    last: Option<Vec<u8>>,
+    rows: u64,
+}
+
+/// All rows, in files.
+pub struct Staged {
+    group: GroupId,
+    folder: PathBuf,
+    files: Vec<PathBuf>,
+}
+
+impl Staging {
+    /// `folder` must not be in use by another.
+    pub fn begin(group: GroupId, folder: PathBuf) -> Result<Self, StoreError> {
+        // Left over from a process that was killed.
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).map_err(StoreError::file("create", &folder))?;
+        Ok(Self { group, folder, writer: None, last: None, rows: 0 })
+    }
+
+    pub fn add(&mut self, rows: &[Row]) -> Result<(), StoreError> {
+        let (from, until) = Key::group_range(self.group);
+        for (key, value) in rows {
+            if key.as_slice() < from.as_ref() || key.as_slice() >= until.as_ref() {
+                return Err(StoreError::damaged("a snapshot", "it holds a row of another group"));
+            }
+            if self.last.as_ref().is_some_and(|last| last >= key) {
+                return Err(StoreError::damaged("a snapshot", "its rows are not in order"));
+            }
+            let writer = match &mut self.writer {
+                Some(writer) => writer,
+                none => none.insert(open_writer(&self.folder.join("rows.sst"))?),
+            };
+            writer.put(key, value).map_err(StoreError::rocks("write", "a snapshot"))?;
+            self.last = Some(key.clone());
+            self.rows += 1;
+        }
+        Ok(())
+    }
+
+    pub fn finish(mut self) -> Result<Staged, StoreError> {
+        let clear = self.folder.join("clear.sst");
+        let (from, until) = Key::group_range(self.group);
+        let mut writer = open_writer(&clear)?;
+        writer
+            .delete_range(from.as_ref(), until.as_ref())
+            .and_then(|()| writer.finish())
+            .map_err(StoreError::rocks("write", "a snapshot"))?;
+        let mut files = vec![clear];
+        if let Some(mut writer) = self.writer.take() {
+            writer.finish().map_err(StoreError::rocks("write", "a snapshot"))?;
+            files.push(self.folder.join("rows.sst"));
+        }
+        Ok(Staged { group: self.group, folder: std::mem::take(&mut self.folder), files })
+    }
+}
+
+fn open_writer(path: &Path) -> Result<SstFileWriter<'static>, StoreError> {
+    static OPTIONS: LazyLock<Options> = LazyLock::new(Options::default);
+    let writer = SstFileWriter::create(&OPTIONS);
+    writer.open(path).map_err(StoreError::rocks("write", "a snapshot"))?;
+    Ok(writer)
+}
+
+impl Store {
+    /// Takes in what was staged, in one step: after a crash the shard is as before, or all new.
+    pub fn ingest(&self, staged: Staged) -> Result<(), StoreError> {
+        tracing::info!(group = %staged.group, "taking in a snapshot");
+        let mut options = IngestExternalFileOptions::default();
+        options.set_move_files(true);
+        let files = staged.files.clone();
+        self.db
+            .ingest_external_file_cf_opts(&self.state(), &options, files)
+            .map_err(StoreError::rocks("ingest", "a snapshot"))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.folder.as_os_str().is_empty() {
+            self.writer = None;
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}

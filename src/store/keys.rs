@@ -1,0 +1,256 @@
+//! The keys of everything stored, and so the order of everything stored.
+//!
+//! ```text
+//!   state   group:u16 tag:u8 fields        log   group:u16 kind:u8 [index:u64]
+//!
+//!   tag 1 task         id                  kind 0 vote
+//!       2 timeline     due:u64 id               1 purged
+//!       3 cursor       id                       2 replica
+//!       4 policy       hash                     3 entry   index
+//!       5 dead letter  died at:u64 id
+//!       6 dedup        key hash             (reserved)
+//!       7 history      id occurrence:u64    (reserved)
+//!       8 meta         name:u8
+//!       9 client       name                 (group 0 only)
+//!      10 api key      key id               (group 0 only)
+//! ```
+//!
+//! All numbers are big-endian, so that the order of bytes is the order of values. A tag is never reused and a key never
+//! changes its meaning.
+
+use crate::task::{GroupId, InstantMs, PolicyId, TaskId};
+
+const TASK: u8 = 1;
+const TIMELINE: u8 = 2;
+const CURSOR: u8 = 3;
+const POLICY: u8 = 4;
+const DEAD_LETTER: u8 = 5;
+const META: u8 = 8;
+const CLIENT: u8 = 9;
+const API_KEY: u8 = 10;
+
+const META_APPLIED: u8 = 1;
+const META_MEMBERSHIP: u8 = 2;
+const META_SHARD: u8 = 3;
+
+const LOG_VOTE: u8 = 0;
+const LOG_PURGED: u8 = 1;
+const LOG_REPLICA: u8 = 2;
+const LOG_ENTRY: u8 = 3;
+
+/// Not a group: the node's own row, which lies behind all groups.
+const NODE: u16 = u16::MAX;
+
+/// Where a value is stored.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(Vec<u8>);
+
+impl AsRef<[u8]> for Key {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Key {
+    fn new(group: u16, tag: u8, fields: &[&[u8]]) -> Self {
+        let len = 3 + fields.iter().map(|field| field.len()).sum::<usize>();
+        let mut bytes = Vec::with_capacity(len);
+        bytes.extend_from_slice(&group.to_be_bytes());
+        bytes.push(tag);
+        for field in fields {
+            bytes.extend_from_slice(field);
+        }
+        Self(bytes)
+    }
+
+    pub fn from_stored(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
+    pub fn task(group: GroupId, id: TaskId) -> Self {
+        Self::new(group.0, TASK, &[id.as_bytes()])
+    }
+
+    pub fn timeline(group: GroupId, due_ms: InstantMs, id: TaskId) -> Self {
+        Self::new(group.0, TIMELINE, &[&due_ms.to_be_bytes(), id.as_bytes()])
+    }
+
+    /// The first key of the timeline that is due at `due_ms` or later.
+    pub fn timeline_from(group: GroupId, due_ms: InstantMs) -> Self {
+        Self::new(group.0, TIMELINE, &[&due_ms.to_be_bytes()])
+    }
+
+    pub fn timeline_end(group: GroupId) -> Self {
+        Self::new(group.0, TIMELINE + 1, &[])
+    }
+
+    pub fn cursor(group: GroupId, id: TaskId) -> Self {
+        Self::new(group.0, CURSOR, &[id.as_bytes()])
+    }
+
+    pub fn policy(group: GroupId, id: PolicyId) -> Self {
+        Self::new(group.0, POLICY, &[&id.0])
+    }
+
+    pub fn dead_letter(group: GroupId, died_at: InstantMs, id: TaskId) -> Self {
+        Self::new(group.0, DEAD_LETTER, &[&died_at.to_be_bytes(), id.as_bytes()])
+    }
+
+    pub fn applied(group: GroupId) -> Self {
+        Self::new(group.0, META, &[&[META_APPLIED]])
+    }
+
+    pub fn membership(group: GroupId) -> Self {
+        Self::new(group.0, META, &[&[META_MEMBERSHIP]])
+    }
+
+    pub fn shard_meta(group: GroupId) -> Self {
+        Self::new(group.0, META, &[&[META_SHARD]])
+    }
+
+    pub fn client(name: &str) -> Self {
+        Self::new(GroupId::CLUSTER.0, CLIENT, &[name.as_bytes()])
+    }
+
+    pub fn client_range() -> (Self, Self) {
+        (Self::new(GroupId::CLUSTER.0, CLIENT, &[]), Self::new(GroupId::CLUSTER.0, CLIENT + 1, &[]))
+    }
+
+    pub fn api_key(key_id: &str) -> Self {
+        Self::new(GroupId::CLUSTER.0, API_KEY, &[key_id.as_bytes()])
+    }
+
+    pub fn api_key_range() -> (Self, Self) {
+        (Self::new(GroupId::CLUSTER.0, API_KEY, &[]), Self::new(GroupId::CLUSTER.0, API_KEY + 1, &[]))
+    }
+
+    /// Everything a group has in `state`: from the first key on and before the second.
+    pub fn group_range(group: GroupId) -> (Self, Self) {
+        (Self(group.0.to_be_bytes().to_vec()), Self((group.0 + 1).to_be_bytes().to_vec()))
+    }
+
+    /// Written at every start; its value means nothing.
+    pub fn node_opened() -> Self {
+        Self::new(NODE, 0, &[])
+    }
+
+    pub fn log_vote(group: GroupId) -> Self {
+        Self::new(group.0, LOG_VOTE, &[])
+    }
+
+    pub fn log_purged(group: GroupId) -> Self {
+        Self::new(group.0, LOG_PURGED, &[])
+    }
+
+    pub fn log_replica(group: GroupId) -> Self {
+        Self::new(group.0, LOG_REPLICA, &[])
+    }
+
+    pub fn log_entry(group: GroupId, index: u64) -> Self {
+        Self::new(group.0, LOG_ENTRY, &[&index.to_be_bytes()])
+    }
+
+    pub fn log_end(group: GroupId) -> Self {
+        Self::new(group.0, LOG_ENTRY + 1, &[])
+    }
+}
+
+/// A key taken apart again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parsed {
+    Task(TaskId),
+    Timeline(InstantMs, TaskId),
+    Cursor(TaskId),
+    Policy(PolicyId),
+    DeadLetter(InstantMs, TaskId),
+    Applied,
+    Membership,
+    ShardMeta,
+    Client(String),
+    ApiKey(String),
+    NodeOpened,
+}
+
+/// What a key of `state` means; `None` when it is not one of ours.
+pub fn parse_state(bytes: &[u8]) -> Option<(GroupId, Parsed)> {
+    let (group, rest) = bytes.split_first_chunk::<2>()?;
+    let group = u16::from_be_bytes(*group);
+    let (tag, rest) = rest.split_first()?;
+    if group == NODE {
+        return Some((GroupId(NODE), Parsed::NodeOpened));
+    }
+    let id = |bytes: &[u8]| Some(TaskId::from_stored(bytes.try_into().ok()?));
+    let instant_and_id = |bytes: &[u8]| {
+        let (instant, rest) = bytes.split_first_chunk::<8>()?;
+        Some((u64::from_be_bytes(*instant), id(rest)?))
+    };
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    let parsed = match *tag {
+        TASK => Parsed::Task(id(rest)?),
+        TIMELINE => instant_and_id(rest).map(|(due, id)| Parsed::Timeline(due, id))?,
+        CURSOR => Parsed::Cursor(id(rest)?),
+        POLICY => Parsed::Policy(PolicyId(rest.try_into().ok()?)),
+        DEAD_LETTER => instant_and_id(rest).map(|(at, id)| Parsed::DeadLetter(at, id))?,
+        META => match rest {
+            [META_APPLIED] => Parsed::Applied,
+            [META_MEMBERSHIP] => Parsed::Membership,
+            [META_SHARD] => Parsed::ShardMeta,
+            _ => return None,
+        },
+        CLIENT => Parsed::Client(text(rest)?),
+        API_KEY => Parsed::ApiKey(text(rest)?),
+        _ => return None,
+    };
+    Some((GroupId(group), parsed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::ShardId;
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    #[test]
+    fn the_order_of_timeline_keys_is_the_order_of_due_and_id() {
+        let seed = rand::random();
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut pairs: Vec<(u64, TaskId)> = (0..2_000)
+            .map(|_| {
+                let due = rng.random::<u64>() >> rng.random_range(0..64);
+                (due, TaskId::new(rng.random::<u64>() >> 16, ShardId(3), rng.random()))
+            })
+            .collect();
+        let group = GroupId(4);
+        let mut keys: Vec<Key> = pairs.iter().map(|(due, id)| Key::timeline(group, *due, *id)).collect();
+        pairs.sort();
+        keys.sort();
+        for ((due, id), key) in pairs.iter().zip(&keys) {
+            assert_eq!(parse_state(key.as_ref()), Some((group, Parsed::Timeline(*due, *id))));
+            assert!(*key >= Key::timeline_from(group, *due) && *key < Key::timeline_end(group));
+        }
+    }
+
+    #[test]
+    fn a_group_holds_its_keys_and_no_others() {
+        let id = TaskId::new(1, ShardId(0), 1);
+        let (from, until) = Key::group_range(GroupId(1));
+        for key in [Key::task(GroupId(1), id), Key::shard_meta(GroupId(1)), Key::cursor(GroupId(1), id)] {
+            assert!(key >= from && key < until);
+        }
+        assert!(Key::task(GroupId(2), id) >= until);
+        assert!(Key::client("x") < from);
+        assert!(Key::node_opened() > Key::group_range(GroupId(4096)).1);
+    }
+
+    #[test]
+    fn foreign_keys_are_not_ours() {
+        for bytes in [&b""[..], b"\0", b"\0\x01\x01short", b"\0\x01\x63", b"\0\x01\x08\x63"] {
+            assert_eq!(parse_state(bytes), None, "{bytes:?}");
+        }
+    }
+}

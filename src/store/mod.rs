@@ -1,0 +1,291 @@
+//! What is on disk: one RocksDB per node, two column families, one encoding.
+//!
+//! ```text
+//!   log    group | kind | index            with WAL      the Raft log: what was promised
+//!   state  group | tag  | fields           without WAL   what the log amounts to, a little behind on disk
+//! ```
+//!
+//! `log` is the write-ahead log of `state`: after a crash `state` reopens at an older consistent point (a flush takes
+//! whole batches, in order, and each batch carries `last applied`) and the Raft log replays the rest. That rests on
+//! three duties, kept by `raft` with what is here: log entries are removed only below what [`Store::durable_applied`]
+//! says, rows and `last applied` travel in one batch, and the vote lies in the same WAL as the entries.
+//!
+//! This room holds no scheduling rules: it knows keys and rows, not what they mean.
+//!
+//! - [`keys`]: the order of everything stored; [`rows`]: what the values hold; [`codec`]: their bytes
+//! - [`overlay`]: the writes of one `apply`, readable before they are stored
+//! - [`syncer`]: one fsync for all groups of a node; [`folder`]: who may open a data folder; [`space`]: room on the disk
+//! - [`export`]: a shard's rows as a stream, and back; [`dump`]: everything stored, for people
+
+pub mod codec;
+pub mod dump;
+pub mod export;
+pub mod folder;
+pub mod keys;
+pub mod overlay;
+pub mod rows;
+pub mod space;
+pub mod syncer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rocksdb::{
+    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType, DBWithThreadMode,
+    FlushOptions, MultiThreaded, Options, ReadOptions, ReadTier, WriteBatch, WriteBufferManager, WriteOptions,
+};
+
+use crate::task::GroupId;
+use keys::Key;
+use overlay::Write;
+use rows::Applied;
+
+const LOG_FAMILY: &str = "log";
+const STATE_FAMILY: &str = "state";
+
+const MIB: usize = 1024 * 1024;
+
+/// The most memory all memtables take together; beyond it the largest is flushed.
+const WRITE_BUFFERS_BYTES_MAX: usize = 48 * MIB;
+/// A small memtable is flushed often, in short writes that delay an fsync beside them little.
+const WRITE_BUFFER_BYTES: usize = 12 * MIB;
+const WRITE_BUFFERS_PER_FAMILY_MAX: i32 = 4;
+const BLOCK_CACHE_BYTES: usize = 16 * MIB;
+/// RocksDB asks the disk to begin writing after this much, so that no fsync meets a backlog.
+const BYTES_PER_SYNC: u64 = MIB as u64;
+/// Closed WAL files beyond this force the flush of the memtables that still need them.
+const WAL_BYTES_MAX: u64 = 256 * MIB as u64;
+const OPEN_FILES_MAX: i32 = 512;
+const BLOOM_BITS_PER_KEY: f64 = 10.0;
+
+/// A storage error is the node's end: whoever meets one stops rather than answers.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot {verb} {what}: {source}")]
+    Rocks { verb: &'static str, what: &'static str, source: rocksdb::Error },
+    #[error("{what} is damaged: {why}")]
+    Damaged { what: &'static str, why: String },
+    #[error("cannot {verb} {path}: {source}")]
+    File { verb: &'static str, path: String, source: std::io::Error },
+    #[error(transparent)]
+    Folder(#[from] folder::FolderError),
+}
+
+impl StoreError {
+    fn rocks(verb: &'static str, what: &'static str) -> impl FnOnce(rocksdb::Error) -> Self {
+        move |source| Self::Rocks { verb, what, source }
+    }
+
+    pub(crate) fn damaged(what: &'static str, why: impl Into<String>) -> Self {
+        Self::Damaged { what, why: why.into() }
+    }
+
+    fn file(verb: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.display().to_string();
+        move |source| Self::File { verb, path, source }
+    }
+}
+
+impl From<StoreError> for std::io::Error {
+    fn from(error: StoreError) -> Self {
+        std::io::Error::other(error)
+    }
+}
+
+pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
+
+/// A handle on the node's database; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    db: Arc<Db>,
+}
+
+/// One key and its value, as an iterator finds them.
+pub type Row = (Vec<u8>, Vec<u8>);
+
+impl Store {
+    /// Opens the database in `folder`, which the caller has locked, and makes it if it is not there.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let buffers = WriteBufferManager::new_write_buffer_manager(WRITE_BUFFERS_BYTES_MAX, false);
+        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_write_buffer_manager(&buffers);
+        options.set_max_background_jobs(2);
+        options.set_bytes_per_sync(BYTES_PER_SYNC);
+        options.set_wal_bytes_per_sync(BYTES_PER_SYNC);
+        options.set_max_total_wal_size(WAL_BYTES_MAX);
+        options.set_max_open_files(OPEN_FILES_MAX);
+        options.set_keep_log_file_num(3);
+        // An idle node does not wake up to write statistics that nobody reads.
+        options.set_stats_dump_period_sec(0);
+        options.set_stats_persist_period_sec(0);
+
+        let families = [
+            ColumnFamilyDescriptor::new(LOG_FAMILY, family_options(&cache)),
+            ColumnFamilyDescriptor::new(STATE_FAMILY, family_options(&cache)),
+        ];
+        let db = Db::open_cf_descriptors(&options, path, families).map_err(StoreError::rocks("open", "the database"))?;
+        let store = Self { db: Arc::new(db) };
+        // A persisted read skips the memtables only once a write without WAL has completed since the start.
+        store.write_state(std::iter::once((Key::node_opened(), Write::Put(Vec::new()))))?;
+        Ok(store)
+    }
+
+    fn log(&self) -> Arc<BoundColumnFamily<'_>> {
+        self.db.cf_handle(LOG_FAMILY).expect("opened with this family")
+    }
+
+    fn state(&self) -> Arc<BoundColumnFamily<'_>> {
+        self.db.cf_handle(STATE_FAMILY).expect("opened with this family")
+    }
+
+    /// Stores all of `writes` or, after a crash, none.
+    pub fn write_state(&self, writes: impl IntoIterator<Item = (Key, Write)>) -> Result<(), StoreError> {
+        let state = self.state();
+        let mut batch = WriteBatch::default();
+        for (key, write) in writes {
+            match write {
+                Write::Put(value) | Write::PutOnce(value) => batch.put_cf(&state, key, value),
+                Write::Delete => batch.delete_cf(&state, key),
+                Write::DeleteOnce => batch.single_delete_cf(&state, key),
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.db.write_opt(batch, &options).map_err(StoreError::rocks("write", "state"))
+    }
+
+    pub fn get_state(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+        self.db.get_cf(&self.state(), key).map_err(StoreError::rocks("read", "state"))
+    }
+
+    /// The values of `keys`, in their order.
+    pub fn get_state_many(&self, keys: &[Key]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let values = self.db.batched_multi_get_cf_opt(&self.state(), keys, false, &ReadOptions::default());
+        values
+            .into_iter()
+            .map(|value| Ok(value.map_err(StoreError::rocks("read", "state"))?.map(|slice| slice.to_vec())))
+            .collect()
+    }
+
+    /// At most `limit` rows from `from` on and before `until`, in key order.
+    pub fn scan_state(&self, from: &Key, until: &Key, limit: usize) -> Result<Vec<Row>, StoreError> {
+        self.scan(&self.state(), from, until, limit, "state")
+    }
+
+    fn scan(
+        &self,
+        family: &Arc<BoundColumnFamily<'_>>,
+        from: &Key,
+        until: &Key,
+        limit: usize,
+        what: &'static str,
+    ) -> Result<Vec<Row>, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(until.as_ref());
+        let mut rows = Vec::with_capacity(limit.min(1024));
+        let mut iterator = self.db.raw_iterator_cf_opt(family, options);
+        iterator.seek(from);
+        while rows.len() < limit {
+            let Some((key, value)) = iterator.item() else { break };
+            rows.push((key.to_vec(), value.to_vec()));
+            iterator.next();
+        }
+        iterator.status().map_err(StoreError::rocks("scan", what))?;
+        Ok(rows)
+    }
+
+    /// What `group` had applied in the state that would be there after losing power now.
+    pub fn durable_applied(&self, group: GroupId) -> Result<Option<Applied>, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::Persisted);
+        let value = self
+            .db
+            .get_cf_opt(&self.state(), Key::applied(group), &options)
+            .map_err(StoreError::rocks("read", "the durable state"))?;
+        value.map(|bytes| codec::decode("last applied", &bytes)).transpose()
+    }
+
+    /// Makes everything applied so far durable; waits for it when `wait` is set.
+    pub fn flush_state(&self, wait: bool) -> Result<(), StoreError> {
+        let mut options = FlushOptions::default();
+        options.set_wait(wait);
+        self.db.flush_cf_opt(&self.state(), &options).map_err(StoreError::rocks("flush", "state"))
+    }
+
+    /// Writes to the log without waiting for the disk: readable at once, durable after the next [`Store::sync_log`].
+    pub fn write_log(&self, changes: Vec<LogWrite>) -> Result<(), StoreError> {
+        let log = self.log();
+        let mut batch = WriteBatch::default();
+        for change in changes {
+            match change {
+                LogWrite::Put(key, value) => batch.put_cf(&log, key, value),
+                LogWrite::DeleteRange(from, until) => batch.delete_range_cf(&log, from, until),
+            }
+        }
+        self.db.write_opt(batch, &WriteOptions::default()).map_err(StoreError::rocks("write", "the log"))
+    }
+
+    /// Waits until everything written to the log so far is on disk.
+    pub fn sync_log(&self) -> Result<(), StoreError> {
+        self.db.flush_wal(true).map_err(StoreError::rocks("sync", "the log"))
+    }
+
+    pub fn get_log(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+        self.db.get_cf(&self.log(), key).map_err(StoreError::rocks("read", "the log"))
+    }
+
+    pub fn scan_log(&self, from: &Key, until: &Key, limit: usize) -> Result<Vec<Row>, StoreError> {
+        self.scan(&self.log(), from, until, limit, "the log")
+    }
+
+    /// The last row before `until`, if it is not before `from`.
+    pub fn last_log(&self, from: &Key, until: &Key) -> Result<Option<Row>, StoreError> {
+        let mut iterator = self.db.raw_iterator_cf(&self.log());
+        iterator.seek_for_prev(until);
+        // `until` itself is out of the range; keys of that form are never stored, so one step back is enough.
+        let row = iterator
+            .item()
+            .filter(|(key, _)| *key >= from.as_ref() && *key < until.as_ref())
+            .map(|(key, value)| (key.to_vec(), value.to_vec()));
+        iterator.status().map_err(StoreError::rocks("scan", "the log"))?;
+        Ok(row)
+    }
+
+    /// Bytes of memory RocksDB holds for what is not yet flushed.
+    pub fn memtable_bytes(&self) -> u64 {
+        let of = |family| {
+            self.db.property_int_value_cf(family, "rocksdb.cur-size-all-mem-tables").ok().flatten().unwrap_or(0)
+        };
+        of(&self.log()) + of(&self.state())
+    }
+
+    /// True after RocksDB has met an error in the background and before it has recovered from it.
+    pub fn writes_stopped(&self) -> bool {
+        self.db.property_int_value("rocksdb.is-write-stopped").ok().flatten().unwrap_or(0) != 0
+    }
+}
+
+/// One change of the log.
+pub enum LogWrite {
+    Put(Key, Vec<u8>),
+    /// From the first key on and before the second.
+    DeleteRange(Key, Key),
+}
+
+fn family_options(cache: &Cache) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
+    // Otherwise index and filter blocks of every open file would add to the memory without a bound.
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_max_write_buffer_number(WRITE_BUFFERS_PER_FAMILY_MAX);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options
+}

@@ -1,0 +1,129 @@
+//! The writes of one `apply`, readable before they are stored.
+//!
+//! `apply` reads and writes through an [`Overlay`], so that the second request of a batch sees what the first one did;
+//! the shell then stores all of it in one batch. The overlay only needs something to read from, so tests of the state
+//! machine run on a map.
+//!
+//! Rows written once are removed with RocksDB's SingleDelete, by which a row that lives and dies between two flushes
+//! costs no disk write. That is only sound if such a key is never written twice without a removal in between, so the
+//! overlay asserts it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::keys::Key;
+use super::{Store, StoreError, codec};
+
+/// Where stored values are read from.
+pub trait Rows: Send + Sync {
+    fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError>;
+}
+
+impl Rows for Store {
+    fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+        self.get_state(key)
+    }
+}
+
+/// Reads one typed value.
+pub fn get_row<T: DeserializeOwned>(rows: &dyn Rows, what: &'static str, key: &Key) -> Result<Option<T>, StoreError> {
+    rows.get(key)?.map(|bytes| codec::decode(what, &bytes)).transpose()
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    Put(Vec<u8>),
+    /// The key is not in use now and is removed with [`Write::DeleteOnce`] before it is used again.
+    PutOnce(Vec<u8>),
+    Delete,
+    DeleteOnce,
+}
+
+pub struct Overlay<'a> {
+    base: &'a dyn Rows,
+    writes: HashMap<Key, Write>,
+}
+
+impl<'a> Overlay<'a> {
+    pub fn new(base: &'a dyn Rows) -> Self {
+        Self { base, writes: HashMap::new() }
+    }
+
+    pub fn get<T: DeserializeOwned>(&self, what: &'static str, key: &Key) -> Result<Option<T>, StoreError> {
+        match self.writes.get(key) {
+            Some(Write::Put(bytes) | Write::PutOnce(bytes)) => codec::decode(what, bytes).map(Some),
+            Some(Write::Delete | Write::DeleteOnce) => Ok(None),
+            None => get_row(self.base, what, key),
+        }
+    }
+
+    pub fn put<T: Serialize>(&mut self, key: Key, value: &T) {
+        let before = self.writes.insert(key, Write::Put(codec::encode(value)));
+        debug_assert!(!matches!(before, Some(Write::PutOnce(_) | Write::DeleteOnce)), "two kinds of writes on a key");
+    }
+
+    pub fn put_once<T: Serialize>(&mut self, key: Key, value: &T, bytes: usize) {
+        let before = self.writes.insert(key, Write::PutOnce(codec::encode_sized(value, bytes)));
+        assert!(before.is_none(), "a row that is written once was written or removed in the same batch");
+    }
+
+    pub fn delete(&mut self, key: Key) {
+        self.writes.insert(key, Write::Delete);
+    }
+
+    pub fn delete_once(&mut self, key: Key) {
+        match self.writes.entry(key) {
+            // Never stored: there is nothing to remove.
+            Entry::Occupied(entry) if matches!(entry.get(), Write::PutOnce(_)) => {
+                entry.remove();
+            }
+            Entry::Occupied(_) => panic!("a row that is written once was removed twice"),
+            Entry::Vacant(entry) => {
+                entry.insert(Write::DeleteOnce);
+            }
+        }
+    }
+
+    pub fn into_writes(self) -> HashMap<Key, Write> {
+        self.writes
+    }
+}
+
+/// A store in memory, for tests of whatever reads [`Rows`].
+#[cfg(test)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemoryRows(pub std::collections::BTreeMap<Key, Vec<u8>>);
+
+#[cfg(test)]
+impl Rows for MemoryRows {
+    fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.0.get(key).cloned())
+    }
+}
+
+#[cfg(test)]
+impl MemoryRows {
+    /// Stores `writes`, and checks what SingleDelete asks for.
+    pub fn store(&mut self, writes: HashMap<Key, Write>) {
+        for (key, write) in writes {
+            match write {
+                Write::Put(value) => {
+                    self.0.insert(key, value);
+                }
+                Write::PutOnce(value) => {
+                    let before = self.0.insert(key.clone(), value);
+                    assert!(before.is_none(), "{key:?} is written once, and was there already");
+                }
+                Write::Delete => {
+                    self.0.remove(&key);
+                }
+                Write::DeleteOnce => {
+                    assert!(self.0.remove(&key).is_some(), "{key:?} is removed once, and was not there");
+                }
+            }
+        }
+    }
+}

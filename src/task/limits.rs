@@ -1,0 +1,71 @@
+//! The bounds on what a client may ask for. Whatever is beyond them is refused at once, with the limit in the text.
+
+use super::{InstantMs, Invalid};
+
+const YEAR_MS: u64 = 365 * 24 * 3600 * 1000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How far ahead a task may be due, and how long the interval of a recurring one may be.
+    pub delay_max_ms: u64,
+    pub payload_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // Five years, and half of what one frame of the default size can carry.
+        Self { delay_max_ms: 5 * YEAR_MS, payload_bytes_max: 512 * 1024 }
+    }
+}
+
+impl Limits {
+    pub fn check_payload(&self, bytes: usize) -> Result<(), Invalid> {
+        if bytes > self.payload_bytes_max {
+            return Err(Invalid::new(format!(
+                "payload: {bytes} bytes, the limit is {} bytes",
+                self.payload_bytes_max
+            )));
+        }
+        Ok(())
+    }
+
+    pub fn check_delay(&self, delay_ms: u64) -> Result<(), Invalid> {
+        self.check_span("delay_ms", delay_ms)
+    }
+
+    pub fn check_interval(&self, interval_ms: u64) -> Result<(), Invalid> {
+        self.check_span("repeat_interval_ms", interval_ms)
+    }
+
+    /// An absolute due instant; one in the past is due at once.
+    pub fn check_due(&self, due_ms: InstantMs, now_ms: InstantMs) -> Result<(), Invalid> {
+        self.check_span("due_ms", due_ms.saturating_sub(now_ms))
+    }
+
+    fn check_span(&self, field: &str, span_ms: u64) -> Result<(), Invalid> {
+        if span_ms > self.delay_max_ms {
+            return Err(Invalid::new(format!(
+                "{field}: {span_ms} ms ahead, the limit is {} ms ({} days)",
+                self.delay_max_ms,
+                self.delay_max_ms / (24 * 3600 * 1000)
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_field_and_limit() {
+        let limits = Limits::default();
+        assert!(limits.check_delay(limits.delay_max_ms).is_ok());
+        let text = limits.check_delay(limits.delay_max_ms + 1).unwrap_err().to_string();
+        assert!(text.starts_with("delay_ms") && text.contains("1825 days"), "{text}");
+        assert!(limits.check_due(5, 1_000).is_ok(), "a due instant in the past is due at once");
+        assert!(limits.check_due(u64::MAX, 0).is_err());
+        assert!(limits.check_payload(limits.payload_bytes_max + 1).is_err());
+    }
+}
