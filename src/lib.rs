@@ -1,6 +1,39 @@
-//! Boomerang.
+//! Boomerang: a durable, replicated scheduler.
+//!
+//! `docs/ARCHITECTURE.md` gives the reading order and the life of one task. The rooms, each with a head comment that
+//! says what it is for and what it must not do:
+//!
+//! | Room | Holds |
+//! | --- | --- |
+//! | [`task`] | the vocabulary, with validation |
+//! | [`wheel`] | the hierarchical timing wheel |
+//! | [`store`] | RocksDB: keys, rows, the syncer |
+//! | [`shard`] | the replicated state machine, a function |
+//! | [`raft`] | openraft: log store, groups, network |
+//! | [`propose`] | from what is asked to what is replicated |
+//! | [`callback`] | what goes out |
+//! | [`firing`] | the leader: window, wheel, dispatch, settle |
+//! | [`server`] | what comes in |
+//! | [`node`] | the rooms put together |
+//! | [`client`], [`tool`] | the Rust client, and `boomtool` on top of it |
+
+#![forbid(unsafe_code)]
+
+pub mod callback;
+pub mod client;
+pub mod clock;
+pub mod disk;
+pub mod firing;
+pub mod metrics;
+pub mod node;
+pub mod propose;
 pub mod raft;
+pub mod server;
+pub mod settings;
 pub mod shard;
 pub mod store;
 pub mod task;
+pub mod tool;
+pub mod wheel;
+pub mod when;
 pub mod wire;

@@ -72,6 +72,11 @@ impl fmt::Display for Member {
     }
 }
 
+/// Who leads a term, as openraft names it.
+pub fn leader_of(term: u64) -> openraft::alias::CommittedLeaderIdOf<TypeConfig> {
+    openraft::alias::CommittedLeaderIdOf::<TypeConfig>::new(term)
+}
+
 pub fn log_id(term: u64, index: u64) -> LogId {
     LogId::new_term_index(term, index)
 }

@@ -17,7 +17,8 @@ impl Shard<'_, '_> {
         self.remove(id, &task, at);
         let occurrence = at.occurrence;
         Ok(match claim {
-            Claim::MayBeOut => Reply::TooLate { occurrence, attempt: at.attempt },
+            Claim::MayBeOut { occurrence, attempt } => Reply::TooLate { occurrence, attempt },
+            Claim::Unknown => Reply::TooLate { occurrence, attempt: at.attempt },
             // This attempt is not out, but an earlier one of the same occurrence was.
             Claim::NotDispatched if at.attempt > 1 => Reply::TooLate { occurrence, attempt: at.attempt - 1 },
             Claim::NotDispatched => Reply::Cancelled,

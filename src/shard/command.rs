@@ -65,7 +65,10 @@ pub struct Cancel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Claim {
     NotDispatched,
-    MayBeOut,
+    /// This attempt, which need not be the one the task stands at when the command is applied.
+    MayBeOut { occurrence: u64, attempt: u32 },
+    /// The leader does not know: the attempt the task stands at may be out.
+    Unknown,
 }
 
 /// How one attempt ended.

@@ -2,10 +2,10 @@
 //! and reads the ids in the slab: 6 to 11 bytes per timer, where a map with its own ids takes 24 to
 //! 48.
 //!
-//! A table doubles when full and shrinks only when nearly empty, so that a number of timers that swings
-//! does not rebuild it again and again. Nobody iterates over it: its order never becomes an order
-//! of firing. Hashing has no seed, for the same run must give the same steps. That is safe because
-//! the leader makes the ids, 62 random bits in each; a client's own key never comes here.
+//! A table doubles when full and shrinks only when nearly empty, so that a number of timers that
+//! swings does not rebuild it again and again. Nobody iterates over it: its order never becomes an
+//! order of firing. Hashing has no seed, for the same run must give the same steps. That is safe
+//! because the leader makes the ids, 62 random bits in each; a client's own key never comes here.
 
 use std::hash::{Hash, Hasher};
 
@@ -15,8 +15,8 @@ use hashbrown::hash_table::{Entry, VacantEntry};
 use super::TimerId;
 use super::slab::Slab;
 
-/// Tables the ids are spread over, by hash. Growing reads every id of a table again, all over memory:
-/// in one table of a million that is a pause of 100 ms, in one of 64 it is 1 or 2.
+/// Tables the ids are spread over, by hash. Growing reads every id of a table again, all over
+/// memory: in one table of a million that is a pause of 100 ms, in one of 64 it is 1 or 2.
 const TABLES: usize = 1 << TABLE_BITS;
 const TABLE_BITS: u32 = 6;
 
@@ -24,7 +24,8 @@ const TABLE_BITS: u32 = 6;
 /// seven highest, which the table compares first.
 const TABLE_SHIFT: u32 = 48;
 
-/// A table shrinks when it holds less than one timer in so many buckets. It grows at seven of eight.
+/// A table shrinks when it holds less than one timer in so many buckets. It grows at seven of
+/// eight.
 const SHRINK_BELOW: usize = 8;
 
 /// A table of this many buckets is never shrunk, only freed with the wheel: a hundred bytes.
@@ -107,7 +108,8 @@ impl Index {
     }
 }
 
-/// Rebuilds a table that is nearly empty to about half full: many more changes follow before the next.
+/// Rebuilds a table that is nearly empty to about half full: many more changes follow before the
+/// next.
 fn shrink_if_sparse<K: TimerId>(table: &mut HashTable<u32>, slab: &Slab<K>) {
     let buckets = table.num_buckets();
     if buckets > BUCKETS_MIN && table.len() < buckets / SHRINK_BELOW {

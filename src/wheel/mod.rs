@@ -12,8 +12,7 @@
 //! ```
 //!
 //! So busy slots all lie ahead, lower rows first, and the next one is a `trailing_zeros` on a row's
-//! busy word: empty stretches cost nothing. No timer leaves before its due, and the cursor never
-//! goes back.
+//! busy word: empty stretches cost nothing. No timer leaves early; the cursor never goes back.
 
 mod index;
 mod slab;
@@ -286,7 +285,7 @@ impl<K: TimerId> Wheel<K> {
 
     /// Takes a timer, already gone from the index, out of its list and the slab; returns its due.
     /// Where that leaves too many holes, timers from the slab's end are moved into them: at most
-    /// two or three for each timer removed.
+    /// two for each timer removed.
     fn forget(&mut self, slot: u32) -> u64 {
         self.slots.unlink(&mut self.slab, slot);
         let due_ms = self.config.due_ms(&self.slab[slot]);

@@ -1,5 +1,4 @@
-//! The rows of slots: where a timer waits, and which busy slot is next. The room's head has the
-//! idea.
+//! The rows of slots: where a timer waits, and which busy slot is next. The idea is in `mod.rs`.
 //!
 //! ```text
 //!   row 0 .. levels-1   64 slots each, one digit of the due tick   busy bit s: slot s holds timers
@@ -9,10 +8,10 @@
 //!
 //! A slot is a doubly linked list through the slab, first in, first out. No timer stores which list
 //! it is in: due tick and cursor tell, and tell the same until the cursor enters the next busy
-//! slot, for up to there every timer first differs from it in the same bit. So a whole slot becomes
-//! ready by changing two links. A timer moves down once per row at most, and in the far row once
-//! per bit, at least halving what is left: ten years ahead, under four levels of 1 ms, is some 15 +
-//! 4 moves.
+//! slot, for up to there every timer first differs from it in the same digit (far: the same bit).
+//! So a whole slot becomes ready by changing two links. A timer moves down once per row at most,
+//! and in the far row once per bit, at least halving its distance: ten years ahead, under four
+//! levels of 1 ms, that is some 15 + 4 moves in a life.
 
 use super::slab::{NIL, Slab};
 

@@ -20,8 +20,8 @@ const EMPTY_BYTES_MAX: usize = 60_000;
 /// begun and a spare one.
 const SLACK_BYTES_MAX: usize = 130_000;
 
-/// The most per timer beyond that, while the wheel empties: half as many holes, and an index that is
-/// about to shrink.
+/// The most per timer beyond that, while the wheel empties: half as many holes, and an index that
+/// is about to shrink.
 const TIMER_BYTES_MAX: usize = 100;
 
 impl<K: TimerId> Wheel<K> {

@@ -1,0 +1,110 @@
+//! The server. Parses, builds, runs until it is told to stop; the code is in the library.
+//!
+//! Exit codes: 0 stopped in order, 1 failed, 2 wrong usage.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use boomerang::node::{Node, NodeError};
+use boomerang::settings::{Given, Settings, SettingsError};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// A durable, replicated scheduler: throw a task into the future, it comes back on time.
+#[derive(Parser)]
+#[command(name = "boomerang", version, after_help = "\
+Try it:
+  boomerang dev
+  boomtool listen --tcp 127.0.0.1:9000
+  boomtool task register 'hello' --in 3s --callback tcp://127.0.0.1:9000")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log, for example 'info' or 'boomerang::firing=debug'
+    #[arg(long, global = true, value_name = "FILTER", env = "BOOMERANG_LOG", default_value = "info,openraft=warn")]
+    log: String,
+    /// TOML file with settings; flags and BOOMERANG_* variables win over it
+    #[arg(long, global = true, value_name = "FILE", env = "BOOMERANG_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one node on loopback for trying things out: every client id is let in as administrator
+    Dev(Given),
+    /// Run a node
+    #[command(after_help = "\
+Prints one line of JSON with its addresses when it is ready; logs go to stderr. SIGTERM stops it in order.
+
+Example:
+  boomerang serve --data-dir /var/lib/boomerang --tcp-addr 0.0.0.0:9973")]
+    Serve(Given),
+}
+
+/// Where `dev` keeps its data unless told otherwise.
+const DEV_DATA_DIR: &str = ".boomerang-dev";
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = match EnvFilter::try_new(&cli.log) {
+        Ok(filter) => filter,
+        Err(error) => return usage(&format!("--log: {error}")),
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
+    let settings = match settings(cli) {
+        Ok(settings) => settings,
+        Err(error) => return usage(&error.to_string()),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("cannot start the runtime: {error}")),
+    };
+    match runtime.block_on(run(settings)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error.to_string()),
+    }
+}
+
+fn usage(error: &str) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(2)
+}
+
+fn failed(error: &str) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::FAILURE
+}
+
+fn settings(cli: Cli) -> Result<Settings, SettingsError> {
+    let (given, open) = match cli.command {
+        Command::Dev(given) => (given, true),
+        Command::Serve(given) => (given, false),
+    };
+    let mut given = match cli.config {
+        Some(path) => given.with_file(&path)?,
+        None => given,
+    };
+    if open {
+        given.data_dir.get_or_insert_with(|| DEV_DATA_DIR.into());
+    }
+    Settings::build(given, open)
+}
+
+async fn run(settings: Settings) -> Result<(), NodeError> {
+    let node = Node::start(settings).await?;
+    // The line says that the node is ready; nobody reading it is no reason to stop.
+    let line = serde_json::to_string(&node.start_line).expect("plain fields");
+    let _ = writeln!(std::io::stdout(), "{line}");
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be handled");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        // Nothing is flushed or answered any more: what was acknowledged is in the log.
+        error = node.failed() => return Err(error),
+    }
+    tracing::info!("stopping");
+    node.stop().await
+}

@@ -1,0 +1,97 @@
+//! What goes out: one attempt to its receiver, and what came of it.
+//!
+//! This room knows connections, not tasks: it changes no state, tries once, and says how it ended. Every failure
+//! becomes a text a person can act on. Destinations are independent of each other: each has its own connections, its
+//! own bounds and its own trouble.
+
+mod tcp;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::task::{Delivery, Endpoint, Outcome, Protocol};
+
+#[derive(Debug, Clone, Copy)]
+pub struct CallbackSettings {
+    pub connect_timeout: Duration,
+    /// From the request to its answer.
+    pub answer_timeout: Duration,
+    /// Connections to one destination.
+    pub connections_max: usize,
+    /// Requests under way on one connection, to a receiver that numbers its answers.
+    pub pipeline_max: usize,
+    /// A connection that was not used for this long is closed.
+    pub idle_timeout: Duration,
+}
+
+impl Default for CallbackSettings {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(3),
+            answer_timeout: Duration::from_secs(10),
+            connections_max: 64,
+            pipeline_max: 1_024,
+            idle_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A handle on all connections to receivers; cheap to clone.
+#[derive(Clone)]
+pub struct Callbacks {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: CallbackSettings,
+    tcp: Mutex<HashMap<Endpoint, Arc<tcp::Destination>>>,
+}
+
+impl Callbacks {
+    pub fn new(settings: CallbackSettings) -> Self {
+        let inner = Arc::new(Inner { settings, tcp: Mutex::default() });
+        let weak = Arc::downgrade(&inner);
+        tokio::spawn(async move {
+            let mut rounds = tokio::time::interval(settings.idle_timeout / 2);
+            loop {
+                rounds.tick().await;
+                let Some(inner) = weak.upgrade() else { return };
+                let mut destinations = inner.tcp.lock().expect("no panic under this lock");
+                destinations.retain(|_, destination| destination.close_idle() || Arc::strong_count(destination) > 1);
+            }
+        });
+        Self { inner }
+    }
+
+    /// Whether callbacks of this protocol can be delivered; others are refused when they are registered.
+    pub fn supports(protocol: Protocol) -> bool {
+        matches!(protocol, Protocol::Tcp)
+    }
+
+    /// One attempt.
+    pub async fn deliver(&self, delivery: Delivery) -> Outcome {
+        let callback = &delivery.policy.callback;
+        let result = match callback.protocol {
+            Protocol::Tcp => {
+                let destination = self.tcp_destination(&callback.endpoint);
+                destination.deliver(&delivery).await
+            }
+            other => Err(format!("{other} callbacks are not supported by this version")),
+        };
+        match result {
+            Ok(()) => Outcome::Acknowledged,
+            Err(why) => Outcome::Failed(why),
+        }
+    }
+
+    fn tcp_destination(&self, endpoint: &Endpoint) -> Arc<tcp::Destination> {
+        let mut destinations = self.inner.tcp.lock().expect("no panic under this lock");
+        if let Some(destination) = destinations.get(endpoint) {
+            return destination.clone();
+        }
+        let destination = Arc::new(tcp::Destination::new(endpoint.clone(), self.inner.settings));
+        destinations.insert(endpoint.clone(), destination.clone());
+        destination
+    }
+}

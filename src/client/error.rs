@@ -1,0 +1,205 @@
+//! Everything that can go wrong between a caller and a node, told apart by what the caller can do about it.
+//!
+//! Errors are cloneable, because one broken connection is the answer to thousands of requests. Every text says whether
+//! the request can have taken effect: after [`ClientError::ConnectionLost`] and [`ClientError::Timeout`] it can, after
+//! all others it did not.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::task::Invalid;
+use crate::wire::proto::{Detail, Status, boomerang_envelope::Payload};
+
+/// Why a request has no good answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ClientError {
+    /// The node understood the request and said no.
+    #[error("{}: {message}", status.as_str_name())]
+    Server {
+        /// What kind of refusal it is.
+        status: Status,
+        /// The node's own words.
+        message: String,
+        /// With `OVERLOADED`: wait this long before the next try.
+        retry_after: Option<Duration>,
+    },
+    /// The request was sent and not answered in time.
+    #[error("no answer within {after:?}; the outcome is unknown: the request may still take effect")]
+    Timeout {
+        /// The timeout of requests in [`super::Options`].
+        after: Duration,
+    },
+    /// The connection broke while the request was under way.
+    #[error(
+        "the connection to {address} was lost before the answer came ({reason}); the outcome is unknown: a registration \
+         may have been stored, so look for it before you send it again"
+    )]
+    ConnectionLost {
+        /// The node at the other end.
+        address: String,
+        /// What was seen on this side.
+        reason: String,
+    },
+    /// There is no connection, and none could be made. The request was not sent.
+    #[error("cannot connect to {address}")]
+    Connect {
+        /// The last address that was tried.
+        address: String,
+        /// What the operating system said.
+        source: Arc<io::Error>,
+    },
+    /// The other end does not speak this protocol as it should.
+    #[error("unexpected answer: {0}; is it a Boomerang node, and as new as this client?")]
+    Protocol(String),
+    /// The request is larger than a node takes; it was not sent.
+    #[error("the request has {bytes} bytes, a frame holds at most {bytes_max}; it was not sent")]
+    TooLarge {
+        /// The size of the envelope.
+        bytes: usize,
+        /// `frame_bytes_max` in [`super::Options`].
+        bytes_max: usize,
+    },
+    /// A value was refused on this side; nothing was sent.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// [`super::Client::close`] was called.
+    #[error("the client is closed; nothing was sent")]
+    Closed,
+}
+
+impl ClientError {
+    /// What the node answered, if it answered.
+    pub fn status(&self) -> Option<Status> {
+        match self {
+            ClientError::Server { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    pub(super) fn connect(address: &str, source: io::Error) -> Self {
+        ClientError::Connect { address: address.to_owned(), source: Arc::new(source) }
+    }
+
+    /// The caller or its credentials are at fault, so another try or another node would end alike.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            ClientError::Server { status, .. } => matches!(status, Status::Unauthorized | Status::InvalidRequest),
+            ClientError::Invalid(_) | ClientError::TooLarge { .. } | ClientError::Closed => true,
+            _ => false,
+        }
+    }
+}
+
+/// The status of an answer, whichever kind of answer it is.
+pub(super) struct Verdict<'a> {
+    pub status: i32,
+    pub message: &'a str,
+    pub detail: Option<&'a Detail>,
+}
+
+impl<'a> Verdict<'a> {
+    /// `None` when `payload` is not an answer at all.
+    pub fn of(payload: &'a Payload) -> Option<Self> {
+        macro_rules! verdict {
+            ($answer:expr) => {
+                Self { status: $answer.status, message: &$answer.error_message, detail: None }
+            };
+            ($answer:expr, detail) => {
+                Self { status: $answer.status, message: &$answer.error_message, detail: $answer.detail.as_ref() }
+            };
+        }
+        Some(match payload {
+            Payload::AuthResponse(answer) => verdict!(answer, detail),
+            Payload::RegistrationResponse(answer) => verdict!(answer, detail),
+            Payload::CancellationResponse(answer) => verdict!(answer, detail),
+            Payload::SessionRefreshResponse(answer) => verdict!(answer),
+            Payload::ClientRegistrationResponse(answer) => verdict!(answer, detail),
+            Payload::ClientDeregistrationResponse(answer) => verdict!(answer, detail),
+            Payload::ListTasksResponse(answer) => verdict!(answer),
+            Payload::GetTaskResponse(answer) => verdict!(answer),
+            Payload::ErrorResponse(answer) => verdict!(answer),
+            Payload::ApiKeyResponse(answer) => verdict!(answer),
+            Payload::ApiKeyRevocationResponse(answer) => verdict!(answer),
+            _ => return None,
+        })
+    }
+
+    /// The node does not know the session, so it did not execute the request.
+    ///
+    /// `UNAUTHORIZED` also means "this client may not do that", where a new session would not help; the original
+    /// protocol has no other mark than the text to tell the two apart.
+    pub fn session_is_gone(&self) -> bool {
+        self.status == Status::SessionExpired as i32
+            || self.status == Status::Unauthorized as i32 && self.message.to_ascii_lowercase().contains("session")
+    }
+
+    pub fn check(&self) -> Result<(), ClientError> {
+        if self.status == Status::Ok as i32 {
+            return Ok(());
+        }
+        let retry_after = self.detail.filter(|detail| detail.retry_after_ms > 0);
+        let retry_after = retry_after.map(|detail| Duration::from_millis(detail.retry_after_ms));
+        Err(match Status::try_from(self.status) {
+            Ok(status) => {
+                let message = if self.message.is_empty() { "the node gave no reason" } else { self.message };
+                ClientError::Server { status, message: message.to_owned(), retry_after }
+            }
+            Err(_) => ClientError::Server {
+                status: Status::Error,
+                message: format!("status {}, unknown to this client: {}", self.status, self.message),
+                retry_after,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::proto::{ErrorResponse, RegistrationResponse};
+
+    fn refusal(status: Status, message: &str) -> Payload {
+        Payload::ErrorResponse(ErrorResponse { status: status.into(), error_message: message.to_owned() })
+    }
+
+    #[test]
+    fn only_an_unknown_session_is_worth_a_new_one() {
+        for (status, message, gone) in [
+            (Status::SessionExpired, "", true),
+            (Status::Unauthorized, "Unknown session", true),
+            (Status::Unauthorized, "needs an administrator", false),
+            (Status::Error, "session store is full", false),
+            (Status::Ok, "", false),
+        ] {
+            let payload = refusal(status, message);
+            assert_eq!(Verdict::of(&payload).unwrap().session_is_gone(), gone, "{status:?} {message}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_keeps_what_the_node_said() {
+        let detail = Detail { retry_after_ms: 250, ..Default::default() };
+        let payload = Payload::RegistrationResponse(RegistrationResponse {
+            status: Status::Overloaded.into(),
+            error_message: "queue is full".into(),
+            detail: Some(detail),
+            ..Default::default()
+        });
+        let error = Verdict::of(&payload).unwrap().check().unwrap_err();
+        assert_eq!(error.to_string(), "OVERLOADED: queue is full");
+        assert!(matches!(error, ClientError::Server { retry_after: Some(after), .. } if after.as_millis() == 250));
+
+        let payload = Payload::ErrorResponse(ErrorResponse { status: 99, error_message: "new".into() });
+        let text = Verdict::of(&payload).unwrap().check().unwrap_err().to_string();
+        assert!(text.contains("99") && text.contains("new"), "{text}");
+    }
+
+    #[test]
+    fn unknown_outcomes_say_so() {
+        let lost = ClientError::ConnectionLost { address: "h:1".into(), reason: "reset".into() }.to_string();
+        assert!(lost.contains("h:1") && lost.contains("outcome is unknown"), "{lost}");
+        let slow = ClientError::Timeout { after: Duration::from_secs(3) }.to_string();
+        assert!(slow.contains("3s") && slow.contains("outcome is unknown"), "{slow}");
+    }
+}

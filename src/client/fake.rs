@@ -1,0 +1,161 @@
+//! A node that a test plays by hand: a real loopback socket, and the test decides what is answered, and when.
+//!
+//! Only for tests, of this room and of `tool`. Nothing here waits for time; a test awaits the request it expects.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::codec::Decoder;
+
+use super::{Client, Credentials, Options};
+use crate::task::{ShardId, TaskId};
+use crate::wire::proto::{self, BoomerangEnvelope, Status, boomerang_envelope::Payload};
+use crate::wire::{FRAME_BYTES_MAX, decode_envelope, encode_frame, frame_codec};
+
+/// A listening socket.
+pub(crate) struct Fake {
+    listener: TcpListener,
+}
+
+/// The node's end of one connection.
+pub(crate) struct Peer {
+    stream: TcpStream,
+    input: BytesMut,
+}
+
+impl Fake {
+    pub async fn start() -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+    }
+
+    pub fn address(&self) -> String {
+        self.listener.local_addr().unwrap().to_string()
+    }
+
+    pub fn options(&self) -> Options {
+        let credentials = Credentials::Password { client_id: "admin".parse().unwrap(), password: "secret".into() };
+        Options { connect_timeout: Duration::from_secs(30), ..Options::new(vec![self.address()], credentials) }
+    }
+
+    pub async fn accept(&self) -> Peer {
+        Peer::new(self.listener.accept().await.unwrap().0)
+    }
+
+    pub async fn connect(&self, options: Options) -> (Client, Peer) {
+        self.connect_until(options, 0).await
+    }
+
+    pub async fn connect_until(&self, options: Options, expires_at_ms: u64) -> (Client, Peer) {
+        let (client, peer) = tokio::join!(Client::connect(options), async {
+            let mut peer = self.accept().await;
+            peer.welcome("session-1", expires_at_ms).await;
+            peer
+        });
+        (client.unwrap(), peer)
+    }
+
+    /// Answers every request of every connection with what `answer` makes of it; handshakes are welcome.
+    pub fn serve(self, answer: impl Fn(Payload) -> Payload + Send + Sync + 'static) {
+        tokio::spawn(async move {
+            loop {
+                let mut peer = self.accept().await;
+                while let Some(request) = peer.next().await {
+                    let reply = match request.payload.unwrap() {
+                        Payload::AuthHandshake(_) => welcome("session-1", 0),
+                        payload => answer(payload),
+                    };
+                    peer.send(request.request_id, reply).await;
+                }
+            }
+        });
+    }
+}
+
+impl Peer {
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, input: BytesMut::new() }
+    }
+
+    /// The next envelope; `None` when the other end closed the connection.
+    pub async fn next(&mut self) -> Option<BoomerangEnvelope> {
+        let mut codec = frame_codec(FRAME_BYTES_MAX);
+        loop {
+            // A fresh codec reads the length again, so the frame must be whole before it is asked.
+            let len = self.input.get(..4).map(|len| u32::from_be_bytes(len.try_into().unwrap()) as usize);
+            if len.is_some_and(|len| self.input.len() >= 4 + len) {
+                let frame = codec.decode(&mut self.input).unwrap().expect("a whole frame");
+                return Some(decode_envelope(frame.freeze()).unwrap());
+            }
+            if self.stream.read_buf(&mut self.input).await.unwrap_or(0) == 0 {
+                return None;
+            }
+        }
+    }
+
+    pub async fn send(&mut self, request_id: u64, payload: Payload) {
+        let mut out = BytesMut::new();
+        let envelope = BoomerangEnvelope { session_id: String::new(), payload: Some(payload), request_id };
+        encode_frame(&envelope, &mut out);
+        self.send_raw(&out).await;
+    }
+
+    pub async fn send_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+    }
+
+    /// Expects a handshake and opens a session.
+    pub async fn welcome(&mut self, session: &str, expires_at_ms: u64) {
+        let request = self.next().await.expect("a handshake");
+        assert!(matches!(request.payload, Some(Payload::AuthHandshake(_))), "{:?}", request.payload);
+        self.send(request.request_id, welcome(session, expires_at_ms)).await;
+    }
+}
+
+pub(crate) fn welcome(session: &str, expires_at_ms: u64) -> Payload {
+    Payload::AuthResponse(proto::AuthResponse { session_id: session.to_owned(), expires_at_ms, ..Default::default() })
+}
+
+pub(crate) fn task_id(random: u64) -> TaskId {
+    TaskId::new(1_700_000_000_000, ShardId(3), random)
+}
+
+pub(crate) fn registered(due_ms: u64) -> Payload {
+    Payload::RegistrationResponse(proto::RegistrationResponse {
+        task_id: task_id(due_ms).to_string(),
+        scheduled_time_ms: due_ms,
+        ..Default::default()
+    })
+}
+
+pub(crate) fn refused(status: Status, message: &str) -> Payload {
+    Payload::ErrorResponse(proto::ErrorResponse { status: status.into(), error_message: message.to_owned() })
+}
+
+pub(crate) fn refused_handshake(status: Status, message: &str) -> Payload {
+    Payload::AuthResponse(proto::AuthResponse {
+        status: status.into(),
+        error_message: message.to_owned(),
+        ..Default::default()
+    })
+}
+
+/// A task as a node describes it.
+pub(crate) fn details(random: u64, payload: &'static [u8]) -> proto::TaskDetails {
+    proto::TaskDetails {
+        task_id: task_id(random).to_string(),
+        client_id: "orders".into(),
+        expiration_ms: 1_800_000_000_000 + random,
+        payload: Bytes::from_static(payload),
+        first_due_ms: 1_800_000_000_000,
+        attempt: 1,
+        callback: Some(proto::CallbackConfig { protocol: 0, endpoint: "h:1".into() }),
+        ..Default::default()
+    }
+}
+
+/// An address where nobody listens.
+pub(crate) async fn dead_address() -> String {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
+}

@@ -1,0 +1,34 @@
+//! The Rust client: registers, cancels and lists tasks over one TCP connection, and receives callbacks.
+//!
+//! Used by `boomtool`, `jepsen`, the tests and the benches, and by anyone who embeds it. It speaks the protocol of
+//! `proto/client.proto` and knows nothing of shards, stores or Raft.
+//!
+//! ```text
+//!   Client::submit ── permit ──> buffer of the connection ──> writer task ──> many frames in one write
+//!        InFlight <── answer by number ── reader task <── many frames in one read
+//! ```
+//!
+//! What it promises: a request is sent at most once, except that one answered "your session is gone" (which means: not
+//! executed) goes out once more in a new session. When a connection breaks, what was under way ends with
+//! [`ClientError::ConnectionLost`], since nobody can know its outcome; the next request connects again.
+
+mod connection;
+mod error;
+mod link;
+mod options;
+pub mod receiver;
+mod requests;
+mod session;
+mod tally;
+
+#[cfg(test)]
+pub(crate) mod fake;
+
+pub use error::ClientError;
+pub use link::{Client, InFlight};
+pub use options::{Credentials, Options};
+pub use receiver::{Answer, Received, Receiver, Reply};
+pub use requests::{
+    ApiKey, Cancelled, ClientSettings, Due, Page, PendingRegistration, Registered, Registration, TaskFilter, TaskView,
+};
+pub use tally::{Percentiles, Tally, TallySummary};

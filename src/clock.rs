@@ -1,0 +1,165 @@
+//! What time it is: one trait, a real clock and one that tests move by hand.
+//!
+//! The real clock never steps. It reads the wall clock once, at the start, and from then on counts with the boot clock,
+//! which nobody can set and which goes on while the machine is suspended. When the wall clock is found to have been
+//! stepped, the difference is slewed: time runs at most a tenth faster or slower until both agree. So a clock that is
+//! set an hour ahead by mistake cannot fire an hour of tasks early; the price is that a clock set right by hours is
+//! followed slowly, which is logged and measured, and a restart takes the wall clock as it is.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::task::InstantMs;
+
+/// Slewed time differs from real time by at most this part.
+const SLEW_PER_MILLE: i64 = 100;
+/// A difference below this is the jitter of reading two clocks.
+const STEP_US_MIN: i64 = 20_000;
+
+pub trait Clock: Send + Sync + 'static {
+    /// Microseconds since 1970. Never goes back.
+    fn now_us(&self) -> u64;
+
+    fn now_ms(&self) -> InstantMs {
+        self.now_us() / 1000
+    }
+
+    /// How long to sleep until `due_ms`; zero when it has come.
+    fn until(&self, due_ms: InstantMs) -> Duration {
+        Duration::from_micros(due_ms.saturating_mul(1000).saturating_sub(self.now_us()))
+    }
+}
+
+/// The real clock.
+pub struct SystemClock {
+    slew: Mutex<Slew>,
+}
+
+/// Time as a straight line through the boot clock, bent at `at_us`.
+struct Slew {
+    /// Boot time at which the line was last bent.
+    at_us: i64,
+    /// What we said then.
+    said_us: i64,
+    /// How far the wall clock was ahead of us then, and what is not yet made up for.
+    behind_us: i64,
+}
+
+impl Slew {
+    fn now_us(&self, boot_us: i64) -> i64 {
+        let passed = (boot_us - self.at_us).max(0);
+        let most = passed * SLEW_PER_MILLE / 1000;
+        self.said_us + passed + self.behind_us.clamp(-most, most)
+    }
+
+    /// Bends the line towards `wall_us`. Returns the difference.
+    fn look(&mut self, boot_us: i64, wall_us: i64) -> i64 {
+        let now = self.now_us(boot_us);
+        let behind = wall_us - now;
+        let behind_us = if behind.abs() < STEP_US_MIN { 0 } else { behind };
+        *self = Slew { at_us: boot_us, said_us: now, behind_us };
+        behind_us
+    }
+}
+
+fn boot_us() -> i64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec * 1_000_000 + now.tv_nsec / 1000
+}
+
+fn wall_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+impl SystemClock {
+    #[allow(clippy::new_without_default, reason = "reading the clock is not a default")]
+    pub fn new() -> Self {
+        Self { slew: Mutex::new(Slew { at_us: boot_us(), said_us: wall_us(), behind_us: 0 }) }
+    }
+
+    /// Compares with the wall clock; to be called now and then. Returns by how many microseconds the wall clock is
+    /// ahead, zero while both agree.
+    pub fn look(&self) -> i64 {
+        self.slew.lock().expect("no panic under this lock").look(boot_us(), wall_us())
+    }
+}
+
+impl Clock for SystemClock {
+    fn now_us(&self) -> u64 {
+        let now = self.slew.lock().expect("no panic under this lock").now_us(boot_us());
+        u64::try_from(now).unwrap_or(0)
+    }
+}
+
+/// A clock that stands still until it is moved.
+#[derive(Debug, Default)]
+pub struct ManualClock {
+    now_us: AtomicU64,
+}
+
+impl ManualClock {
+    pub fn at_ms(now_ms: InstantMs) -> Self {
+        Self { now_us: AtomicU64::new(now_ms * 1000) }
+    }
+
+    pub fn advance(&self, by: Duration) {
+        let micros = u64::try_from(by.as_micros()).expect("a test moves the clock by less than 500,000 years");
+        self.now_us.fetch_add(micros, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now_us(&self) -> u64 {
+        self.now_us.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: i64 = 1_000_000;
+
+    #[test]
+    fn a_step_ahead_is_slewed_and_never_jumps() {
+        let mut slew = Slew { at_us: 0, said_us: 100 * SECOND, behind_us: 0 };
+        assert_eq!(slew.now_us(10 * SECOND), 110 * SECOND);
+        // The wall clock is set an hour ahead: ten seconds later we are at most one second further than before.
+        assert_eq!(slew.look(10 * SECOND, 3_710 * SECOND), 3_600 * SECOND);
+        assert_eq!(slew.now_us(10 * SECOND), 110 * SECOND);
+        assert_eq!(slew.now_us(20 * SECOND), 121 * SECOND);
+        // It is set right again; nothing is left to make up for but the second we gained.
+        assert_eq!(slew.look(20 * SECOND, 120 * SECOND), -SECOND);
+        assert_eq!(slew.now_us(30 * SECOND), 130 * SECOND);
+        assert_eq!(slew.now_us(40 * SECOND), 140 * SECOND);
+    }
+
+    #[test]
+    fn a_step_back_never_turns_time_back() {
+        let mut slew = Slew { at_us: 0, said_us: 1_000 * SECOND, behind_us: 0 };
+        slew.look(0, 0);
+        let mut last = 0;
+        for tick in 0..2_000 {
+            let now = slew.now_us(tick * SECOND / 10);
+            assert!(now > last, "time goes on");
+            last = now;
+            if tick % 100 == 0 {
+                slew.look(tick * SECOND / 10, tick * SECOND / 10);
+            }
+        }
+        assert!(last < 1_000 * SECOND + 185 * SECOND, "and is slower than the other clock: {last}");
+    }
+
+    #[test]
+    fn the_real_clock_agrees_with_the_wall() {
+        let clock = SystemClock::new();
+        assert_eq!(clock.look(), 0);
+        let wall = u64::try_from(wall_us()).unwrap();
+        assert!(clock.now_us().abs_diff(wall) < 20_000);
+        assert_eq!(clock.until(0), Duration::ZERO);
+    }
+}

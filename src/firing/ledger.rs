@@ -1,0 +1,453 @@
+//! What this node knows as the leader of its shards: which timers run, what is out, what is held back, what is armed.
+//!
+//! One lock for all shards, never held across an await or a read of the disk. The ledger hears of everything applied
+//! ([`Observer`]), in the order of the log, and answers the proposer's question about a dispatch ([`Dispatches`]).
+//!
+//! What is in the wheel may be stale (the window is read beside `apply`), what is not loaded is never dispatched: the
+//! dispatcher checks each id against the state before it goes out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use tokio::sync::{Notify, mpsc};
+
+use super::FiringSettings;
+use crate::clock::Clock;
+use crate::propose::Dispatches;
+use crate::raft::Observer;
+use crate::shard::{self, Claim, Effect};
+use crate::store::keys::Key;
+use crate::store::overlay::get_row;
+use crate::store::rows::ShardMetaRow;
+use crate::store::{Store, StoreError};
+use crate::task::{GroupId, InstantMs, TaskId};
+use crate::wheel::Wheel;
+
+/// The most a shard hands over at a time, so that none keeps the others waiting.
+const DUE_PER_TURN_MAX: usize = 1_024;
+/// The watermark is asked for this long before something is due.
+const ARM_BEFORE_MS: u64 = 500;
+
+/// Ids that are due now, in due order.
+pub type Due = Vec<(InstantMs, TaskId)>;
+
+/// A place in the timeline. Everything before it is in the wheel, or out, or done.
+pub type Horizon = (InstantMs, Option<TaskId>);
+
+fn is_before(due_ms: InstantMs, id: TaskId, horizon: Horizon) -> bool {
+    (due_ms, Some(id)) < horizon
+}
+
+/// One shard this node leads.
+struct Leading {
+    term: u64,
+    wheel: Wheel<TaskId>,
+    horizon: Horizon,
+    /// Handed to the dispatcher and not settled; the attempt, once the dispatcher has looked it up.
+    in_flight: HashMap<TaskId, Option<(u64, u32)>>,
+    /// Not to be dispatched: a cancellation is under way. The due instant, if it came meanwhile.
+    held: HashMap<TaskId, Option<InstantMs>>,
+    armed_ms: InstantMs,
+    /// The watermark as it was when this term began: what is due up to it may have been dispatched by an earlier leader.
+    armed_before_ms: InstantMs,
+    arming: bool,
+    fence_seq: u64,
+    due: mpsc::UnboundedSender<Due>,
+    /// Woken when timers have left the wheel.
+    room: Arc<Notify>,
+}
+
+struct State {
+    leading: BTreeMap<GroupId, Leading>,
+    /// Of every group of this node, led or not.
+    metas: HashMap<GroupId, ShardMetaRow>,
+    /// The term a group was led in last, and the deliveries of that term: a lease that is lost and won back within one
+    /// term must not give a fence twice.
+    fences: HashMap<GroupId, (u64, u64)>,
+    in_flight: usize,
+    timers: usize,
+    /// Until when the driver means to sleep. Whatever makes an earlier turn worthwhile lowers it and wakes the driver.
+    sleeping_until_ms: InstantMs,
+    stopped: bool,
+}
+
+impl State {
+    fn led(&mut self, group: GroupId, term: u64) -> Option<&mut Leading> {
+        self.leading.get_mut(&group).filter(|leading| leading.term == term)
+    }
+
+    fn drop_leading(&mut self, group: GroupId) {
+        if let Some(gone) = self.leading.remove(&group) {
+            self.timers -= gone.wheel.len();
+            self.in_flight -= gone.in_flight.len();
+            self.fences.insert(group, (gone.term, gone.fence_seq));
+        }
+    }
+}
+
+impl Leading {
+    /// Marks what leaves the wheel as out, unless it is held back or out already.
+    fn hand_over(&mut self, due_ms: InstantMs, id: TaskId) -> bool {
+        if let Some(held) = self.held.get_mut(&id) {
+            *held = Some(due_ms);
+            return false;
+        }
+        match self.in_flight.entry(id) {
+            // A stale row of the window: the attempt that is out settles first.
+            std::collections::hash_map::Entry::Occupied(_) => false,
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(None);
+                true
+            }
+        }
+    }
+}
+
+/// What the driver does next.
+pub(super) enum Turn {
+    Again,
+    Sleep,
+    Stop,
+}
+
+pub struct Ledger {
+    state: Mutex<State>,
+    wake: Condvar,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    settings: FiringSettings,
+}
+
+impl Ledger {
+    pub fn new(store: Store, clock: Arc<dyn Clock>, settings: FiringSettings) -> Arc<Self> {
+        let state = State {
+            leading: BTreeMap::new(),
+            metas: HashMap::new(),
+            fences: HashMap::new(),
+            in_flight: 0,
+            timers: 0,
+            sleeping_until_ms: 0,
+            stopped: false,
+        };
+        Arc::new(Self { state: Mutex::new(state), wake: Condvar::new(), store, clock, settings })
+    }
+
+    pub fn settings(&self) -> &FiringSettings {
+        &self.settings
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic under this lock")
+    }
+
+    /// Makes the driver take a turn at `at_ms` or earlier.
+    fn wake_at(&self, state: &mut State, at_ms: InstantMs) {
+        if at_ms < state.sleeping_until_ms {
+            state.sleeping_until_ms = at_ms;
+            self.wake.notify_one();
+        }
+    }
+
+    /// This node leads `group` in `term`, and has applied everything of earlier terms. Returns who hands over what is
+    /// due, and who tells of room in the wheels; the window is still empty.
+    pub(super) fn lead(&self, group: GroupId, term: u64) -> Result<(mpsc::UnboundedReceiver<Due>, Arc<Notify>), StoreError> {
+        let (due, dues) = mpsc::unbounded_channel();
+        let room = Arc::new(Notify::new());
+        // Not from `metas`: nothing may have been applied since the start.
+        let stored: Option<ShardMetaRow> = get_row(&self.store, "shard meta", &Key::shard_meta(group))?;
+        let mut state = self.lock();
+        let armed_ms = stored.into_iter().chain(state.metas.get(&group).copied()).map(|meta| meta.armed_ms).max();
+        let armed_ms = armed_ms.unwrap_or(0);
+        state.drop_leading(group);
+        let fence_seq = state.fences.get(&group).filter(|(before, _)| *before == term).map_or(0, |(_, seq)| *seq);
+        let leading = Leading {
+            term,
+            wheel: Wheel::new(self.settings.wheel, self.clock.now_ms()),
+            horizon: (0, None),
+            in_flight: HashMap::new(),
+            held: HashMap::new(),
+            armed_ms,
+            armed_before_ms: armed_ms,
+            arming: false,
+            fence_seq,
+            due,
+            room: room.clone(),
+        };
+        state.leading.insert(group, leading);
+        Ok((dues, room))
+    }
+
+    /// This node no longer leads `group`, or is not sure of it; forgets what it knew in `term`.
+    pub(super) fn unlead(&self, group: GroupId, term: u64) {
+        let mut state = self.lock();
+        if state.led(group, term).is_some() {
+            state.drop_leading(group);
+            // Others may have waited for the room.
+            self.wake_at(&mut state, 0);
+        }
+    }
+
+    /// From now on, what is scheduled before `until` comes to the wheel by itself. Returns where to read on from; `None`
+    /// when the term is over.
+    pub(super) fn widen(&self, group: GroupId, term: u64, until: Horizon) -> Option<Horizon> {
+        let mut state = self.lock();
+        let leading = state.led(group, term)?;
+        let from = leading.horizon;
+        leading.horizon = from.max(until);
+        Some(from)
+    }
+
+    /// Puts rows of the timeline into the wheel, in due order. Returns whether there is room for more; if there is
+    /// none, the window ends behind the last of them.
+    pub(super) fn load(&self, group: GroupId, term: u64, rows: &[(InstantMs, TaskId)]) -> Option<bool> {
+        let Some((last_due_ms, last)) = rows.last() else { return Some(true) };
+        let mut state = self.lock();
+        let timers_before = state.timers;
+        let leading = state.led(group, term)?;
+        let added: usize = rows
+            .iter()
+            // A held task comes back by itself if its cancellation fails.
+            .filter(|(_, id)| !leading.in_flight.contains_key(id) && !leading.held.contains_key(id))
+            .map(|(due_ms, id)| usize::from(leading.wheel.insert(*due_ms, *id)))
+            .sum();
+        let timers = timers_before + added;
+        let room = timers < self.settings.timers_max;
+        if !room {
+            leading.horizon = (*last_due_ms, Some(*last));
+        }
+        let wake_ms = leading.wheel.next_wake_ms().unwrap_or(InstantMs::MAX);
+        state.timers = timers;
+        self.wake_at(&mut state, wake_ms.saturating_sub(ARM_BEFORE_MS));
+        Some(room)
+    }
+
+    /// Whether enough timers have gone since there was no room.
+    pub(super) fn has_room(&self) -> bool {
+        self.lock().timers < self.settings.timers_max / 4 * 3
+    }
+
+    /// One turn of the driver: hands over what is due and armed. `arm` asks for a higher watermark; it must not block.
+    pub(super) fn turn(&self, arm: &dyn Fn(GroupId, InstantMs)) -> Turn {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.stopped {
+            return Turn::Stop;
+        }
+        let now_ms = self.clock.now_ms();
+        let mut sleep_until_ms = InstantMs::MAX;
+        for (group, leading) in &mut state.leading {
+            let room = self.settings.in_flight_max.saturating_sub(state.in_flight).min(DUE_PER_TURN_MAX);
+            if room > 0 {
+                let mut due = Due::new();
+                // Nothing that is not armed leaves the wheel, however due it is.
+                leading.wheel.expire(now_ms.min(leading.armed_ms), room, &mut due);
+                if !due.is_empty() {
+                    state.timers -= due.len();
+                    due.retain(|(due_ms, id)| leading.hand_over(*due_ms, *id));
+                    state.in_flight += due.len();
+                    // The receiver goes only when the leadership does, and then this is void.
+                    let _ = leading.due.send(due);
+                    leading.room.notify_one();
+                }
+            }
+            let Some(wake_ms) = leading.wheel.next_wake_ms() else { continue };
+            if wake_ms <= leading.armed_ms {
+                // Without room, the next settled attempt wakes us.
+                if state.in_flight < self.settings.in_flight_max {
+                    sleep_until_ms = sleep_until_ms.min(wake_ms);
+                }
+            } else if wake_ms > now_ms + ARM_BEFORE_MS {
+                sleep_until_ms = sleep_until_ms.min(wake_ms - ARM_BEFORE_MS);
+            } else if !leading.arming {
+                // The watermark wakes us when it has risen.
+                leading.arming = true;
+                arm(*group, wake_ms);
+            }
+        }
+        state.sleeping_until_ms = sleep_until_ms;
+        if sleep_until_ms <= now_ms { Turn::Again } else { Turn::Sleep }
+    }
+
+    /// Sleeps until the next turn is due.
+    pub(super) fn sleep(&self) {
+        let mut state = self.lock();
+        while !state.stopped {
+            let until_ms = state.sleeping_until_ms;
+            if until_ms == InstantMs::MAX {
+                state = self.wake.wait(state).expect("no panic under this lock");
+                continue;
+            }
+            let left = self.clock.until(until_ms);
+            if left.is_zero() {
+                return;
+            }
+            state = self.wake.wait_timeout(state, left).expect("no panic under this lock").0;
+        }
+    }
+
+    /// Lets the driver look at the clock again: for a clock that was moved by hand.
+    pub fn clock_moved(&self) {
+        let mut state = self.lock();
+        self.wake_at(&mut state, 0);
+        self.wake.notify_one();
+    }
+
+    /// The watermark was not raised; the next turn asks again.
+    pub(super) fn arm_failed(&self, group: GroupId) {
+        let mut state = self.lock();
+        if let Some(leading) = state.leading.get_mut(&group) {
+            leading.arming = false;
+            self.wake_at(&mut state, 0);
+        }
+    }
+
+    /// The attempt that is about to go out, and its place among the deliveries of this term. `None`: it must not.
+    pub(super) fn begin(&self, group: GroupId, term: u64, id: TaskId, occurrence: u64, attempt: u32) -> Option<u64> {
+        let mut state = self.lock();
+        let leading = state.led(group, term)?;
+        *leading.in_flight.get_mut(&id)? = Some((occurrence, attempt));
+        leading.fence_seq += 1;
+        Some(leading.fence_seq)
+    }
+
+    /// What was handed over turned out not to be due: it was settled, moved or removed meanwhile.
+    pub(super) fn forget(&self, group: GroupId, term: u64, id: TaskId) {
+        let mut state = self.lock();
+        let Some(leading) = state.led(group, term) else { return };
+        if leading.in_flight.remove(&id).is_some() {
+            state.in_flight -= 1;
+            self.wake_if_full(&mut state);
+        }
+    }
+
+    /// After one attempt has come back: if there was no room for more, now there is.
+    fn wake_if_full(&self, state: &mut State) {
+        if state.in_flight + 1 >= self.settings.in_flight_max {
+            self.wake_at(state, 0);
+        }
+    }
+
+    /// Nothing is dispatched from now on.
+    pub(super) fn stop(&self) {
+        self.lock().stopped = true;
+        self.wake.notify_all();
+    }
+
+    pub fn counts(&self) -> Counts {
+        let state = self.lock();
+        let sum = |of: fn(&ShardMetaRow) -> u64| state.metas.values().map(of).sum();
+        Counts {
+            led: state.leading.len(),
+            timers: state.timers,
+            wheel_bytes: state.leading.values().map(|leading| leading.wheel.allocated_bytes()).sum(),
+            in_flight: state.in_flight,
+            pending: sum(|meta| meta.pending),
+            dead_letters: sum(|meta| meta.dead_letters),
+        }
+    }
+}
+
+/// How much there is, for the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    pub led: usize,
+    pub timers: usize,
+    pub wheel_bytes: usize,
+    pub in_flight: usize,
+    pub pending: u64,
+    pub dead_letters: u64,
+}
+
+impl Observer for Ledger {
+    fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        state.metas.insert(group, *meta);
+        let Some(leading) = state.leading.get_mut(&group) else { return };
+        let mut wake_ms = InstantMs::MAX;
+        if meta.armed_ms > leading.armed_ms {
+            leading.armed_ms = meta.armed_ms;
+            // Whatever waited for it, and the driver's plan for what lies behind the old one.
+            if std::mem::take(&mut leading.arming) {
+                wake_ms = 0;
+            }
+        }
+        let was_full = state.in_flight >= self.settings.in_flight_max;
+        for effect in effects {
+            let (Effect::Scheduled { id, .. } | Effect::Ended { id }) = effect;
+            // Either way the attempt before is settled.
+            state.in_flight -= usize::from(leading.in_flight.remove(id).is_some());
+            match effect {
+                Effect::Scheduled { id, due_ms } => {
+                    if let Some(held) = leading.held.get_mut(id) {
+                        *held = Some(*due_ms);
+                    } else if is_before(*due_ms, *id, leading.horizon) {
+                        state.timers += usize::from(leading.wheel.reschedule(*due_ms, *id).is_none());
+                        wake_ms = wake_ms.min(due_ms.saturating_sub(ARM_BEFORE_MS));
+                        if *due_ms <= leading.armed_ms {
+                            wake_ms = wake_ms.min(*due_ms);
+                        }
+                    }
+                }
+                Effect::Ended { id } => {
+                    leading.held.remove(id);
+                    state.timers -= usize::from(leading.wheel.cancel(id).is_some());
+                }
+            }
+        }
+        if was_full && state.in_flight < self.settings.in_flight_max {
+            wake_ms = 0;
+        }
+        self.wake_at(state, wake_ms);
+    }
+}
+
+impl Dispatches for Ledger {
+    fn hold(&self, group: GroupId, id: TaskId) -> Claim {
+        let known = {
+            let mut guard = self.lock();
+            let state = &mut *guard;
+            let Some(leading) = state.leading.get_mut(&group) else {
+                // Nothing is known yet in this term. The shard's leader is this node, but the ledger is not open yet.
+                return Claim::Unknown;
+            };
+            match leading.in_flight.get(&id) {
+                Some(Some((occurrence, attempt))) => {
+                    return Claim::MayBeOut { occurrence: *occurrence, attempt: *attempt };
+                }
+                // Handed over, and so as good as out; the state says which attempt it is.
+                Some(None) => None,
+                None => {
+                    let due_ms = leading.wheel.cancel(&id);
+                    state.timers -= usize::from(due_ms.is_some());
+                    leading.held.insert(id, due_ms);
+                    Some(leading.armed_before_ms)
+                }
+            }
+        };
+        // Only this node's own tasks are read, which are applied here; a storage error shows itself to `apply` as well.
+        let cursor = match shard::read_task(&self.store, group, id) {
+            Ok(Some((_, cursor))) => cursor,
+            Ok(None) => return Claim::NotDispatched,
+            Err(error) => {
+                tracing::error!(%error, "cannot read a task");
+                return Claim::Unknown;
+            }
+        };
+        match known {
+            Some(armed_before_ms) if cursor.due_ms > armed_before_ms => Claim::NotDispatched,
+            // Handed over, or due within what an earlier leader had armed.
+            _ => Claim::MayBeOut { occurrence: cursor.occurrence, attempt: cursor.attempt },
+        }
+    }
+
+    fn release(&self, group: GroupId, id: TaskId) {
+        let mut state = self.lock();
+        let Some(leading) = state.leading.get_mut(&group) else { return };
+        if let Some(Some(due_ms)) = leading.held.remove(&id) {
+            let added = usize::from(leading.wheel.insert(due_ms, id));
+            state.timers += added;
+            self.wake_at(&mut state, due_ms.saturating_sub(ARM_BEFORE_MS));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What only the leader of a shard does: loads the window, drives the wheel, dispatches, settles.
+//!
+//! ```text
+//!   apply --Scheduled/Ended--> [ledger: wheel, in flight, held, armed] <--window-- timeline on disk
+//!                                       |
+//!                              driver thread: due and armed
+//!                                       v
+//!                     dispatcher: lease? still due? payload  --> callback --> settle --> propose
+//! ```
+//!
+//! Everything here is a cache of the shard's state and dies with the leadership: a new leader reads the timeline from
+//! its start, so what was overdue goes out first, in due order, while the rest of the window is still loading. Whether
+//! an attempt may go out is decided by replicated state, the armed watermark; that this node may still lead is checked
+//! before every batch, which keeps duplicates rare and is not what correctness rests on (the fence is).
+//!
+//! - [`ledger`]: what this node knows as leader, under one lock; it hears what is applied
+//! - [`driver`]: the thread that sleeps to the next busy slot
+//! - [`window`]: follows leadership, and reads the timeline ahead
+//! - [`dispatch`]: from a due id to a delivery and its outcome
+
+mod dispatch;
+mod driver;
+mod ledger;
+mod window;
+
+use std::sync::Arc;
+
+pub use ledger::Ledger;
+
+use crate::callback::Callbacks;
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::propose::Proposer;
+use crate::raft::Groups;
+use crate::store::Store;
+use crate::wheel::WheelConfig;
+use tokio_util::task::TaskTracker;
+
+/// How far ahead, how much and how fine.
+#[derive(Debug, Clone, Copy)]
+pub struct FiringSettings {
+    pub wheel: WheelConfig,
+    /// What is due within this span is kept in memory.
+    pub window_ms: u64,
+    /// The most timers in all wheels of the node; the window is shorter when it is reached.
+    pub timers_max: usize,
+    /// The most attempts that are out at a time.
+    pub in_flight_max: usize,
+}
+
+impl Default for FiringSettings {
+    fn default() -> Self {
+        Self { wheel: WheelConfig::default(), window_ms: 30 * 60 * 1000, timers_max: 4_000_000, in_flight_max: 16_384 }
+    }
+}
+
+/// What the parts of this room share.
+pub struct Parts {
+    pub ledger: Arc<Ledger>,
+    pub clock: Arc<dyn Clock>,
+    pub store: Store,
+    pub groups: Groups,
+    pub proposer: Proposer,
+    pub callbacks: Callbacks,
+    pub metrics: Arc<Metrics>,
+    /// The attempts that are out.
+    pub deliveries: TaskTracker,
+}
+
+/// Runs until it is dropped: then nothing more is dispatched.
+pub struct Firing {
+    ledger: Arc<Ledger>,
+    driver: Option<std::thread::JoinHandle<()>>,
+    deliveries: TaskTracker,
+    followers: tokio::task::JoinSet<()>,
+}
+
+impl Firing {
+    pub fn start(parts: Parts) -> Self {
+        let parts = Arc::new(parts);
+        let mut followers = tokio::task::JoinSet::new();
+        for group in parts.groups.all().into_iter().map(|group| group.id).filter(|id| id.shard().is_some()) {
+            followers.spawn(window::follow(group, parts.clone()));
+        }
+        let (ledger, deliveries) = (parts.ledger.clone(), parts.deliveries.clone());
+        let driver = driver::start(ledger.clone(), dispatch::armer(parts));
+        Self { ledger, driver: Some(driver), deliveries, followers }
+    }
+
+    /// Stops dispatching, and waits until everything that is out has come back and is settled.
+    pub async fn drain(&mut self) {
+        self.stop_dispatching();
+        self.deliveries.close();
+        self.deliveries.wait().await;
+    }
+
+    fn stop_dispatching(&mut self) {
+        self.followers.abort_all();
+        self.ledger.stop();
+        if let Some(driver) = self.driver.take() {
+            driver.join().expect("the driver does not panic");
+        }
+    }
+}
+
+impl Drop for Firing {
+    fn drop(&mut self) {
+        self.stop_dispatching();
+    }
+}

@@ -1,0 +1,153 @@
+//! Follows the leadership of one group, and while this node leads reads the timeline ahead into the wheel.
+//!
+//! The window may begin to fire when the state holds every entry of earlier terms: openraft's linearizable read waits
+//! for just that. Reading starts at the beginning of the timeline, so a new leader meets overdue tasks first.
+//!
+//! Reading runs beside `apply`. So the horizon is moved *before* the rows are read: a task that is scheduled meanwhile
+//! comes to the wheel by itself, or by the rows, or both ways, which is the same.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use openraft::ServerState;
+use openraft::rt::WatchReceiver as _;
+use tokio::sync::Notify;
+
+use super::ledger::Horizon;
+use super::{Parts, dispatch};
+use crate::raft::Group;
+use crate::store::StoreError;
+use crate::store::keys::{Key, Parsed, parse_state};
+use crate::task::{GroupId, InstantMs, TaskId};
+
+/// Rows read and handed to the wheel at a time: the lock is held for well below a millisecond.
+const ROWS_PER_CHUNK: usize = 2_048;
+/// After a failed attempt to begin a term, and while a group is built again.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// Runs as long as the node dispatches.
+pub(super) async fn follow(id: GroupId, parts: Arc<Parts>) {
+    loop {
+        // A group that failed is built again under the same id.
+        if let Some(group) = parts.groups.get(id) {
+            follow_replica(&group, &parts).await;
+        }
+        tokio::time::sleep(RETRY_AFTER).await;
+    }
+}
+
+async fn follow_replica(group: &Group, parts: &Arc<Parts>) {
+    let mut server = group.raft.server_metrics();
+    loop {
+        let term = {
+            let metrics = server.borrow_watched();
+            let leads = metrics.state == ServerState::Leader;
+            leads.then_some(metrics.vote.leader_id.term)
+        };
+        if let Some(term) = term {
+            lead(group, term, &mut server, parts).await;
+            parts.ledger.unlead(group.id, term);
+        } else if server.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+type ServerMetrics = openraft::alias::WatchReceiverOf<
+    crate::raft::TypeConfig,
+    openraft::metrics::RaftServerMetrics<crate::raft::TypeConfig>,
+>;
+
+/// Returns when this node does not lead in `term` any more, or cannot tell.
+async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<Parts>) {
+    if let Err(error) = group.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+        tracing::debug!(group = %group.id, term, %error, "cannot begin to fire yet");
+        tokio::time::sleep(RETRY_AFTER).await;
+        return;
+    }
+    let (dues, room) = match parts.ledger.lead(group.id, term) {
+        Ok(begun) => begun,
+        Err(error) => {
+            tracing::error!(group = %group.id, %error, "cannot begin to fire");
+            tokio::time::sleep(RETRY_AFTER).await;
+            return;
+        }
+    };
+    tracing::debug!(group = %group.id, term, "leading");
+    let changed = async {
+        loop {
+            if server.changed().await.is_err() {
+                return;
+            }
+            let metrics = server.borrow_watched();
+            if metrics.state != ServerState::Leader || metrics.vote.leader_id.term != term {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = changed => {}
+        result = read_ahead(group.id, term, parts, &room) => {
+            if let Err(error) = result {
+                tracing::error!(group = %group.id, %error, "cannot read the timeline");
+            }
+        }
+        // Ends when the lease is not valid: then everything is read again as soon as it is.
+        () = dispatch::run(group, term, dues, parts) => {}
+    }
+}
+
+/// Keeps the window filled; returns when the term is over.
+async fn read_ahead(group: GroupId, term: u64, parts: &Arc<Parts>, room: &Notify) -> Result<(), StoreError> {
+    let window_ms = parts.ledger.settings().window_ms;
+    loop {
+        let until: Horizon = (parts.clock.now_ms() + window_ms, None);
+        let Some(from) = parts.ledger.widen(group, term, until) else { return Ok(()) };
+        if from < until && !load(group, term, from, until, parts).await? {
+            // The window is as long as memory allows; go on when some of it has fired.
+            while !parts.ledger.has_room() {
+                room.notified().await;
+            }
+            continue;
+        }
+        // Half a window before its end it is time for the next half.
+        tokio::time::sleep(Duration::from_millis(window_ms / 2).max(RETRY_AFTER)).await;
+    }
+}
+
+/// Reads `from..until` into the wheel. False when there was no room for all of it.
+async fn load(
+    group: GroupId,
+    term: u64,
+    from: Horizon,
+    until: Horizon,
+    parts: &Arc<Parts>,
+) -> Result<bool, StoreError> {
+    let mut from = match from {
+        (due_ms, None) => Key::timeline_from(group, due_ms),
+        (due_ms, Some(id)) => Key::timeline(group, due_ms, id),
+    };
+    let until = Key::timeline_from(group, until.0);
+    loop {
+        let (store, chunk_from, chunk_until) = (parts.store.clone(), from.clone(), until.clone());
+        let read = tokio::task::spawn_blocking(move || store.scan_state(&chunk_from, &chunk_until, ROWS_PER_CHUNK));
+        let rows = read.await.expect("a scan does not panic")?;
+        let last = rows.len() < ROWS_PER_CHUNK;
+        let rows: Vec<(InstantMs, TaskId)> = rows
+            .into_iter()
+            .map(|(key, _)| match parse_state(&key) {
+                Some((_, Parsed::Timeline(due_ms, id))) => Ok((due_ms, id)),
+                other => Err(StoreError::damaged("the timeline", format!("it holds {other:?}"))),
+            })
+            .collect::<Result<_, _>>()?;
+        let Some((last_due_ms, last_id)) = rows.last().copied() else { return Ok(true) };
+        match parts.ledger.load(group, term, &rows) {
+            Some(true) if last => return Ok(true),
+            // Read again from the last one: the wheel knows it already.
+            Some(true) => from = Key::timeline(group, last_due_ms, last_id),
+            Some(false) => return Ok(false),
+            None => return Ok(true),
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! A node: the rooms built on each other in order, and taken down in the opposite order.
+//!
+//! Start: data folder, store, groups, proposer, firing, listeners; the node is ready when it leads what it hosts and
+//! its listeners are open. Stop ([`Node::stop`]): no new requests, no new dispatches, what is out settles, the state is
+//! flushed. A process that is killed instead loses nothing, it only replays more.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::callback::Callbacks;
+use crate::clock::{Clock, SystemClock};
+use crate::disk::DiskGuard;
+use crate::firing::{Firing, Ledger};
+use crate::metrics::Metrics;
+use crate::propose::{Ask, DiskState, Proposer, Refused};
+use crate::raft::groups::{GroupError, Parts as GroupParts};
+use crate::raft::{Groups, network::PeerNetwork};
+use crate::server::auth::{Auth, random_hex};
+use crate::server::sessions::Sessions;
+use crate::server::{Service, http, tcp};
+use crate::settings::Settings;
+use crate::shard::{PutClient, Request};
+use crate::store::folder::{DataFolder, FORMAT, FolderError, Identity};
+use crate::store::syncer::Syncer;
+use crate::store::{Store, StoreError};
+use crate::task::{ClientId, GroupId};
+
+/// A node that is alone leads within milliseconds; only a broken one takes longer.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const LEADS_LOOK_EVERY: Duration = Duration::from_millis(2);
+/// How long callbacks that are out may take to come back when the node stops.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
+const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+const ADMIN_PASSWORD_FILE: &str = "admin-password";
+const ADMIN_PASSWORD_BYTES: usize = 16;
+
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    #[error("cannot listen on {flag} {address}: {source}")]
+    Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error("cannot write {path}: {source}")]
+    PasswordFile { path: String, source: std::io::Error },
+    #[error("the administrator cannot be stored: {0}")]
+    Admin(Refused),
+    #[error("group {0} has no leader after {READY_WITHIN:?}")]
+    NotReady(GroupId),
+    #[error("storage has failed: {0}")]
+    Failed(String),
+}
+
+/// Printed as one line of JSON when the node is ready.
+#[derive(Debug, Clone, Serialize)]
+pub struct StartLine {
+    pub node_id: u64,
+    pub tcp: SocketAddr,
+    pub http: SocketAddr,
+    pub peer: SocketAddr,
+}
+
+/// A running node.
+pub struct Node {
+    pub start_line: StartLine,
+    groups: Groups,
+    firing: Firing,
+    syncer: Syncer,
+    syncer_thread: std::thread::JoinHandle<()>,
+    /// Ends the listeners.
+    stop: CancellationToken,
+    listeners: Vec<JoinHandle<()>>,
+    helpers: Vec<JoinHandle<()>>,
+    /// Released last.
+    _folder: DataFolder,
+}
+
+impl Node {
+    pub async fn start(settings: Settings) -> Result<Self, NodeError> {
+        let identity = Identity {
+            format: FORMAT,
+            cluster: settings.cluster.clone(),
+            node_id: settings.node_id,
+            shards: settings.shards,
+        };
+        let folder = DataFolder::open(&settings.data_dir, &identity)?;
+        // Bound before anything is built, so that a port in use is said at once; accepted from when all is ready.
+        let tcp_listener = listen("--tcp-addr", settings.tcp_addr).await?;
+        let http_listener = listen("--http-addr", settings.http_addr).await?;
+        let peer_listener = listen("--peer-addr", settings.peer_addr).await?;
+        let start_line = StartLine {
+            node_id: settings.node_id,
+            tcp: bound(&tcp_listener, settings.tcp_addr),
+            http: bound(&http_listener, settings.http_addr),
+            peer: bound(&peer_listener, settings.peer_addr),
+        };
+
+        let database = folder.database();
+        let opened = tokio::task::spawn_blocking(move || Store::open(&database));
+        let store = opened.await.expect("opening does not panic")?;
+        let (syncer, syncer_thread) = Syncer::start(store.clone());
+        let system_clock = Arc::new(SystemClock::new());
+        let clock: Arc<dyn Clock> = system_clock.clone();
+        let metrics = Arc::new(Metrics::new());
+        let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
+        let groups = Groups::start(GroupParts {
+            cluster: settings.cluster.clone(),
+            node_id: settings.node_id,
+            shards: settings.shards,
+            store: store.clone(),
+            syncer: syncer.clone(),
+            staging: folder.staging(),
+            network: PeerNetwork::default(),
+            observer: ledger.clone(),
+        })
+        .await?;
+        let mut guard = DiskGuard::new(&settings, folder.path(), store.clone());
+        let (disk_out, disk) = watch::channel(guard.look().0);
+        let proposer = Proposer::start(crate::propose::Parts {
+            groups: groups.clone(),
+            clock: clock.clone(),
+            dispatches: ledger.clone(),
+            disk: disk.clone(),
+            shards: settings.shards,
+        });
+        wait_until_leading(&groups).await?;
+        let auth = Auth::new(store.clone(), settings.open);
+        ensure_admin(&settings, &auth, &proposer).await?;
+        let firing = Firing::start(crate::firing::Parts {
+            ledger: ledger.clone(),
+            clock: clock.clone(),
+            store: store.clone(),
+            groups: groups.clone(),
+            proposer: proposer.clone(),
+            callbacks: Callbacks::new(settings.callback),
+            metrics: metrics.clone(),
+            deliveries: TaskTracker::new(),
+        });
+        let service = Arc::new(Service {
+            store: store.clone(),
+            clock,
+            proposer,
+            sessions: Sessions::new(settings.session_lifetime_ms, settings.sessions_max),
+            auth,
+            metrics: metrics.clone(),
+            limits: settings.limits,
+            shards: settings.shards,
+        });
+
+        let stop = CancellationToken::new();
+        let watched = Arc::new(Watched {
+            groups: groups.clone(),
+            ledger: ledger.clone(),
+            store,
+            syncer: syncer.clone(),
+            disk,
+            service: service.clone(),
+            metrics: metrics.clone(),
+        });
+        let listeners = vec![
+            tokio::spawn(tcp::serve(tcp_listener, service.clone(), settings.tcp, stop.clone())),
+            tokio::spawn(serve_http(http_listener, watched, stop.clone())),
+        ];
+        let helpers = vec![
+            tokio::spawn(groups.clone().look_after()),
+            tokio::spawn(guard.watch(disk_out, metrics.clone())),
+            tokio::spawn(keep_house(service, system_clock)),
+        ];
+        let _ = peer_listener;
+        Ok(Self {
+            start_line,
+            groups,
+            firing,
+            syncer,
+            syncer_thread,
+            stop,
+            listeners,
+            helpers,
+            _folder: folder,
+        })
+    }
+
+    /// Resolves when the node's storage has failed: nothing it says can be relied on any more.
+    pub async fn failed(&self) -> NodeError {
+        NodeError::Failed(self.groups.failed().await)
+    }
+
+    pub async fn stop(mut self) -> Result<(), NodeError> {
+        self.stop.cancel();
+        // Answers under way leave, and what is out comes back; both need the groups, which stop last.
+        let drained = tokio::time::timeout(DRAIN_WITHIN, async {
+            self.firing.drain().await;
+            futures::future::join_all(&mut self.listeners).await;
+        });
+        if drained.await.is_err() {
+            tracing::warn!("some callbacks did not come back in time; they are delivered again after the next start");
+        }
+        for helper in self.helpers {
+            helper.abort();
+        }
+        self.groups.stop().await?;
+        self.syncer.stop();
+        let joined = tokio::task::spawn_blocking(move || self.syncer_thread.join());
+        joined.await.expect("joining does not panic").expect("the syncer does not panic");
+        Ok(())
+    }
+}
+
+async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {
+    TcpListener::bind(address).await.map_err(|source| NodeError::Listen { flag, address, source })
+}
+
+fn bound(listener: &TcpListener, wanted: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(wanted)
+}
+
+async fn serve_http(listener: TcpListener, watched: Arc<Watched>, stop: CancellationToken) {
+    if let Err(error) = http::serve(listener, watched, stop).await {
+        tracing::error!(%error, "the HTTP listener has ended");
+    }
+}
+
+async fn wait_until_leading(groups: &Groups) -> Result<(), NodeError> {
+    let deadline = Instant::now() + READY_WITHIN;
+    for group in groups.all() {
+        while group.leads(Duration::ZERO).is_none() {
+            if Instant::now() > deadline {
+                return Err(NodeError::NotReady(group.id));
+            }
+            tokio::time::sleep(LEADS_LOOK_EVERY).await;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the administrator when the cluster has none. A password that is given later does not replace the first one.
+async fn ensure_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> Result<(), NodeError> {
+    if settings.open || auth.knows_admin()? {
+        return Ok(());
+    }
+    let password = match &settings.admin_password {
+        Some(password) => password.clone(),
+        None => {
+            let password = random_hex(ADMIN_PASSWORD_BYTES);
+            let path = settings.data_dir.join(ADMIN_PASSWORD_FILE);
+            write_private(&path, &password)
+                .map_err(|source| NodeError::PasswordFile { path: path.display().to_string(), source })?;
+            tracing::info!(path = %path.display(), "made a password for the client 'admin'");
+            password
+        }
+    };
+    let password_hash = auth.hash(password).await.expect("neither empty nor too long");
+    let client = ClientId::ADMIN.parse().expect("a valid name");
+    let put = PutClient { client, password_hash, admin: true, policy: None, only_if_absent: true };
+    let stored = proposer.ask(GroupId::CLUSTER, Ask::Plain(Request::PutClient(put))).await;
+    stored.map(|_| ()).map_err(NodeError::Admin)
+}
+
+fn write_private(path: &std::path::Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    writeln!(file, "{text}")?;
+    file.sync_all()
+}
+
+/// What grows without anybody asking for it is cut back here.
+async fn keep_house(service: Arc<Service>, clock: Arc<SystemClock>) {
+    let mut clock_looks = tokio::time::interval(CLOCK_LOOK_EVERY);
+    clock_looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sweeps = tokio::time::interval(SWEEP_EVERY);
+    let mut stepped = false;
+    loop {
+        tokio::select! {
+            _ = clock_looks.tick() => {
+                let ahead_us = clock.look();
+                service.metrics.clock_offset_us.set(ahead_us);
+                if (ahead_us != 0) != stepped {
+                    stepped = ahead_us != 0;
+                    tracing::warn!(ahead_us, "the wall clock was stepped, or agrees again; time is slewed towards it");
+                }
+            }
+            _ = sweeps.tick() => service.sessions.sweep(service.clock.now_ms()),
+        }
+    }
+}
+
+/// The node as its HTTP listener shows it.
+struct Watched {
+    groups: Groups,
+    ledger: Arc<Ledger>,
+    store: Store,
+    syncer: Syncer,
+    disk: watch::Receiver<DiskState>,
+    service: Arc<Service>,
+    metrics: Arc<Metrics>,
+}
+
+fn shown(number: impl TryInto<i64>) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
+}
+
+impl http::Watched for Watched {
+    fn not_ready(&self) -> Option<String> {
+        if let DiskState::Low(why) | DiskState::Full(why) = &*self.disk.borrow() {
+            return Some(why.clone());
+        }
+        let leaderless = self.groups.all().into_iter().find(|group| group.leads(Duration::ZERO).is_none())?;
+        Some(format!("group {} has no leader", leaderless.id))
+    }
+
+    fn metrics(&self) -> String {
+        let metrics = &self.metrics;
+        let counts = self.ledger.counts();
+        metrics.pending.set(shown(counts.pending));
+        metrics.dead_letters.set(shown(counts.dead_letters));
+        metrics.wheel_timers.set(shown(counts.timers));
+        metrics.wheel_bytes.set(shown(counts.wheel_bytes));
+        metrics.in_flight.set(shown(counts.in_flight));
+        metrics.groups_led.set(shown(counts.led));
+        metrics.sessions.set(shown(self.service.sessions.count()));
+        let (syncs, appends) = self.syncer.counts();
+        metrics.log_syncs.set(shown(syncs));
+        metrics.log_appends.set(shown(appends));
+        metrics.memtable_bytes.set(shown(self.store.memtable_bytes()));
+        metrics.text()
+    }
+}

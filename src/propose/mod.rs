@@ -1,0 +1,396 @@
+//! From what is asked to what is replicated: stamps time, makes ids, gathers batches, hands out the answers.
+//!
+//! One task per group takes everything that has arrived while the entry before was under way, makes one log entry of it
+//! and waits until it is applied: a natural group commit, whose batches grow with the load. What is asked for becomes a
+//! command here and nowhere else, because time and ids must come from the leader and must be values by the time they
+//! are in the log.
+//!
+//! Bounds: asks waiting per group, payload bytes waiting per node, requests and bytes per entry. Who asks waits for room.
+//!
+//! A refusal says whether the request may have been stored: [`Refused::Unknown`] is the only one where it may.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::errors::ClientWriteError;
+use openraft::impls::ProgressResponder;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use crate::clock::Clock;
+use crate::raft::types::{Command, leader_of};
+use crate::raft::{Group, Groups};
+use crate::shard::{Batch, Cancel, Claim, Register, Reply, Request, Settle};
+use crate::task::{ClientId, GroupId, InstantMs, Policy, PolicyId, TaskId};
+
+/// How far ahead of now the armed watermark is set. After a failover a cancel of what is due within this span can only
+/// be answered "too late"; the shorter it is, the more entries an otherwise idle shard writes while it fires.
+pub const ARM_AHEAD_MS: u64 = 1_000;
+
+const ASKS_WAITING_MAX: usize = 8_192;
+const PAYLOAD_BYTES_WAITING_MAX: usize = 64 * 1024 * 1024;
+const REQUESTS_PER_ENTRY_MAX: usize = 1_024;
+const BYTES_PER_ENTRY_MAX: usize = 1024 * 1024;
+/// An entry that is not applied by then may still be, later: its outcome is unknown.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// About what a request takes in the log besides its payload.
+const REQUEST_BYTES: usize = 64;
+const OVERLOADED_RETRY_MS: u64 = 1_000;
+
+/// Why there is no reply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("this node does not lead the shard")]
+    NotLeader { group: GroupId },
+    #[error("{why}")]
+    Overloaded { why: String, retry_after_ms: u64 },
+    #[error("the answer did not come in time; the request may have been stored")]
+    Unknown,
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+pub type Answer = Box<dyn FnOnce(Result<Reply, Refused>) + Send>;
+
+/// When a task is due, before the leader's time is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    After(u64),
+    At(InstantMs),
+}
+
+/// What is asked of a group.
+pub enum Ask {
+    Register { client: ClientId, policy: Arc<Policy>, due: Due, interval_ms: u64, payload: Bytes },
+    Cancel { id: TaskId, owner: Option<ClientId> },
+    Settle(Settle),
+    /// A request that needs nothing from the leader.
+    Plain(Request),
+    /// Whatever is due up to here is about to be dispatched.
+    Arm(InstantMs),
+}
+
+impl Ask {
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Ask::Register { payload, .. } => payload.len(),
+            _ => 0,
+        }
+    }
+
+    /// New work, as opposed to what brings old work to its end.
+    fn adds(&self) -> bool {
+        matches!(self, Ask::Register { .. } | Ask::Plain(_))
+    }
+}
+
+impl fmt::Debug for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Ask::Register { .. } => "register",
+            Ask::Cancel { .. } => "cancel",
+            Ask::Settle(_) => "settle",
+            Ask::Plain(_) => "plain",
+            Ask::Arm(_) => "arm",
+        })
+    }
+}
+
+/// What the leader knows about dispatches; the firing room is the one who does.
+pub trait Dispatches: Send + Sync + 'static {
+    /// Holds the task back from now on, and says whether its current attempt may be out.
+    fn hold(&self, group: GroupId, id: TaskId) -> Claim;
+    /// The cancellation was not stored: the task goes on as before.
+    fn release(&self, group: GroupId, id: TaskId);
+}
+
+/// How much may be written, by the room that is left on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskState {
+    Fine,
+    /// New work is refused, old work goes on. The text says how much is free and how much must be.
+    Low(String),
+    /// Nothing is written; what is under way waits.
+    Full(String),
+}
+
+struct Waiting {
+    ask: Ask,
+    answer: Answer,
+    /// Room among the payloads that wait; given back with the answer.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// A handle on the proposing tasks of all groups; cheap to clone.
+#[derive(Clone)]
+pub struct Proposer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    queues: BTreeMap<GroupId, mpsc::Sender<Waiting>>,
+    room: Arc<Semaphore>,
+    disk: watch::Receiver<DiskState>,
+    shards: u16,
+    next_shard: AtomicU64,
+}
+
+/// What the tasks share.
+pub struct Parts {
+    pub groups: Groups,
+    pub clock: Arc<dyn Clock>,
+    pub dispatches: Arc<dyn Dispatches>,
+    pub disk: watch::Receiver<DiskState>,
+    pub shards: u16,
+}
+
+impl Proposer {
+    /// Starts one task per group. They end when the last handle is gone.
+    pub fn start(parts: Parts) -> Self {
+        let parts = Arc::new(parts);
+        let mut queues = BTreeMap::new();
+        for group in (0..=parts.shards).map(GroupId) {
+            let (queue, asks) = mpsc::channel(ASKS_WAITING_MAX);
+            queues.insert(group, queue);
+            tokio::spawn(run(group, parts.clone(), asks));
+        }
+        let inner = Inner {
+            queues,
+            room: Arc::new(Semaphore::new(PAYLOAD_BYTES_WAITING_MAX)),
+            disk: parts.disk.clone(),
+            shards: parts.shards,
+            next_shard: AtomicU64::new(0),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The group a new task goes to: each in turn.
+    pub fn any_shard(&self) -> GroupId {
+        let turn = self.inner.next_shard.fetch_add(1, Ordering::Relaxed) % u64::from(self.inner.shards);
+        GroupId(u16::try_from(turn).expect("below the number of shards") + 1)
+    }
+
+    /// Waits for room and then hands over `ask`; `answer` is called once, on another task, and must not block.
+    pub async fn submit(&self, group: GroupId, ask: Ask, answer: Answer) {
+        if ask.adds() {
+            if let DiskState::Low(why) | DiskState::Full(why) = &*self.inner.disk.borrow() {
+                return answer(Err(Refused::Overloaded { why: why.clone(), retry_after_ms: OVERLOADED_RETRY_MS }));
+            }
+        }
+        let Some(queue) = self.inner.queues.get(&group) else {
+            return answer(Err(Refused::NotLeader { group }));
+        };
+        let bytes = u32::try_from(ask.payload_bytes()).expect("payloads are far below 4 GiB");
+        let room = match bytes {
+            0 => None,
+            bytes => {
+                let permit = self.inner.room.clone().acquire_many_owned(bytes).await;
+                Some(permit.expect("the semaphore is never closed"))
+            }
+        };
+        if let Err(refused) = queue.send(Waiting { ask, answer, _room: room }).await {
+            (refused.0.answer)(Err(Refused::Stopping));
+        }
+    }
+
+    /// [`Proposer::submit`], for those who want to wait.
+    pub async fn ask(&self, group: GroupId, ask: Ask) -> Result<Reply, Refused> {
+        let (out, reply) = tokio::sync::oneshot::channel();
+        let answer = Box::new(move |result| {
+            let _ = out.send(result);
+        });
+        self.submit(group, ask, answer).await;
+        reply.await.unwrap_or(Err(Refused::Stopping))
+    }
+}
+
+async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting>) {
+    let mut maker = Maker {
+        group,
+        clock: parts.clock.clone(),
+        dispatches: parts.dispatches.clone(),
+        last_stamp: 0,
+        armed_ms: 0,
+        random: SmallRng::from_rng(&mut rand::rng()),
+    };
+    let mut disk = parts.disk.clone();
+    let mut waiting = Vec::with_capacity(REQUESTS_PER_ENTRY_MAX);
+    // After a round, `waiting` holds what did not fit into its entry.
+    loop {
+        if waiting.is_empty() && asks.recv_many(&mut waiting, REQUESTS_PER_ENTRY_MAX).await == 0 {
+            return;
+        }
+        while waiting.len() < REQUESTS_PER_ENTRY_MAX
+            && let Ok(more) = asks.try_recv()
+        {
+            waiting.push(more);
+        }
+        if disk.wait_for(|state| !matches!(state, DiskState::Full(_))).await.is_err() {
+            return;
+        }
+        let Some((node, term)) = leading(&parts.groups, group) else {
+            for refused in waiting.drain(..) {
+                (refused.answer)(Err(Refused::NotLeader { group }));
+            }
+            continue;
+        };
+        let fits = fitting(&waiting);
+        let rest = waiting.split_off(fits);
+        let entry = maker.entry(&mut waiting);
+        if let Some(entry) = entry {
+            propose(&node, term, entry, &*parts.dispatches).await;
+        }
+        waiting.extend(rest);
+    }
+}
+
+fn leading(groups: &Groups, group: GroupId) -> Option<(Group, u64)> {
+    let node = groups.get(group)?;
+    let term = node.leads(Duration::ZERO)?;
+    Some((node, term))
+}
+
+/// How many of those waiting go into one entry; at least one.
+fn fitting(waiting: &[Waiting]) -> usize {
+    let mut bytes = 0;
+    let fit = waiting.iter().take_while(|one| {
+        bytes += one.ask.payload_bytes() + REQUEST_BYTES;
+        bytes <= BYTES_PER_ENTRY_MAX
+    });
+    fit.count().clamp(1, REQUESTS_PER_ENTRY_MAX.min(waiting.len()))
+}
+
+/// A log entry and whoever waits for its replies.
+struct Entry {
+    bytes: Bytes,
+    /// One per request.
+    answers: Vec<(Answer, Option<OwnedSemaphorePermit>)>,
+    /// Asks that are no requests.
+    others: Vec<Answer>,
+    held: Vec<TaskId>,
+    group: GroupId,
+}
+
+/// Makes log entries: the only place where the leader's time, ids and knowledge become values.
+struct Maker {
+    group: GroupId,
+    clock: Arc<dyn Clock>,
+    dispatches: Arc<dyn Dispatches>,
+    last_stamp: InstantMs,
+    armed_ms: InstantMs,
+    random: SmallRng,
+}
+
+impl Maker {
+    /// `None` when nothing has to be written.
+    fn entry(&mut self, waiting: &mut Vec<Waiting>) -> Option<Entry> {
+        let now_ms = self.clock.now_ms().max(self.last_stamp);
+        self.last_stamp = now_ms;
+        let mut batch = Batch { now_ms, ..Batch::default() };
+        let mut policies: BTreeMap<PolicyId, u16> = BTreeMap::new();
+        let mut last_policy: Option<(Arc<Policy>, u16)> = None;
+        let mut entry =
+            Entry { bytes: Bytes::new(), answers: Vec::new(), others: Vec::new(), held: Vec::new(), group: self.group };
+        let mut arm_up_to = 0;
+        let mut size = 0;
+        for Waiting { ask, answer, _room } in waiting.drain(..) {
+            size += ask.payload_bytes() + REQUEST_BYTES;
+            let request = match ask {
+                Ask::Register { client, policy, due, interval_ms, payload } => {
+                    // Sessions share their policy, so most neighbours have the very same.
+                    let position = match &last_policy {
+                        Some((last, position)) if Arc::ptr_eq(last, &policy) => *position,
+                        _ => *policies.entry(policy.id()).or_insert_with(|| {
+                            batch.policies.push((*policy).clone());
+                            u16::try_from(batch.policies.len() - 1).expect("no more policies than requests")
+                        }),
+                    };
+                    last_policy = Some((policy, position));
+                    let due_ms = match due {
+                        Due::After(delay_ms) => now_ms.saturating_add(delay_ms),
+                        Due::At(due_ms) => due_ms,
+                    };
+                    let shard = self.group.shard().expect("tasks go to shards");
+                    let id = TaskId::new(now_ms, shard, self.random.next_u64());
+                    Request::Register(Register { id, client, policy: position, due_ms, interval_ms, payload })
+                }
+                Ask::Cancel { id, owner } => {
+                    let claim = self.dispatches.hold(self.group, id);
+                    entry.held.push(id);
+                    Request::Cancel(Cancel { id, owner, claim })
+                }
+                Ask::Settle(settle) => Request::Settle(settle),
+                Ask::Plain(request) => request,
+                Ask::Arm(up_to) => {
+                    arm_up_to = arm_up_to.max(up_to);
+                    entry.others.push(answer);
+                    continue;
+                }
+            };
+            batch.requests.push(request);
+            entry.answers.push((answer, _room));
+        }
+        if batch.requests.is_empty() && arm_up_to <= self.armed_ms {
+            for answer in entry.others {
+                answer(Ok(Reply::Stored));
+            }
+            return None;
+        }
+        if self.group.shard().is_some() {
+            self.armed_ms = self.armed_ms.max(now_ms + ARM_AHEAD_MS).max(arm_up_to);
+            batch.armed_ms = self.armed_ms;
+        }
+        entry.bytes = batch.encode(size);
+        Some(entry)
+    }
+}
+
+/// Replicates one entry and hands out what came of it.
+async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &dyn Dispatches) {
+    // In this term or not at all: what the entry claims about dispatches is known by this leader only.
+    let (responder, reply) = ProgressResponder::complete_only();
+    let write =
+        node.raft.write(Command(entry.bytes)).with_leader(leader_of(term)).responder(responder);
+    let result = match write.await {
+        Err(_fatal) => Err(Refused::Unknown),
+        Ok(()) => match tokio::time::timeout(APPLY_TIMEOUT, reply).await {
+            Err(_) | Ok(Err(_)) => Err(Refused::Unknown),
+            Ok(Ok(Err(error))) => Err(refusal(node.id, &error)),
+            Ok(Ok(Ok(response))) => Ok(response.data.0),
+        },
+    };
+    match result {
+        Ok(replies) => {
+            assert_eq!(replies.len(), entry.answers.len(), "one reply per request");
+            for ((answer, _room), reply) in entry.answers.into_iter().zip(replies) {
+                answer(Ok(reply));
+            }
+            for answer in entry.others {
+                answer(Ok(Reply::Stored));
+            }
+        }
+        Err(refused) => {
+            if refused != Refused::Unknown {
+                for id in entry.held {
+                    dispatches.release(entry.group, id);
+                }
+            }
+            for answer in entry.answers.into_iter().map(|(answer, _room)| answer).chain(entry.others) {
+                answer(Err(refused.clone()));
+            }
+        }
+    }
+}
+
+fn refusal(group: GroupId, error: &ClientWriteError<crate::raft::TypeConfig>) -> Refused {
+    match error {
+        // Certainly not appended.
+        ClientWriteError::ForwardToLeader(_) => Refused::NotLeader { group },
+        // Anything else may have been.
+        _ => Refused::Unknown,
+    }
+}

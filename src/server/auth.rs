@@ -1,0 +1,196 @@
+//! Passwords and API keys.
+//!
+//! Clients and keys live in the cluster's own group, of which every node holds a replica, so nobody else is asked.
+//! A password is hashed with argon2, which is slow and large on purpose: few are checked at a time, on threads that may
+//! block. An API key is 256 random bits; one fast hash protects it.
+
+use argon2::password_hash::PasswordHasher;
+use argon2::password_hash::phc::PasswordHash;
+use argon2::{Argon2, PasswordVerifier};
+use rand::Rng;
+use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+
+use crate::store::keys::Key;
+use crate::store::overlay::get_row;
+use crate::store::rows::{ApiKeyRow, ClientRow};
+use crate::store::{Store, StoreError};
+use crate::task::ClientId;
+
+/// Each takes about 20 MiB and some 20 ms of a core.
+const PASSWORDS_AT_A_TIME: usize = 2;
+const PASSWORD_BYTES_MAX: usize = 1024;
+/// How an API key begins, so that one can be found where it should not be.
+const KEY_PREFIX: &str = "bmr";
+const KEY_ID_BYTES: usize = 8;
+const KEY_SECRET_BYTES: usize = 32;
+
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// One text for every reason: it must not tell which names exist.
+    #[error("client id or password is wrong")]
+    WrongPassword,
+    #[error("the API key is wrong or was revoked")]
+    WrongKey,
+    #[error("password: {0} bytes, the limit is {PASSWORD_BYTES_MAX}")]
+    PasswordTooLong(usize),
+    #[error("password: is empty")]
+    PasswordEmpty,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Who somebody turned out to be.
+#[derive(Debug)]
+pub struct Identity {
+    pub client: ClientId,
+    pub row: ClientRow,
+}
+
+/// Lets clients in.
+pub struct Auth {
+    store: Store,
+    room: Semaphore,
+    /// `boomerang dev`: every name is welcome, as administrator.
+    open: bool,
+}
+
+/// An API key as it is handed out, once.
+pub struct NewKey {
+    pub key_id: String,
+    pub key: String,
+    pub secret_hash: [u8; 32],
+}
+
+impl Auth {
+    pub fn new(store: Store, open: bool) -> Self {
+        Self { store, room: Semaphore::new(PASSWORDS_AT_A_TIME), open }
+    }
+
+    pub async fn with_password(&self, client: ClientId, password: String) -> Result<Identity, AuthError> {
+        let row: Option<ClientRow> = get_row(&self.store, "a client", &Key::client(client.as_str()))?;
+        if self.open {
+            let row = row.unwrap_or_else(|| anyone(true));
+            return Ok(Identity { client, row: ClientRow { admin: true, ..row } });
+        }
+        if password.len() > PASSWORD_BYTES_MAX {
+            return Err(AuthError::PasswordTooLong(password.len()));
+        }
+        let _room = self.room.acquire().await.expect("the semaphore is never closed");
+        // An unknown name takes as long as a wrong password.
+        let hash = row.as_ref().map_or_else(|| nobody().to_owned(), |row| row.password_hash.clone());
+        let checked = tokio::task::spawn_blocking(move || verify(&password, &hash));
+        let right = checked.await.expect("argon2 does not panic");
+        match row {
+            Some(row) if right => Ok(Identity { client, row }),
+            _ => Err(AuthError::WrongPassword),
+        }
+    }
+
+    pub fn with_key(&self, key: &str) -> Result<Identity, AuthError> {
+        let (key_id, secret) = parse_key(key).ok_or(AuthError::WrongKey)?;
+        let row: Option<ApiKeyRow> = get_row(&self.store, "an api key", &Key::api_key(key_id))?;
+        let row = row.filter(|row| same(&row.secret_hash, &hash_secret(secret))).ok_or(AuthError::WrongKey)?;
+        let client: Option<ClientRow> = get_row(&self.store, "a client", &Key::client(row.client.as_str()))?;
+        let client = client.ok_or(AuthError::WrongKey)?;
+        Ok(Identity { client: row.client, row: client })
+    }
+
+    pub fn knows_admin(&self) -> Result<bool, StoreError> {
+        Ok(self.store.get_state(&Key::client(ClientId::ADMIN))?.is_some())
+    }
+
+    /// The hash to store for a new password.
+    pub async fn hash(&self, password: String) -> Result<String, AuthError> {
+        if password.is_empty() {
+            return Err(AuthError::PasswordEmpty);
+        }
+        if password.len() > PASSWORD_BYTES_MAX {
+            return Err(AuthError::PasswordTooLong(password.len()));
+        }
+        let _room = self.room.acquire().await.expect("the semaphore is never closed");
+        let hashed = tokio::task::spawn_blocking(move || hash_password(&password));
+        Ok(hashed.await.expect("argon2 does not panic"))
+    }
+}
+
+/// A client nobody has registered, in a node that is open to all.
+fn anyone(admin: bool) -> ClientRow {
+    ClientRow { password_hash: String::new(), admin, policy: None, since_ms: 0, api_keys: Vec::new() }
+}
+
+fn hash_password(password: &str) -> String {
+    let hash: PasswordHash =
+        Argon2::default().hash_password(password.as_bytes()).expect("the default parameters are valid");
+    hash.to_string()
+}
+
+fn verify(password: &str, hash: &str) -> bool {
+    match PasswordHash::new(hash) {
+        Ok(hash) => Argon2::default().verify_password(password.as_bytes(), &hash).is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// The hash of a password nobody knows.
+fn nobody() -> &'static str {
+    static NOBODY: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| hash_password(&random_hex(32)));
+    &NOBODY
+}
+
+/// Compares in a time that does not depend on where the difference is.
+fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}
+
+fn hash_secret(secret: &str) -> [u8; 32] {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+fn parse_key(key: &str) -> Option<(&str, &str)> {
+    let (id, secret) = key.strip_prefix(KEY_PREFIX)?.strip_prefix('_')?.split_once('_')?;
+    (id.len() == 2 * KEY_ID_BYTES && secret.len() == 2 * KEY_SECRET_BYTES).then_some((id, secret))
+}
+
+pub fn new_key() -> NewKey {
+    let (key_id, secret) = (random_hex(KEY_ID_BYTES), random_hex(KEY_SECRET_BYTES));
+    let secret_hash = hash_secret(&secret);
+    NewKey { key: format!("{KEY_PREFIX}_{key_id}_{secret}"), key_id, secret_hash }
+}
+
+/// `bytes` random bytes in hexadecimal.
+pub fn random_hex(bytes: usize) -> String {
+    use std::fmt::Write;
+    let mut random = vec![0; bytes];
+    rand::rng().fill_bytes(&mut random);
+    random.iter().fold(String::with_capacity(2 * bytes), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_found_by_their_id_and_checked_by_their_secret() {
+        let new = new_key();
+        let (id, secret) = parse_key(&new.key).unwrap();
+        assert_eq!(id, new.key_id);
+        assert!(same(&hash_secret(secret), &new.secret_hash));
+        for wrong in ["", "bmr_", "bmr_x_y", &new.key[1..], &new.key[..new.key.len() - 1]] {
+            assert!(parse_key(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_checked_against_its_hash_only() {
+        let hash = hash_password("boomerang");
+        assert!(hash.starts_with("$argon2id$"));
+        assert!(verify("boomerang", &hash));
+        assert!(!verify("boomerang ", &hash));
+        assert!(!verify("boomerang", "not a hash"));
+        assert!(!verify("", nobody()));
+    }
+}

@@ -1,0 +1,40 @@
+//! What comes in: connections, sessions, requests; and the answers that go back.
+//!
+//! This room checks who asks and whether the request makes sense, turns it into an [`crate::propose::Ask`] or a read of
+//! this node's state, and turns the reply into a message. It never writes to the store and knows nothing of Raft but
+//! refusals.
+//!
+//! - [`tcp`]: one connection: frames in, frames out, bounds on both
+//! - [`requests`]: what each message means
+//! - [`list`]: pages of tasks over all shards
+//! - [`sessions`]: who is who until when; [`auth`]: passwords and API keys
+//! - [`http`]: health, readiness, metrics
+
+pub mod auth;
+pub mod http;
+mod list;
+mod requests;
+pub mod sessions;
+pub mod tcp;
+
+use std::sync::Arc;
+
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::propose::Proposer;
+use crate::store::Store;
+use crate::task::Limits;
+use auth::Auth;
+use sessions::Sessions;
+
+/// What every connection shares.
+pub struct Service {
+    pub store: Store,
+    pub clock: Arc<dyn Clock>,
+    pub proposer: Proposer,
+    pub sessions: Sessions,
+    pub auth: Auth,
+    pub metrics: Arc<Metrics>,
+    pub limits: Limits,
+    pub shards: u16,
+}

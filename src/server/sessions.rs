@@ -1,0 +1,145 @@
+//! Who is who, until when. Sessions live in the memory of one node and end with it; a task outlives the session it was
+//! registered in, because its policy is stored with it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+
+use super::auth::random_hex;
+use crate::task::{ClientId, InstantMs, Policy};
+
+/// 128 bits: not to be guessed.
+const SESSION_ID_BYTES: usize = 16;
+
+#[derive(Debug)]
+pub struct Session {
+    pub client: ClientId,
+    pub admin: bool,
+    /// What the session's tasks are registered with: the client's defaults with the session's own settings over them.
+    pub policy: Option<Arc<Policy>>,
+    /// Understands the fields from 20 up.
+    pub extended: bool,
+    expires_at_ms: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    #[error("session_id: is empty; authenticate first")]
+    Missing,
+    #[error("session is unknown: it has expired, or the node has restarted; authenticate again")]
+    Unknown,
+    #[error("session has expired; authenticate again")]
+    Expired,
+    #[error("{0} sessions are open, the limit of this node")]
+    TooMany(usize),
+}
+
+pub struct Sessions {
+    sessions: RwLock<HashMap<String, Arc<Session>>>,
+    lifetime_ms: u64,
+    sessions_max: usize,
+}
+
+impl Sessions {
+    pub fn new(lifetime_ms: u64, sessions_max: usize) -> Self {
+        Self { sessions: RwLock::default(), lifetime_ms, sessions_max }
+    }
+
+    /// Returns the session's id and when it ends.
+    pub fn open(
+        &self,
+        client: ClientId,
+        admin: bool,
+        policy: Option<Policy>,
+        extended: bool,
+        now_ms: InstantMs,
+    ) -> Result<(String, InstantMs), SessionError> {
+        let expires_at_ms = now_ms + self.lifetime_ms;
+        let policy = policy.map(Arc::new);
+        let session = Session { client, admin, policy, extended, expires_at_ms: AtomicU64::new(expires_at_ms) };
+        let mut sessions = self.sessions.write().expect("no panic under this lock");
+        if sessions.len() >= self.sessions_max {
+            sessions.retain(|_, session| session.expires_at_ms.load(Ordering::Relaxed) > now_ms);
+            if sessions.len() >= self.sessions_max {
+                return Err(SessionError::TooMany(self.sessions_max));
+            }
+        }
+        let id = random_hex(SESSION_ID_BYTES);
+        sessions.insert(id.clone(), Arc::new(session));
+        Ok((id, expires_at_ms))
+    }
+
+    pub fn get(&self, id: &str, now_ms: InstantMs) -> Result<Arc<Session>, SessionError> {
+        if id.is_empty() {
+            return Err(SessionError::Missing);
+        }
+        let found = self.sessions.read().expect("no panic under this lock").get(id).cloned();
+        let session = found.ok_or(SessionError::Unknown)?;
+        if session.expires_at_ms.load(Ordering::Relaxed) > now_ms {
+            return Ok(session);
+        }
+        // It stays until it is swept, so that its owner is told that it expired rather than that it never was.
+        Err(SessionError::Expired)
+    }
+
+    /// Returns when the session ends now.
+    pub fn refresh(&self, id: &str, now_ms: InstantMs) -> Result<InstantMs, SessionError> {
+        let session = self.get(id, now_ms)?;
+        let expires_at_ms = now_ms + self.lifetime_ms;
+        session.expires_at_ms.fetch_max(expires_at_ms, Ordering::Relaxed);
+        Ok(expires_at_ms)
+    }
+
+    /// Ends all sessions of a client that was removed.
+    pub fn end_all(&self, client: &ClientId) {
+        self.sessions.write().expect("no panic under this lock").retain(|_, session| session.client != *client);
+    }
+
+    /// Forgets what expired more than one lifetime ago.
+    pub fn sweep(&self, now_ms: InstantMs) {
+        let oldest = now_ms.saturating_sub(self.lifetime_ms);
+        let mut sessions = self.sessions.write().expect("no panic under this lock");
+        sessions.retain(|_, session| session.expires_at_ms.load(Ordering::Relaxed) > oldest);
+    }
+
+    pub fn count(&self) -> usize {
+        self.sessions.read().expect("no panic under this lock").len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(name: &str) -> ClientId {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn a_session_ends_unless_it_is_refreshed() {
+        let sessions = Sessions::new(100, 10);
+        let (id, expires) = sessions.open(client("a"), false, None, false, 1_000).unwrap();
+        assert_eq!(expires, 1_100);
+        assert!(sessions.get(&id, 1_099).is_ok());
+        assert_eq!(sessions.refresh(&id, 1_050).unwrap(), 1_150);
+        assert!(sessions.get(&id, 1_149).is_ok());
+        assert_eq!(sessions.get(&id, 1_150).unwrap_err(), SessionError::Expired);
+        assert_eq!(sessions.refresh(&id, 1_150).unwrap_err(), SessionError::Expired);
+        assert_eq!(sessions.get("", 0).unwrap_err(), SessionError::Missing);
+        assert_eq!(sessions.get("nonsense", 0).unwrap_err(), SessionError::Unknown);
+        sessions.sweep(1_250);
+        assert_eq!(sessions.count(), 0);
+    }
+
+    #[test]
+    fn their_number_is_bounded_and_expired_ones_make_room() {
+        let sessions = Sessions::new(100, 2);
+        for _ in 0..2 {
+            sessions.open(client("a"), false, None, false, 1_000).unwrap();
+        }
+        assert_eq!(sessions.open(client("b"), false, None, false, 1_050).unwrap_err(), SessionError::TooMany(2));
+        sessions.open(client("b"), false, None, false, 1_100).unwrap();
+        sessions.end_all(&client("b"));
+        assert_eq!(sessions.count(), 0);
+    }
+}

@@ -1,0 +1,277 @@
+//! One client connection: frames in, frames out.
+//!
+//! ```text
+//!   socket --frames--> read loop --handle--> proposer ... reply --> answers --> write loop --frames--> socket
+//!                         ^                                             |
+//!                         +---- a place in the window, given back when the answer is written
+//! ```
+//!
+//! Requests with a number are answered as their answers come, the others in their own order: a client of the original
+//! protocol sees its answers in the order of its requests, whatever else happens.
+//!
+//! What a connection can hold is bounded: requests read and not answered, bytes of answers not written. A client that
+//! does not read its answers is not read from any more, and after [`TcpSettings::write_timeout`] it is disconnected.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures::StreamExt;
+use prost::Message;
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::codec::{FramedRead, LengthDelimitedCodecError};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Service;
+use super::requests::{handle, misunderstood};
+use crate::wire::proto::BoomerangEnvelope;
+use crate::wire::proto::boomerang_envelope::Payload;
+use crate::wire::{decode_envelope, encode_frame, frame_codec};
+
+/// Answers to everything but lists and gets are about this long.
+const SMALL_ANSWER_BYTES: usize = 1024;
+/// Bytes gathered into one write.
+const WRITE_BYTES: usize = 64 * 1024;
+/// After `accept` failed: most likely there are no file descriptors left.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Clone, Copy)]
+pub struct TcpSettings {
+    pub frame_bytes_max: usize,
+    /// Requests of one connection that are read and not answered.
+    pub requests_max: usize,
+    /// Bytes of large answers of one connection that are not written.
+    pub answer_bytes_max: usize,
+    /// How long one write may take.
+    pub write_timeout: Duration,
+    /// A connection that has not authenticated by then is closed.
+    pub handshake_timeout: Duration,
+    pub connections_max: usize,
+}
+
+impl Default for TcpSettings {
+    fn default() -> Self {
+        Self {
+            frame_bytes_max: crate::wire::FRAME_BYTES_MAX,
+            requests_max: 4_096,
+            answer_bytes_max: 4 * 1024 * 1024,
+            write_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(30),
+            connections_max: 10_000,
+        }
+    }
+}
+
+/// Serves until `stop`; then no request is read any more, and the answers under way still leave.
+pub async fn serve(listener: TcpListener, service: Arc<Service>, settings: TcpSettings, stop: CancellationToken) {
+    let connections = TaskTracker::new();
+    let room = Arc::new(Semaphore::new(settings.connections_max));
+    loop {
+        let place = tokio::select! {
+            () = stop.cancelled() => break,
+            place = room.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+        };
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let (service, stop) = (service.clone(), stop.clone());
+                connections.spawn(async move {
+                    service.metrics.connections.inc();
+                    connection(stream, peer, &service, settings, stop).await;
+                    service.metrics.connections.dec();
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+            }
+        }
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+/// Where an answer goes among the others.
+enum Place {
+    /// It says itself which request it answers.
+    Numbered(u64),
+    /// The n-th of those without a number.
+    Ordered(u64),
+}
+
+struct Answer {
+    place: Place,
+    payload: Payload,
+    /// Room in the window; given back when the answer is written.
+    room: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    service: &Arc<Service>,
+    settings: TcpSettings,
+    stop: CancellationToken,
+) {
+    // An answer leaves when it is written.
+    let _ = stream.set_nodelay(true);
+    let (reader, writer) = stream.into_split();
+    let (answers, queue) = mpsc::unbounded_channel();
+    let broken = CancellationToken::new();
+    let writing = tokio::spawn(write_loop(writer, queue, settings.write_timeout, peer, broken.clone()));
+    tokio::select! {
+        () = read_loop(reader, peer, service, settings, answers) => {}
+        // Whatever was read is answered; nothing more is.
+        () = stop.cancelled() => {}
+        () = broken.cancelled() => {}
+    }
+    let _ = writing.await;
+}
+
+async fn read_loop(
+    reader: OwnedReadHalf,
+    peer: SocketAddr,
+    service: &Arc<Service>,
+    settings: TcpSettings,
+    answers: mpsc::UnboundedSender<Answer>,
+) {
+    let mut frames = FramedRead::new(reader, frame_codec(settings.frame_bytes_max));
+    let window = Arc::new(Semaphore::new(settings.requests_max));
+    let answer_bytes = Arc::new(Semaphore::new(settings.answer_bytes_max));
+    let mut ordered = 0;
+    let mut known = false;
+    loop {
+        let room = window.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let frame = if known {
+            frames.next().await
+        } else {
+            match tokio::time::timeout(settings.handshake_timeout, frames.next()).await {
+                Ok(frame) => frame,
+                Err(_) => {
+                    tracing::debug!(%peer, "closed: nothing was asked in time");
+                    return;
+                }
+            }
+        };
+        let mut place = |number: u64| match number {
+            0 => {
+                ordered += 1;
+                Place::Ordered(ordered - 1)
+            }
+            number => Place::Numbered(number),
+        };
+        match frame {
+            None => return,
+            Some(Err(error)) => {
+                // What follows cannot be told apart any more, so this is the last answer.
+                if let Some(text) = frame_problem(&error, settings.frame_bytes_max) {
+                    let _ = answers.send(Answer { place: place(0), payload: misunderstood(text), room: (room, None) });
+                }
+                tracing::debug!(%peer, %error, "closed");
+                return;
+            }
+            Some(Ok(frame)) => match decode_envelope(frame.freeze()) {
+                Err(error) => {
+                    let payload = misunderstood(format!("the frame does not hold a BoomerangEnvelope: {error}"));
+                    let _ = answers.send(Answer { place: place(0), payload, room: (room, None) });
+                }
+                Ok(envelope) => {
+                    known = true;
+                    let place = place(envelope.request_id);
+                    let large = match &envelope.payload {
+                        Some(Payload::ListTasksRequest(_) | Payload::GetTaskRequest(_)) => {
+                            // Taken before the answer is made: as much as it can be.
+                            let most = settings.frame_bytes_max.min(settings.answer_bytes_max);
+                            let most = u32::try_from(most).unwrap_or(u32::MAX);
+                            let permit = answer_bytes.clone().acquire_many_owned(most).await;
+                            Some(permit.expect("the semaphore is never closed"))
+                        }
+                        _ => None,
+                    };
+                    let out = answers.clone();
+                    let respond = Box::new(move |payload| {
+                        let _ = out.send(Answer { place, payload, room: (room, large) });
+                    });
+                    handle(service, envelope, respond).await;
+                }
+            },
+        }
+    }
+}
+
+/// What to tell a client whose bytes are no frames; nothing when it has gone.
+fn frame_problem(error: &std::io::Error, frame_bytes_max: usize) -> Option<String> {
+    let inner = error.get_ref()?;
+    inner
+        .downcast_ref::<LengthDelimitedCodecError>()
+        .map(|_| format!("the frame is larger than {frame_bytes_max} bytes; the connection is closed"))
+}
+
+async fn write_loop(
+    mut writer: OwnedWriteHalf,
+    mut queue: mpsc::UnboundedReceiver<Answer>,
+    write_timeout: Duration,
+    peer: SocketAddr,
+    broken: CancellationToken,
+) {
+    let mut next_ordered = 0;
+    let mut early: BTreeMap<u64, Answer> = BTreeMap::new();
+    let mut buffer = BytesMut::with_capacity(SMALL_ANSWER_BYTES);
+    let mut rooms = Vec::new();
+    while let Some(answer) = queue.recv().await {
+        let mut arrived = Some(answer);
+        while let Some(answer) = arrived {
+            match answer.place {
+                Place::Numbered(number) => put(answer, number, &mut buffer, &mut rooms),
+                Place::Ordered(turn) => {
+                    early.insert(turn, answer);
+                    while let Some(answer) = early.remove(&next_ordered) {
+                        put(answer, 0, &mut buffer, &mut rooms);
+                        next_ordered += 1;
+                    }
+                }
+            }
+            // Whatever else is there leaves in the same write.
+            arrived = if buffer.len() < WRITE_BYTES { queue.try_recv().ok() } else { None };
+        }
+        match tokio::time::timeout(write_timeout, writer.write_all(&buffer)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "cannot write");
+                break;
+            }
+            Err(_) => {
+                tracing::warn!(%peer, "disconnected: it did not read its answers");
+                break;
+            }
+        }
+        rooms.clear();
+        buffer.clear();
+        if buffer.capacity() > 4 * WRITE_BYTES {
+            buffer = BytesMut::with_capacity(SMALL_ANSWER_BYTES);
+        }
+    }
+    broken.cancel();
+}
+
+fn put(
+    answer: Answer,
+    request_id: u64,
+    buffer: &mut BytesMut,
+    rooms: &mut Vec<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>)>,
+) {
+    let envelope = BoomerangEnvelope { session_id: String::new(), request_id, payload: Some(answer.payload) };
+    buffer.reserve(envelope.encoded_len() + SMALL_ANSWER_BYTES);
+    encode_frame(&envelope, buffer);
+    rooms.push(answer.room);
+}

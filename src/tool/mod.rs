@@ -1,0 +1,234 @@
+//! The code of `boomtool`: commands for people and scripts, over [`crate::client`].
+//!
+//! Parsed values come from [`args`]; each command file builds its request, makes it, and prints the result. Nothing
+//! here knows bytes on the wire. Exit codes: 0 done, 1 failed, 2 wrong usage. Data goes to standard output, all else to
+//! standard error, and every error says what to do next where that is known.
+//!
+//! - [`args`]: flags, commands and their help
+//! - `output`: lines, tables and JSON; `task`, `client`, `listen`: one file per family of commands
+
+pub mod args;
+mod client;
+mod listen;
+mod output;
+mod task;
+
+use std::error::Error;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::client::{Client, ClientError, Options};
+use crate::task::Invalid;
+use crate::wire::FRAME_BYTES_MAX;
+use crate::wire::proto::Status;
+use args::{Cli, Command};
+use output::{Output, note};
+
+/// Why a command did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// The node said no, or could not be reached.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Flags that do not go together.
+    #[error(transparent)]
+    Usage(#[from] Invalid),
+    /// A payload or password could not be read.
+    #[error("cannot read {path}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No socket to listen on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Results could not be written.
+    #[error("cannot write the results")]
+    Output(#[source] io::Error),
+    /// Everything worked, but the result is not the one that was asked for.
+    #[error("{0}")]
+    Undone(String),
+}
+
+impl ToolError {
+    /// 2 is for the caller's line, 1 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            // Whoever reads the results has seen enough.
+            ToolError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+            ToolError::Usage(_) | ToolError::Client(ClientError::Invalid(_)) => 2,
+            _ => 1,
+        }
+    }
+
+    /// What to do next, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            ToolError::Client(ClientError::Connect { source, .. }) => match source.kind() {
+                io::ErrorKind::TimedOut => "is the address right, and the node reachable? see --addr and --timeout",
+                _ => "is a node running? start one with: boomerang dev",
+            },
+            ToolError::Client(ClientError::Timeout { .. }) => "is the node overloaded? a longer --timeout waits longer",
+            ToolError::Client(ClientError::ConnectionLost { .. }) => "'boomtool task list' shows what is stored",
+            ToolError::Client(ClientError::TooLarge { .. }) => {
+                "store the data elsewhere, and register where it is to be found"
+            }
+            ToolError::Client(ClientError::Server { status, retry_after, .. }) => match (status, retry_after) {
+                (Status::Unauthorized, _) => {
+                    "see --client and --password (BOOMERANG_CLIENT, BOOMERANG_PASSWORD), or --token (BOOMERANG_TOKEN); the \
+                     first password of 'admin' is in <data-dir>/admin-password on the node"
+                }
+                (Status::Overloaded, Some(after)) => return Some(format!("try again in {after:?}")),
+                (Status::Overloaded, None) => "try again in a moment",
+                _ => return None,
+            },
+            ToolError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                "another program listens there; port 0 picks a free one"
+            }
+            ToolError::Usage(_) => "see --help",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+/// Runs a parsed command line and says with which code to exit.
+pub async fn run(cli: Cli) -> ExitCode {
+    // One write per line: a listener's lines come out as they happen, even into a pipe.
+    let output = Output::new(io::stdout(), cli.global.json);
+    match execute(cli, output).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = error.exit_code();
+            if code != 0 {
+                report(&error);
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Prints an error with its causes, and the hint.
+pub fn report(error: &ToolError) {
+    note(&format!("error: {}", chain(error)));
+    if let Some(hint) = error.hint() {
+        note(&format!("hint: {hint}"));
+    }
+}
+
+async fn execute(cli: Cli, output: Output) -> Result<(), ToolError> {
+    match cli.command {
+        Command::Task(command) => task::run(command, cli.global, output).await,
+        Command::Client(command) => client::run(command, cli.global, output).await,
+        Command::Listen(listen) => listen::run(listen, output).await,
+    }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": caused by: {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+async fn connect(options: Options) -> Result<Client, ToolError> {
+    Ok(Client::connect(options).await?)
+}
+
+/// Reads a file, or standard input for `-`; no more than a frame could carry.
+fn read_input(path: &Path) -> Result<Vec<u8>, ToolError> {
+    let failed = |source| ToolError::File { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    // One more than fits, so that too much is seen and refused rather than cut.
+    let limit = FRAME_BYTES_MAX as u64 + 1;
+    if path == Path::new("-") {
+        let failed = |source| ToolError::File { path: PathBuf::from("standard input"), source };
+        io::stdin().lock().take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    } else {
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use clap::Parser;
+
+    use super::*;
+
+    /// What a command printed.
+    #[derive(Clone, Default)]
+    pub struct Printed(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Printed {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Printed {
+        pub fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    /// Runs a command line; words are separated by blanks.
+    pub async fn boomtool(line: &str) -> (String, Result<(), ToolError>) {
+        let cli = Cli::try_parse_from(std::iter::once("boomtool").chain(line.split_whitespace())).unwrap();
+        let printed = Printed::default();
+        let output = Output::new(printed.clone(), cli.global.json);
+        let result = execute(cli, output).await;
+        (printed.text(), result)
+    }
+
+    #[tokio::test]
+    async fn a_dead_node_is_explained() {
+        let address = crate::client::fake::dead_address().await;
+        let (printed, result) = boomtool(&format!("task list --addr {address}")).await;
+        let error = result.unwrap_err();
+        let text = chain(&error);
+        assert!(text.starts_with(&format!("cannot connect to {address}: caused by: ")), "{text}");
+        assert!(error.hint().unwrap().contains("boomerang dev"));
+        assert_eq!((error.exit_code(), printed.as_str()), (1, ""));
+    }
+
+    #[tokio::test]
+    async fn a_wrong_address_is_wrong_usage() {
+        let (_, result) = boomtool("task list --addr nowhere").await;
+        let error = result.unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("addresses: 'nowhere' is not host:port"), "{error}");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        assert_eq!(ToolError::Output(io::ErrorKind::BrokenPipe.into()).exit_code(), 0);
+        assert_eq!(ToolError::Output(io::ErrorKind::StorageFull.into()).exit_code(), 1);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = read_input(Path::new("/nonexistent/payload")).unwrap_err();
+        assert!(chain(&error).starts_with("cannot read /nonexistent/payload: caused by: No such file"));
+    }
+}
