@@ -23,7 +23,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// What to log, for example 'info' or 'boomerang::firing=debug'
-    #[arg(long, global = true, value_name = "FILTER", env = "BOOMERANG_LOG", default_value = "info,openraft=warn")]
+    #[arg(long, global = true, value_name = "FILTER", env = "BOOMERANG_LOG", default_value = "info,openraft=error")]
     log: String,
     /// TOML file with settings; flags and BOOMERANG_* variables win over it
     #[arg(long, global = true, value_name = "FILE", env = "BOOMERANG_CONFIG")]

@@ -70,8 +70,7 @@ impl Group {
         let term = metrics.current_term;
         // An isolated leader believes in itself for ever; only the answers of others prove it. A lone voter is a
         // majority by itself, and openraft records no answer for it.
-        let mut voters = metrics.membership_config.voter_ids();
-        let lone = voters.next() == Some(self.replica) && voters.next().is_none();
+        let lone = metrics.membership_config.voter_ids().eq([self.replica]);
         let lease = Duration::from_millis(ELECTION_MAX_MS).saturating_sub(margin);
         let fresh = || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < lease);
         (lone || fresh()).then_some(term)
@@ -196,11 +195,15 @@ impl Groups {
     }
 
     async fn look_at(&self, group: &Group, progress: &mut Progress) -> Result<(), GroupError> {
-        let (running, applied) = {
+        let (running, applied, lone) = {
             let receiver = group.raft.metrics();
             let metrics = receiver.borrow_watched();
-            (metrics.running_state.clone(), metrics.last_applied.map(|id| id.index))
+            let lone = metrics.membership_config.voter_ids().eq([group.replica]);
+            (metrics.running_state.clone(), metrics.last_applied.map(|id| id.index), lone)
         };
+        // A lone voter has nobody to send heartbeats to and nobody to wait for: without its clock, an idle group costs
+        // nothing at all.
+        group.raft.runtime_config().tick(!lone);
         match running {
             Ok(()) => {}
             Err(Fatal::Panicked) => return self.rebuild(group).await,
