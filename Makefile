@@ -1,0 +1,56 @@
+# Everything a person or CI does with Boomerang. `make help` lists it.
+#
+# Builds go to one folder outside the clone, shared by all clones, because RocksDB takes about fourteen minutes to
+# compile, once per profile: set CARGO_TARGET_DIR to have it elsewhere. `run`, `test`, `verify` and `fix` share one
+# profile (dev: optimised, with assertions), so they need one compile; only `bench` and `release` build another.
+
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/boomerang/target
+BIN := $(CARGO_TARGET_DIR)/debug
+BENCH_BIN := $(CARGO_TARGET_DIR)/release
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build run test verify fix bench release fuzz clean-data
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## Install what the system lacks: compiler, libclang, protoc, etcd, iproute2
+	@scripts/setup.sh
+
+build: setup
+	@[ -d $(BIN)/deps ] || echo "First build: RocksDB compiles for about 14 minutes on two cores, once."
+	cargo build --bins
+
+run: build ## Build, and run one node on loopback for trying things out
+	@echo
+	@echo "Try it from another terminal:"
+	@echo "  $(BIN)/boomtool listen --tcp 127.0.0.1:9000 --count 1 &"
+	@echo "  $(BIN)/boomtool task register 'hello, future me' --in 3s --callback tcp://127.0.0.1:9000"
+	@echo
+	@$(BIN)/boomerang dev $(ARGS)
+
+test: setup ## Run every test
+	@[ -d $(BIN)/deps ] || echo "First build: RocksDB compiles for about 14 minutes on two cores, once."
+	cargo test
+
+verify: setup ## Check everything and change nothing: format, lints, documentation, tests (what CI does)
+	cargo fmt --check
+	cargo clippy --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps
+	$(MAKE) test
+
+fix: ## Format, and apply what clippy can mend by itself
+	cargo clippy --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt
+
+release: setup ## Build what is shipped
+	cargo build --release --bins
+
+bench: release ## Measure: scripts/bench.sh, release build, results as JSON lines
+	@BIN=$(BENCH_BIN) scripts/bench.sh
+
+fuzz: ## Fuzz the frame decoder until stopped (needs nightly Rust and cargo-fuzz)
+	cd fuzz && cargo +nightly fuzz run frames
+
+clean-data: ## Delete the data of `make run`
+	rm -rf .boomerang-dev
