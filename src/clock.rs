@@ -6,8 +6,8 @@
 //! set an hour ahead by mistake cannot fire an hour of tasks early; the price is that a clock set right by hours is
 //! followed slowly, which is logged and measured, and a restart takes the wall clock as it is.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};

@@ -55,13 +55,19 @@ impl DiskGuard {
     pub fn look(&mut self) -> (DiskState, u64) {
         let mut free = self.free();
         if free < self.stop_bytes && self.reserve.is_kept() {
-            tracing::warn!(free_mib = free / MIB, "the disk is full; giving up the reserve to finish what was accepted");
+            tracing::warn!(
+                free_mib = free / MIB,
+                "the disk is full; giving up the reserve to finish what was accepted"
+            );
             self.reserve.release();
             free = self.free();
         }
         // RocksDB recovers by itself once there is room, a little later.
         if free < self.stop_bytes || self.store.writes_stopped() {
-            return (DiskState::Full(format!("the disk is full: {} MiB are free; nothing is written", free / MIB)), free);
+            return (
+                DiskState::Full(format!("the disk is full: {} MiB are free; nothing is written", free / MIB)),
+                free,
+            );
         }
         if free < self.low_bytes {
             let why = format!(

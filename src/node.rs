@@ -180,17 +180,7 @@ impl Node {
             tokio::spawn(keep_house(service, system_clock)),
         ];
         let _ = peer_listener;
-        Ok(Self {
-            start_line,
-            groups,
-            firing,
-            syncer,
-            syncer_thread,
-            stop,
-            listeners,
-            helpers,
-            _folder: folder,
-        })
+        Ok(Self { start_line, groups, firing, syncer, syncer_thread, stop, listeners, helpers, _folder: folder })
     }
 
     /// Resolves when the node's storage has failed: nothing it says can be relied on any more.

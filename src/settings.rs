@@ -245,9 +245,11 @@ impl Settings {
             disk_free_min_bytes: given.disk_free_min.unwrap_or(DISK_FREE_MIN_MIB) * MIB,
             disk_reserve_bytes: given.disk_reserve.unwrap_or(DISK_RESERVE_MIB) * MIB,
         };
-        for (flag, address) in
-            [("--tcp-addr", settings.tcp_addr), ("--http-addr", settings.http_addr), ("--peer-addr", settings.peer_addr)]
-        {
+        for (flag, address) in [
+            ("--tcp-addr", settings.tcp_addr),
+            ("--http-addr", settings.http_addr),
+            ("--peer-addr", settings.peer_addr),
+        ] {
             if open && !address.ip().is_loopback() {
                 return Err(wrong(flag, "a node that lets everybody in must stay on loopback; use 'boomerang serve'"));
             }

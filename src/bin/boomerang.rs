@@ -14,11 +14,15 @@ use tracing_subscriber::EnvFilter;
 
 /// A durable, replicated scheduler: throw a task into the future, it comes back on time.
 #[derive(Parser)]
-#[command(name = "boomerang", version, after_help = "\
+#[command(
+    name = "boomerang",
+    version,
+    after_help = "\
 Try it:
   boomerang dev
   boomtool listen --tcp 127.0.0.1:9000
-  boomtool task register 'hello' --in 3s --callback tcp://127.0.0.1:9000")]
+  boomtool task register 'hello' --in 3s --callback tcp://127.0.0.1:9000"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

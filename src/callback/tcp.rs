@@ -283,10 +283,7 @@ async fn write_frames(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Boom
     }
 }
 
-async fn read_answers(
-    mut reader: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
-    shared: std::sync::Weak<Shared>,
-) {
+async fn read_answers(mut reader: FramedRead<OwnedReadHalf, LengthDelimitedCodec>, shared: std::sync::Weak<Shared>) {
     loop {
         let frame = reader.next().await;
         let Some(shared) = shared.upgrade() else { return };

@@ -150,7 +150,11 @@ impl Ledger {
 
     /// This node leads `group` in `term`, and has applied everything of earlier terms. Returns who hands over what is
     /// due, and who tells of room in the wheels; the window is still empty.
-    pub(super) fn lead(&self, group: GroupId, term: u64) -> Result<(mpsc::UnboundedReceiver<Due>, Arc<Notify>), StoreError> {
+    pub(super) fn lead(
+        &self,
+        group: GroupId,
+        term: u64,
+    ) -> Result<(mpsc::UnboundedReceiver<Due>, Arc<Notify>), StoreError> {
         let (due, dues) = mpsc::unbounded_channel();
         let room = Arc::new(Notify::new());
         // Not from `metas`: nothing may have been applied since the start.

@@ -21,6 +21,8 @@
 mod dispatch;
 mod driver;
 mod ledger;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::sync::Arc;

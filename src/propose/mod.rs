@@ -65,8 +65,17 @@ pub enum Due {
 
 /// What is asked of a group.
 pub enum Ask {
-    Register { client: ClientId, policy: Arc<Policy>, due: Due, interval_ms: u64, payload: Bytes },
-    Cancel { id: TaskId, owner: Option<ClientId> },
+    Register {
+        client: ClientId,
+        policy: Arc<Policy>,
+        due: Due,
+        interval_ms: u64,
+        payload: Bytes,
+    },
+    Cancel {
+        id: TaskId,
+        owner: Option<ClientId>,
+    },
     Settle(Settle),
     /// A request that needs nothing from the leader.
     Plain(Request),
@@ -353,8 +362,7 @@ impl Maker {
 async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &dyn Dispatches) {
     // In this term or not at all: what the entry claims about dispatches is known by this leader only.
     let (responder, reply) = ProgressResponder::complete_only();
-    let write =
-        node.raft.write(Command(entry.bytes)).with_leader(leader_of(term)).responder(responder);
+    let write = node.raft.write(Command(entry.bytes)).with_leader(leader_of(term)).responder(responder);
     let result = match write.await {
         Err(_fatal) => Err(Refused::Unknown),
         Ok(()) => match tokio::time::timeout(APPLY_TIMEOUT, reply).await {

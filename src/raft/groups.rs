@@ -253,12 +253,7 @@ struct Progress {
 
 impl Progress {
     /// Whether more of `group` is durable than at the last look. An idle group costs one comparison.
-    fn durable_advanced(
-        &mut self,
-        store: &Store,
-        group: GroupId,
-        applied: Option<u64>,
-    ) -> Result<bool, StoreError> {
+    fn durable_advanced(&mut self, store: &Store, group: GroupId, applied: Option<u64>) -> Result<bool, StoreError> {
         let known = self.durable.get(&group).map(|known| known.index);
         if applied.is_none() || applied == known {
             return Ok(false);

@@ -14,9 +14,9 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex};
 
 use futures::Stream;
+use openraft::OptionalSend;
 use openraft::entry::{EntryPayload, RaftEntry};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use openraft::OptionalSend;
 
 use super::types::{LogEntry, LogId, TypeConfig, Vote, VoteRow, decode_entry, encode_entry, log_id, term_of};
 use crate::store::keys::Key;
@@ -238,9 +238,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<LogEntry> = entries.into_iter().collect();
-        let rows = entries.iter().map(|entry| {
-            LogWrite::Put(Key::log_entry(self.group, entry.index()), encode_entry(entry))
-        });
+        let rows =
+            entries.iter().map(|entry| LogWrite::Put(Key::log_entry(self.group, entry.index()), encode_entry(entry)));
         self.store.write_log(rows.collect())?;
         {
             let mut recent = self.recent.lock().expect("no panic under this lock");
@@ -263,8 +262,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, purged: LogId) -> Result<(), io::Error> {
         self.make_durable(purged.index)?;
         let marker = codec::encode(&Applied { term: term_of(&purged), index: purged.index });
-        let range =
-            LogWrite::DeleteRange(Key::log_entry(self.group, 0), Key::log_entry(self.group, purged.index + 1));
+        let range = LogWrite::DeleteRange(Key::log_entry(self.group, 0), Key::log_entry(self.group, purged.index + 1));
         // One batch: after a crash both are there or neither.
         self.store.write_log(vec![LogWrite::Put(Key::log_purged(self.group), marker), range])?;
         let mut recent = self.recent.lock().expect("no panic under this lock");

@@ -8,9 +8,9 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use super::Service;
 use super::requests::{Problem, details};
 use super::sessions::Session;
-use super::Service;
 use crate::shard;
 use crate::store::keys::{Key, Parsed, parse_state};
 use crate::store::{Store, StoreError};
@@ -80,9 +80,8 @@ impl Filter {
         let from = match request.next_token.as_str() {
             "" => (request.scheduled_after, None),
             token => {
-                let (due_ms, id) = parse_token(token).ok_or_else(|| {
-                    Invalid::new("next_token: is not one that an earlier page answered with")
-                })?;
+                let (due_ms, id) = parse_token(token)
+                    .ok_or_else(|| Invalid::new("next_token: is not one that an earlier page answered with"))?;
                 (due_ms, Some(id))
             }
         };

@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
+use super::Service;
 use super::auth::{AuthError, Identity, new_key};
 use super::list;
 use super::sessions::{Session, SessionError};
-use super::Service;
 use crate::callback::Callbacks;
 use crate::propose::{Ask, Due, Refused};
 use crate::shard::{self, PutApiKey, PutClient, Reply, Request};
@@ -386,11 +386,7 @@ async fn cancel(
     service.proposer.submit(group, Ask::Cancel { id, owner }, Box::new(answer)).await;
 }
 
-fn get(
-    service: &Service,
-    session: &Session,
-    request: &proto::GetTaskRequest,
-) -> Result<proto::TaskDetails, Problem> {
+fn get(service: &Service, session: &Session, request: &proto::GetTaskRequest) -> Result<proto::TaskDetails, Problem> {
     let (id, group) = group_of(service, &request.task_id)?;
     let (task, cursor) = shard::read_task(&service.store, group, id)?.ok_or_else(|| not_found(id))?;
     if !session.admin && task.client != session.client {
@@ -492,12 +488,9 @@ async fn create_key(
         }
     };
     Payload::ApiKeyResponse(match created.await {
-        Ok(new) => proto::ApiKeyResponse {
-            status: Status::Ok as i32,
-            key_id: new.key_id,
-            key: new.key,
-            ..Default::default()
-        },
+        Ok(new) => {
+            proto::ApiKeyResponse { status: Status::Ok as i32, key_id: new.key_id, key: new.key, ..Default::default() }
+        }
         Err(problem) => proto::ApiKeyResponse {
             status: problem.status_for(true),
             error_message: problem.text,

@@ -66,7 +66,10 @@ pub struct Cancel {
 pub enum Claim {
     NotDispatched,
     /// This attempt, which need not be the one the task stands at when the command is applied.
-    MayBeOut { occurrence: u64, attempt: u32 },
+    MayBeOut {
+        occurrence: u64,
+        attempt: u32,
+    },
     /// The leader does not know: the attempt the task stands at may be out.
     Unknown,
 }

@@ -37,7 +37,7 @@ use crate::store::StoreError;
 use crate::store::keys::Key;
 use crate::store::overlay::{Overlay, Rows, get_row};
 use crate::store::rows::{CursorRow, PolicyRow, ShardMetaRow, TaskRow};
-use crate::task::{GroupId, InstantMs, PolicyId, TaskId};
+use crate::task::{GroupId, InstantMs, Policy, PolicyId, TaskId};
 
 /// What the leader does after the writes are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,11 +66,12 @@ pub fn apply(
     // The stamp is max(clock, last stamp), and one leader's batches are applied in order: time never goes back.
     meta.now_ms = meta.now_ms.max(batch.now_ms);
     meta.armed_ms = meta.armed_ms.max(batch.armed_ms);
-    let mut shard = Shard { group, rows, meta, policy_changes: BTreeMap::new(), effects: Vec::new() };
-    let mut replies = Vec::with_capacity(batch.requests.len());
-    for request in batch.requests {
+    let Batch { policies, requests, .. } = batch;
+    let mut shard = Shard { group, rows, meta, policies, policy_changes: BTreeMap::new(), effects: Vec::new() };
+    let mut replies = Vec::with_capacity(requests.len());
+    for request in requests {
         replies.push(match request {
-            Request::Register(register) => shard.register(register, &batch.policies)?,
+            Request::Register(register) => shard.register(register)?,
             Request::Cancel(cancel) => shard.cancel(cancel)?,
             Request::Settle(settle) => shard.settle(settle)?,
             Request::PutClient(put) => shard.put_client(put)?,
@@ -79,7 +80,7 @@ pub fn apply(
             Request::RemoveApiKey(key_id) => shard.remove_api_key(&key_id)?,
         });
     }
-    shard.store_policy_changes(&batch.policies)?;
+    shard.store_policy_changes()?;
     let effects = shard.effects;
     Ok(Applied { replies, effects })
 }
@@ -89,6 +90,8 @@ struct Shard<'a, 'b> {
     group: GroupId,
     rows: &'a mut Overlay<'b>,
     meta: &'a mut ShardMetaRow,
+    /// What this batch brings.
+    policies: Vec<Policy>,
     /// By how much the number of tasks using a policy changes; stored once, at the end.
     policy_changes: BTreeMap<PolicyId, i64>,
     effects: Vec<Effect>,
@@ -117,23 +120,25 @@ impl Shard<'_, '_> {
         self.effects.push(Effect::Ended { id });
     }
 
-    fn store_policy_changes(&mut self, proposed: &[crate::task::Policy]) -> Result<(), StoreError> {
+    /// A policy that some task uses. One that came with this batch is not stored yet.
+    fn policy(&self, id: PolicyId) -> Result<Policy, StoreError> {
+        let stored: Option<PolicyRow> = self.rows.get("a policy", &Key::policy(self.group, id))?;
+        let brought = || self.policies.iter().find(|policy| policy.id() == id).cloned();
+        let policy = stored.map(|row| row.policy).or_else(brought);
+        policy.ok_or_else(|| StoreError::damaged("a policy", "is missing, though a task uses it"))
+    }
+
+    fn store_policy_changes(&mut self) -> Result<(), StoreError> {
         for (id, change) in std::mem::take(&mut self.policy_changes) {
             let key = Key::policy(self.group, id);
             let known: Option<PolicyRow> = self.rows.get("a policy", &key)?;
-            let before = known.as_ref().map_or(0, |row| row.tasks);
+            let before = known.map_or(0, |row| row.tasks);
             let tasks = before.checked_add_signed(change).expect("no more tasks leave a policy than came to it");
             if tasks == 0 {
                 self.rows.delete(key);
                 continue;
             }
-            let policy = match known {
-                Some(row) => row.policy,
-                None => {
-                    let policy = proposed.iter().find(|policy| policy.id() == id);
-                    policy.expect("a policy is new only in the batch that brings it").clone()
-                }
-            };
+            let policy = self.policy(id)?;
             self.rows.put(key, &PolicyRow { policy, tasks });
         }
         Ok(())

@@ -4,16 +4,16 @@ use super::{Effect, Register, Reply, Shard};
 use crate::store::StoreError;
 use crate::store::keys::Key;
 use crate::store::rows::{TaskRow, TimelineRow};
-use crate::task::Policy;
 
 /// About what a task row takes besides its payload and the client's name.
 const TASK_ROW_BYTES: usize = 48;
 const TIMELINE_ROW_BYTES: usize = 8;
 
 impl Shard<'_, '_> {
-    pub(super) fn register(&mut self, register: Register, policies: &[Policy]) -> Result<Reply, StoreError> {
+    pub(super) fn register(&mut self, register: Register) -> Result<Reply, StoreError> {
         let Register { id, client, policy, due_ms, interval_ms, payload } = register;
-        let policy = policies
+        let policy = self
+            .policies
             .get(usize::from(policy))
             .ok_or_else(|| StoreError::damaged("a log entry", "a registration names a policy that is not in it"))?
             .id();

@@ -5,7 +5,7 @@
 use super::{Effect, Reply, Settle, Shard, first_cursor, occurrence_due};
 use crate::store::StoreError;
 use crate::store::keys::Key;
-use crate::store::rows::{CursorRow, DeadLetterRow, PolicyRow, TaskRow, TimelineRow};
+use crate::store::rows::{CursorRow, DeadLetterRow, TaskRow, TimelineRow};
 use crate::task::{InstantMs, Outcome, Policy, TaskId};
 
 const TIMELINE_ROW_BYTES: usize = 8;
@@ -19,7 +19,7 @@ impl Shard<'_, '_> {
             return Ok(Reply::Stale);
         }
         if let Outcome::Failed(error) = outcome {
-            let policy = self.policy(&task)?;
+            let policy = self.policy(task.policy)?;
             if let Some(due_ms) = policy.retry.next_due(attempt, self.meta.now_ms) {
                 // Strictly later, so that the key in the timeline is a new one.
                 let due_ms = due_ms.max(at.due_ms + 1);
@@ -33,11 +33,6 @@ impl Shard<'_, '_> {
             None => self.remove(id, &task, at),
         }
         Ok(Reply::Settled)
-    }
-
-    fn policy(&self, task: &TaskRow) -> Result<Policy, StoreError> {
-        let row: Option<PolicyRow> = self.rows.get("a policy", &Key::policy(self.group, task.policy))?;
-        Ok(row.ok_or_else(|| StoreError::damaged("a policy", "is missing, though a task uses it"))?.policy)
     }
 
     /// Moves a task from where it stands to its next attempt.

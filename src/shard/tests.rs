@@ -28,7 +28,8 @@ impl World {
         let mut overlay = Overlay::new(&self.rows);
         let mut meta = self.meta;
         let batches = batches.into_iter().map(|batch| Batch::decode(&batch.encode(0)).expect("what we encode"));
-        let applied = batches.map(|batch| apply(GROUP, &mut overlay, &mut meta, batch).expect("rows are whole")).collect();
+        let applied =
+            batches.map(|batch| apply(GROUP, &mut overlay, &mut meta, batch).expect("rows are whole")).collect();
         let writes = overlay.into_writes();
         self.rows.store(writes);
         self.meta = meta;
@@ -168,7 +169,8 @@ fn script(policy: Policy, text: &str) -> World {
         let (time, rest) = line.split_once(' ').expect("a time");
         let (request, expected) = rest.split_once("->").expect("an expectation");
         let now_ms = time.parse().expect("a time in milliseconds");
-        let batch = Batch { now_ms, armed_ms: 0, policies: vec![policy.clone()], requests: vec![parse_request(request)] };
+        let batch =
+            Batch { now_ms, armed_ms: 0, policies: vec![policy.clone()], requests: vec![parse_request(request)] };
         let applied = world.apply(vec![batch]).remove(0);
         assert_eq!(show(&applied.replies[0], &applied.effects), expected.trim(), "{line}");
     }
@@ -357,7 +359,8 @@ fn random_log(rng: &mut StdRng) -> Vec<Batch> {
                 }
                 3 => Request::Cancel(Cancel { id, owner: None, claim: Claim::NotDispatched }),
                 _ => {
-                    let outcome = if rng.random_bool(0.5) { Outcome::Acknowledged } else { Outcome::Failed("no".into()) };
+                    let outcome =
+                        if rng.random_bool(0.5) { Outcome::Acknowledged } else { Outcome::Failed("no".into()) };
                     let (occurrence, attempt) = (rng.random_range(0..3), rng.random_range(1..3));
                     Request::Settle(Settle { id, occurrence, attempt, outcome })
                 }

@@ -24,7 +24,9 @@ pub enum FolderError {
         "data folder {path} has format {found}, this binary knows formats up to {FORMAT}; use the newer binary that wrote it"
     )]
     Newer { path: String, found: u32 },
-    #[error("data folder {path} belongs to {field} {found}, not {wanted}; choose another --data-dir or correct --{flag}")]
+    #[error(
+        "data folder {path} belongs to {field} {found}, not {wanted}; choose another --data-dir or correct --{flag}"
+    )]
     Foreign { path: String, field: &'static str, flag: &'static str, found: String, wanted: String },
     #[error("data folder {path} holds files but no {IDENTITY_FILE}: it is not one of Boomerang's; choose an empty one")]
     NotOurs { path: String },
@@ -68,7 +70,10 @@ impl DataFolder {
         if !known {
             let others = std::fs::read_dir(path).map_err(io("list it"))?.filter_map(Result::ok);
             // `lost+found` is what a fresh file system has; a lock alone is a start that was cut off.
-            if others.into_iter().any(|entry| !["lost+found", LOCK_FILE, UNFINISHED_FILE].iter().any(|name| entry.file_name() == *name)) {
+            if others
+                .into_iter()
+                .any(|entry| !["lost+found", LOCK_FILE, UNFINISHED_FILE].iter().any(|name| entry.file_name() == *name))
+            {
                 return Err(FolderError::NotOurs { path: shown });
             }
         }
@@ -111,7 +116,8 @@ fn lock(lock_path: &Path, shown: &str) -> Result<File, FolderError> {
         move |source| FolderError::Io { path, verb, source }
     };
     let mut options = OpenOptions::new();
-    let mut file = options.create(true).truncate(false).read(true).write(true).open(lock_path).map_err(io("open the lock"))?;
+    let mut file =
+        options.create(true).truncate(false).read(true).write(true).open(lock_path).map_err(io("open the lock"))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

@@ -126,7 +126,8 @@ impl Store {
             ColumnFamilyDescriptor::new(LOG_FAMILY, family_options(&cache)),
             ColumnFamilyDescriptor::new(STATE_FAMILY, family_options(&cache)),
         ];
-        let db = Db::open_cf_descriptors(&options, path, families).map_err(StoreError::rocks("open", "the database"))?;
+        let db =
+            Db::open_cf_descriptors(&options, path, families).map_err(StoreError::rocks("open", "the database"))?;
         let store = Self { db: Arc::new(db) };
         // A persisted read skips the memtables only once a write without WAL has completed since the start.
         store.write_state(std::iter::once((Key::node_opened(), Write::Put(Vec::new()))))?;

@@ -50,8 +50,8 @@ impl Reserve {
         if self.kept || self.bytes == 0 {
             return;
         }
-        let laid_by = File::create(&self.path)
-            .and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, self.bytes)?));
+        let laid_by =
+            File::create(&self.path).and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, self.bytes)?));
         match laid_by {
             Ok(()) => self.kept = true,
             Err(error) => {

@@ -129,10 +129,7 @@ impl FromStr for ClientId {
             return Err(Invalid::new("client_id: is empty"));
         }
         if text.len() > CLIENT_ID_BYTES_MAX {
-            return Err(Invalid::new(format!(
-                "client_id: {} bytes, the limit is {CLIENT_ID_BYTES_MAX}",
-                text.len()
-            )));
+            return Err(Invalid::new(format!("client_id: {} bytes, the limit is {CLIENT_ID_BYTES_MAX}", text.len())));
         }
         // It is printed in tables, logs and HTTP headers.
         if text.chars().any(|c| c.is_control()) || text.trim() != text {

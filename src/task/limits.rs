@@ -21,10 +21,7 @@ impl Default for Limits {
 impl Limits {
     pub fn check_payload(&self, bytes: usize) -> Result<(), Invalid> {
         if bytes > self.payload_bytes_max {
-            return Err(Invalid::new(format!(
-                "payload: {bytes} bytes, the limit is {} bytes",
-                self.payload_bytes_max
-            )));
+            return Err(Invalid::new(format!("payload: {bytes} bytes, the limit is {} bytes", self.payload_bytes_max)));
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ mod limits;
 mod policy;
 
 pub use delivery::{Delivery, Fence, Outcome};
-pub use id::{ClientId, GroupId, ShardId, TaskId, SHARDS_MAX};
+pub use id::{ClientId, GroupId, SHARDS_MAX, ShardId, TaskId};
 pub use limits::Limits;
 pub use policy::{Backoff, Callback, Endpoint, Policy, PolicyId, Protocol, Retry};
 

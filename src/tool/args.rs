@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::when::{parse_duration, parse_instant};
 use crate::client::{Credentials, Options};
 use crate::task::{Backoff, Callback, ClientId, InstantMs, Invalid, Protocol, Retry, TaskId};
+use crate::when::{parse_duration, parse_instant};
 
 const HEAD: &str = "Connection";
 

@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 use super::ToolError;
 use super::args::{Listen, StatusArg};
 use super::output::{Output, note, payload_into, payload_text};
-use crate::when::format_instant;
 use crate::client::{Answer, Received, Receiver, Reply, Tally, TallySummary};
+use crate::when::format_instant;
 
 /// For telling duplicates; about 100 MB when it is full.
 const OCCURRENCES_MAX: usize = 1_000_000;

@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::args::{Global, List, Register, TaskCommand, millis};
 use super::output::{Output, note, payload_into, payload_text, table};
-use crate::when::{format_duration, format_instant};
 use super::{ToolError, connect, read_input};
 use crate::client::{Cancelled, Due, Options, Registration, TaskFilter, TaskView};
 use crate::task::TaskId;
+use crate::when::{format_duration, format_instant};
 
 /// What `list` asks for at a time: a page with its payloads has to fit into one frame.
 const PAGE_TASKS: u64 = 100;

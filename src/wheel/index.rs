@@ -38,25 +38,17 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn new() -> Self {
-        Self {
-            tables: Box::new([const { HashTable::new() }; TABLES]),
-        }
+        Self { tables: Box::new([const { HashTable::new() }; TABLES]) }
     }
 
     /// The number of a timer.
     pub(super) fn find<K: TimerId>(&self, slab: &Slab<K>, id: &K) -> Option<u32> {
         let hash = hash_of(id);
-        self.tables[table_of(hash)]
-            .find(hash, |&number| slab[number].id == *id)
-            .copied()
+        self.tables[table_of(hash)].find(hash, |&number| slab[number].id == *id).copied()
     }
 
     /// The gap a new id goes into; `None` when the id is there already.
-    pub(super) fn vacancy<K: TimerId>(
-        &mut self,
-        slab: &Slab<K>,
-        id: &K,
-    ) -> Option<VacantEntry<'_, u32>> {
+    pub(super) fn vacancy<K: TimerId>(&mut self, slab: &Slab<K>, id: &K) -> Option<VacantEntry<'_, u32>> {
         let hash = hash_of(id);
         let same = |&number: &u32| slab[number].id == *id;
         let rehash = |&number: &u32| hash_of(&slab[number].id);
@@ -70,9 +62,7 @@ impl Index {
     pub(super) fn remove<K: TimerId>(&mut self, slab: &Slab<K>, id: &K) -> Option<u32> {
         let hash = hash_of(id);
         let table = &mut self.tables[table_of(hash)];
-        let found = table
-            .find_entry(hash, |&number| slab[number].id == *id)
-            .ok()?;
+        let found = table.find_entry(hash, |&number| slab[number].id == *id).ok()?;
         let (number, _) = found.remove();
         shrink_if_sparse(table, slab);
         Some(number)
@@ -87,21 +77,14 @@ impl Index {
 
     /// Heap memory held.
     pub(super) fn allocated_bytes(&self) -> usize {
-        let tables = self
-            .tables
-            .iter()
-            .map(HashTable::allocation_size)
-            .sum::<usize>();
+        let tables = self.tables.iter().map(HashTable::allocation_size).sum::<usize>();
         tables + size_of_val(&*self.tables)
     }
 
     /// Panics unless exactly these timers are found, each under its own id.
     #[cfg(test)]
     pub(super) fn validate<K: TimerId>(&self, slab: &Slab<K>, timers: &[u32]) {
-        assert_eq!(
-            self.tables.iter().map(HashTable::len).sum::<usize>(),
-            timers.len()
-        );
+        assert_eq!(self.tables.iter().map(HashTable::len).sum::<usize>(), timers.len());
         for &timer in timers {
             assert_eq!(self.find(slab, &slab[timer].id), Some(timer));
         }
@@ -114,9 +97,7 @@ fn shrink_if_sparse<K: TimerId>(table: &mut HashTable<u32>, slab: &Slab<K>) {
     let buckets = table.num_buckets();
     if buckets > BUCKETS_MIN && table.len() < buckets / SHRINK_BELOW {
         let wanted = table.len() + table.len() / 2;
-        table.shrink_to(wanted.max(BUCKETS_MIN / 2), |&number| {
-            hash_of(&slab[number].id)
-        });
+        table.shrink_to(wanted.max(BUCKETS_MIN / 2), |&number| hash_of(&slab[number].id));
     }
 }
 
@@ -159,10 +140,7 @@ impl Hasher for IdHasher {
 
     fn write_u64(&mut self, word: u64) {
         let product = u128::from(self.0 ^ word) * u128::from(Self::FACTOR);
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "the two halves are what is wanted"
-        )]
+        #[allow(clippy::cast_possible_truncation, reason = "the two halves are what is wanted")]
         let (low, high) = (product as u64, (product >> u64::BITS) as u64);
         self.0 = low ^ high;
     }

@@ -55,10 +55,7 @@ pub struct WheelConfig {
 
 impl Default for WheelConfig {
     fn default() -> Self {
-        Self {
-            tick_ms: TICK_MS_DEFAULT,
-            levels: LEVELS_DEFAULT,
-        }
+        Self { tick_ms: TICK_MS_DEFAULT, levels: LEVELS_DEFAULT }
     }
 }
 
@@ -95,11 +92,7 @@ impl WheelConfig {
     /// it, which would begin beyond the end of `u64`: otherwise a timer due in that unfinished tick
     /// could never fire.
     fn tick_of_now(&self, now_ms: u64) -> u64 {
-        if now_ms == u64::MAX {
-            self.tick_of_due(now_ms)
-        } else {
-            now_ms / self.tick_ms
-        }
+        if now_ms == u64::MAX { self.tick_of_due(now_ms) } else { now_ms / self.tick_ms }
     }
 
     /// The instant at which a tick begins; the one tick beyond the end of `u64` begins at its end.
@@ -119,10 +112,7 @@ impl WheelConfig {
 
     /// The due that [`WheelConfig::entry`] was given.
     fn due_ms<K>(&self, entry: &Entry<K>) -> u64 {
-        entry
-            .due_tick
-            .wrapping_mul(self.tick_ms)
-            .wrapping_sub(u64::from(entry.early_ms))
+        entry.due_tick.wrapping_mul(self.tick_ms).wrapping_sub(u64::from(entry.early_ms))
     }
 }
 
@@ -199,9 +189,7 @@ impl<K: TimerId> Wheel<K> {
     /// The due of a timer.
     #[must_use]
     pub fn due_of(&self, id: &K) -> Option<u64> {
-        self.index
-            .find(&self.slab, id)
-            .map(|slot| self.config.due_ms(&self.slab[slot]))
+        self.index.find(&self.slab, id).map(|slot| self.config.due_ms(&self.slab[slot]))
     }
 
     /// Whether a timer is in the wheel, ready ones included.

@@ -52,14 +52,7 @@ pub(super) struct Entry<K> {
 impl<K> Entry<K> {
     /// A timer in no list yet.
     pub(super) fn new(id: K, due_tick: u64, early_ms: u16) -> Self {
-        Self {
-            due_tick,
-            id,
-            prev: NIL,
-            next: NIL,
-            early_ms,
-            live: true,
-        }
+        Self { due_tick, id, prev: NIL, next: NIL, early_ms, live: true }
     }
 }
 
@@ -79,12 +72,7 @@ pub(super) struct Slab<K> {
 
 impl<K: Copy> Slab<K> {
     pub(super) fn new() -> Self {
-        Self {
-            chunks: Vec::new(),
-            used: 0,
-            holes: 0,
-            first_hole: NIL,
-        }
+        Self { chunks: Vec::new(), used: 0, holes: 0, first_hole: NIL }
     }
 
     /// How many timers there are.
@@ -98,18 +86,11 @@ impl<K: Copy> Slab<K> {
             return self.fill_hole(entry);
         }
         let number = self.used;
-        assert!(
-            number < TIMERS_MAX,
-            "a wheel holds at most {TIMERS_MAX} timers"
-        );
+        assert!(number < TIMERS_MAX, "a wheel holds at most {TIMERS_MAX} timers");
         if (number >> CHUNK_BITS) as usize == self.chunks.len() {
             // Filled with copies of this timer: any value does, as no number past `used` is read.
             let chunk = vec![entry; CHUNK as usize].into_boxed_slice();
-            self.chunks.push(
-                chunk
-                    .try_into()
-                    .unwrap_or_else(|_| unreachable!("CHUNK entries")),
-            );
+            self.chunks.push(chunk.try_into().unwrap_or_else(|_| unreachable!("CHUNK entries")));
         }
         self[number] = entry;
         self.used += 1;
@@ -199,19 +180,14 @@ impl<K: Copy> Slab<K> {
 
     /// Heap memory held.
     pub(super) fn allocated_bytes(&self) -> usize {
-        self.chunks.len() * size_of::<[Entry<K>; CHUNK as usize]>()
-            + self.chunks.capacity() * size_of::<Chunk<K>>()
+        self.chunks.len() * size_of::<[Entry<K>; CHUNK as usize]>() + self.chunks.capacity() * size_of::<Chunk<K>>()
     }
 
     /// Panics unless `timers`, sorted, are exactly the numbers of the live entries, and the holes
     /// are all linked.
     #[cfg(test)]
     pub(super) fn validate(&self, timers: &[u32]) {
-        assert!(
-            (0..self.used)
-                .filter(|&number| self[number].live)
-                .eq(timers.iter().copied())
-        );
+        assert!((0..self.used).filter(|&number| self[number].live).eq(timers.iter().copied()));
         let (mut holes, mut prev, mut hole) = (0, NIL, self.first_hole);
         while hole != NIL {
             assert!(hole < self.used && !self[hole].live, "hole {hole}");
@@ -222,11 +198,7 @@ impl<K: Copy> Slab<K> {
         assert_eq!(self.holes, holes);
         assert!(!self.is_sparse(), "{holes} holes in {}", self.used);
         let needed = self.used.div_ceil(CHUNK) as usize;
-        assert!(
-            (needed..=needed + 1).contains(&self.chunks.len()),
-            "{}",
-            self.chunks.len()
-        );
+        assert!((needed..=needed + 1).contains(&self.chunks.len()), "{}", self.chunks.len());
     }
 }
 

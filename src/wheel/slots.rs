@@ -24,10 +24,7 @@ const _: () = assert!(SLOTS == u64::BITS);
 
 /// Most levels. Eight levels of 1 ms span 8,900 years.
 pub(super) const LEVELS_MAX: u32 = 8;
-const _: () = assert!(
-    LEVELS_MAX * SLOT_BITS < u64::BITS,
-    "the far row needs a bit of its own"
-);
+const _: () = assert!(LEVELS_MAX * SLOT_BITS < u64::BITS, "the far row needs a bit of its own");
 
 /// Rows with an occupancy word: the levels, the far row and the ready list.
 const ROWS_MAX: usize = LEVELS_MAX as usize + 2;
@@ -39,10 +36,7 @@ struct List {
     tail: u32,
 }
 
-const EMPTY: List = List {
-    head: NIL,
-    tail: NIL,
-};
+const EMPTY: List = List { head: NIL, tail: NIL };
 
 /// Names a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,24 +82,15 @@ impl Slots {
         let first_bit = (due_tick ^ self.cursor).ilog2();
         let row = first_bit / SLOT_BITS;
         if row < self.levels {
-            Place {
-                row,
-                slot: digit(due_tick, row),
-            }
+            Place { row, slot: digit(due_tick, row) }
         } else {
-            Place {
-                row: self.levels,
-                slot: first_bit,
-            }
+            Place { row: self.levels, slot: first_bit }
         }
     }
 
     /// The place of the ready list.
     fn ready(&self) -> Place {
-        Place {
-            row: self.levels + 1,
-            slot: 0,
-        }
+        Place { row: self.levels + 1, slot: 0 }
     }
 
     fn list(&mut self, place: Place) -> &mut List {
@@ -129,10 +114,7 @@ impl Slots {
         } else {
             ((self.cursor >> slot) | 1) << slot
         };
-        debug_assert!(
-            start_tick > self.cursor,
-            "row {row} slot {slot} lies behind the cursor"
-        );
+        debug_assert!(start_tick > self.cursor, "row {row} slot {slot} lies behind the cursor");
         Some((Place { row, slot }, start_tick))
     }
 
@@ -140,10 +122,7 @@ impl Slots {
     /// rows. Without one up to `target_tick` it takes the cursor there and returns false. Nothing
     /// may be ready, or order would be lost.
     pub(super) fn advance<K: Copy>(&mut self, slab: &mut Slab<K>, target_tick: u64) -> bool {
-        debug_assert!(
-            self.first_ready().is_none(),
-            "ready timers leave before the cursor moves"
-        );
+        debug_assert!(self.first_ready().is_none(), "ready timers leave before the cursor moves");
         #[cfg(test)]
         {
             self.steps += 1;
@@ -263,10 +242,7 @@ impl Slots {
     pub(super) fn validate<K: Copy>(&self, slab: &Slab<K>) -> Vec<u32> {
         let mut timers = Vec::new();
         for (number, list) in (0u32..).zip(&self.lists) {
-            let place = Place {
-                row: number / SLOTS,
-                slot: number % SLOTS,
-            };
+            let place = Place { row: number / SLOTS, slot: number % SLOTS };
             let busy = self.busy[place.row as usize] >> place.slot & 1 == 1;
             assert_eq!(busy, list.head != NIL, "{place:?} busy bit");
             let mut prev = NIL;
@@ -282,11 +258,7 @@ impl Slots {
         }
         for (row, &busy) in self.busy.iter().enumerate().skip(self.levels as usize + 1) {
             let allowed = u64::from(row == self.levels as usize + 1);
-            assert_eq!(
-                busy & !allowed,
-                0,
-                "busy bits of row {row}, which has no such slots"
-            );
+            assert_eq!(busy & !allowed, 0, "busy bits of row {row}, which has no such slots");
         }
         timers
     }
@@ -295,10 +267,7 @@ impl Slots {
 /// The digit of a tick that a row looks at.
 fn digit(tick: u64, row: u32) -> u32 {
     let digit = (tick >> (SLOT_BITS * row)) & u64::from(SLOTS - 1);
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "masked to SLOT_BITS bits just above"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "masked to SLOT_BITS bits just above")]
     {
         digit as u32
     }

@@ -42,10 +42,7 @@ fn wheel(tick_ms: u64, levels: u32, now_ms: u64) -> Wheel<u64> {
 /// All that expires at an instant, without limit.
 fn expire<K: TimerId>(wheel: &mut Wheel<K>, now_ms: u64) -> Vec<(u64, K)> {
     let mut out = Vec::new();
-    assert!(
-        !wheel.expire(now_ms, usize::MAX, &mut out),
-        "no limit, so nothing is left"
-    );
+    assert!(!wheel.expire(now_ms, usize::MAX, &mut out), "no limit, so nothing is left");
     wheel.validate();
     out
 }
@@ -59,28 +56,15 @@ fn config_is_checked() {
     let valid = WheelConfig::default();
     assert_eq!((valid.tick_ms, valid.levels), (1, 4));
     assert_eq!(valid.validate(), Ok(()));
-    assert_eq!(
-        WheelConfig {
-            tick_ms: TICK_MS_MAX,
-            levels: 8
-        }
-        .validate(),
-        Ok(())
-    );
+    assert_eq!(WheelConfig { tick_ms: TICK_MS_MAX, levels: 8 }.validate(), Ok(()));
     for tick_ms in [0, TICK_MS_MAX + 1] {
         let error = WheelConfig { tick_ms, ..valid }.validate().unwrap_err();
         assert_eq!(error, WheelConfigError::TickMs(tick_ms));
-        assert!(
-            error.to_string().contains("must be from 1 to 1000"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("must be from 1 to 1000"), "{error}");
     }
     for levels in [0, 9] {
         let error = WheelConfig { levels, ..valid }.validate().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("wheel levels is {levels}, it must be from 1 to 8")
-        );
+        assert_eq!(error.to_string(), format!("wheel levels is {levels}, it must be from 1 to 8"));
     }
 }
 
@@ -94,15 +78,7 @@ fn invalid_config_is_a_bug() {
 fn a_due_fires_at_its_tick_and_not_before() {
     // Around every edge: the same tick, the next, the ends of each level and beyond the top one.
     let spans = [0, 1, 2, 63, 64, 65, 127, 128, 4_095, 4_096, 4_097];
-    let far_spans = [
-        262_143,
-        262_144,
-        262_145,
-        16_777_215,
-        16_777_216,
-        16_777_217,
-        TEN_YEARS_MS,
-    ];
+    let far_spans = [262_143, 262_144, 262_145, 16_777_215, 16_777_216, 16_777_217, TEN_YEARS_MS];
     for levels in 1..=8 {
         for tick_ms in [1, 10, 1_000] {
             for start_tick in [0, 1, 63, 64, 4_095, 1_234_567, 1_760_000_000_000] {
@@ -115,11 +91,7 @@ fn a_due_fires_at_its_tick_and_not_before() {
                         assert_eq!(expire(&mut wheel, due_ms - 1), [], "start {start_ms}");
                     }
                     assert_eq!(wheel.next_wake_ms(), Some(due_ms), "nothing is nearer");
-                    assert_eq!(
-                        expire(&mut wheel, due_ms),
-                        [(due_ms, 7)],
-                        "start {start_ms}"
-                    );
+                    assert_eq!(expire(&mut wheel, due_ms), [(due_ms, 7)], "start {start_ms}");
                     assert!(wheel.is_empty());
                 }
             }
@@ -133,11 +105,7 @@ fn a_due_within_a_tick_is_rounded_up() {
     for (id, due_ms) in [(1, 90), (2, 91), (3, 95), (4, 100), (5, 101)] {
         assert!(wheel.insert(due_ms, id));
     }
-    assert_eq!(
-        wheel.next_wake_ms(),
-        Some(95),
-        "90 is a tick that has begun"
-    );
+    assert_eq!(wheel.next_wake_ms(), Some(95), "90 is a tick that has begun");
     assert_eq!(expire(&mut wheel, 95), [(90, 1)]);
     assert_eq!(wheel.next_wake_ms(), Some(100));
     assert_eq!(expire(&mut wheel, 99), []);
@@ -155,10 +123,7 @@ fn overdue_timers_leave_first_and_in_the_order_they_came() {
         wheel.insert(due_ms, id);
     }
     assert_eq!(wheel.next_wake_ms(), Some(1_000));
-    let expired: Vec<u64> = expire(&mut wheel, 1_001)
-        .into_iter()
-        .map(|(_, id)| id)
-        .collect();
+    let expired: Vec<u64> = expire(&mut wheel, 1_001).into_iter().map(|(_, id)| id).collect();
     assert_eq!(expired, [1, 2, 3, 4, 5, 0]);
 }
 
@@ -170,10 +135,7 @@ fn an_id_is_in_the_wheel_once() {
     assert_eq!(wheel.due_of(&1), Some(50), "and unchanged");
     assert_eq!(wheel.reschedule(70, 1), Some(50));
     assert_eq!(wheel.reschedule(80, 2), None);
-    assert_eq!(
-        (wheel.len(), wheel.due_of(&1), wheel.due_of(&2)),
-        (2, Some(70), Some(80))
-    );
+    assert_eq!((wheel.len(), wheel.due_of(&1), wheel.due_of(&2)), (2, Some(70), Some(80)));
     assert_eq!(wheel.cancel(&1), Some(70));
     assert_eq!(wheel.cancel(&1), None);
     assert!(!wheel.contains(&1) && wheel.contains(&2));
@@ -284,17 +246,10 @@ fn clear_forgets_all_but_the_time() {
     expire(&mut wheel, 100);
     wheel.clear();
     wheel.validate();
-    assert_eq!(
-        (wheel.len(), wheel.next_wake_ms(), wheel.contains(&99)),
-        (0, None, false)
-    );
+    assert_eq!((wheel.len(), wheel.next_wake_ms(), wheel.contains(&99)), (0, None, false));
     assert_eq!(wheel.allocated_bytes(), fresh_bytes);
     wheel.insert(90, 1);
-    assert_eq!(
-        expire(&mut wheel, 0),
-        [(90, 1)],
-        "the clock still stands at 100"
-    );
+    assert_eq!(expire(&mut wheel, 0), [(90, 1)], "the clock still stands at 100");
 }
 
 /// A wheel with `count` timers in the next half hour, and their ids in another order.
@@ -334,11 +289,7 @@ fn memory_comes_back() {
     assert!(out.len() > COUNT / 4, "{} expired", out.len());
     assert!(wheel.is_empty());
     wheel.validate();
-    assert!(
-        wheel.allocated_bytes() <= EMPTY_BYTES_MAX,
-        "{}",
-        wheel.allocated_bytes()
-    );
+    assert!(wheel.allocated_bytes() <= EMPTY_BYTES_MAX, "{}", wheel.allocated_bytes());
 }
 
 #[test]
@@ -352,11 +303,7 @@ fn scattered_survivors_do_not_hold_memory() {
     wheel.validate();
     assert!(survivors.iter().all(|id| wheel.contains(id)));
     let bytes_max = SLACK_BYTES_MAX + survivors.len() * TIMER_BYTES_MAX;
-    assert!(
-        wheel.allocated_bytes() <= bytes_max,
-        "{}",
-        wheel.allocated_bytes()
-    );
+    assert!(wheel.allocated_bytes() <= bytes_max, "{}", wheel.allocated_bytes());
     let mut wakes = 0;
     let mut out = Vec::new();
     while let Some(wake_ms) = wheel.next_wake_ms() {
@@ -382,8 +329,5 @@ fn long_churn_does_not_grow() {
         bytes_max = bytes_max.max(wheel.allocated_bytes());
     }
     wheel.validate();
-    assert!(
-        bytes_max <= SLACK_BYTES_MAX + ALIVE * TIMER_BYTES_MAX,
-        "{bytes_max} bytes"
-    );
+    assert!(bytes_max <= SLACK_BYTES_MAX + ALIVE * TIMER_BYTES_MAX, "{bytes_max} bytes");
 }

@@ -28,20 +28,10 @@ struct Scale {
 }
 
 /// So few ids that double inserts and cancels of the dead happen often.
-const SMALL: Scale = Scale {
-    seeds: 400,
-    steps: 1_500,
-    ids: 250,
-    validate_every: 1,
-};
+const SMALL: Scale = Scale { seeds: 400, steps: 1_500, ids: 250, validate_every: 1 };
 
 /// So many that the slab and the index grow and shrink through several chunks.
-const LARGE: Scale = Scale {
-    seeds: 30,
-    steps: 60_000,
-    ids: 20_000,
-    validate_every: 997,
-};
+const LARGE: Scale = Scale { seeds: 30, steps: 60_000, ids: 20_000, validate_every: 997 };
 
 /// A walk has so many phases, each with weights of its own.
 const PHASES: usize = 8;
@@ -81,14 +71,7 @@ impl Twin {
     fn new(tick_ms: u64, now_ms: u64) -> Self {
         let reached = Self::tick_of_now(tick_ms, now_ms);
         let (by_order, by_id) = (BTreeMap::new(), HashMap::new());
-        Self {
-            tick_ms,
-            now_ms,
-            reached,
-            arrivals: 0,
-            by_order,
-            by_id,
-        }
+        Self { tick_ms, now_ms, reached, arrivals: 0, by_order, by_id }
     }
 
     /// The last tick begun; at the end of time the one that would begin after it too.
@@ -158,26 +141,15 @@ struct Pair {
 impl Pair {
     fn new(config: WheelConfig, now_ms: u64) -> Self {
         let twin = Twin::new(config.tick_ms, now_ms);
-        Self {
-            wheel: Wheel::new(config, now_ms),
-            twin,
-            config,
-        }
+        Self { wheel: Wheel::new(config, now_ms), twin, config }
     }
 
     fn expire(&mut self, now_ms: u64, max: usize) -> usize {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         let more = self.wheel.expire(now_ms, max, &mut ours);
-        assert_eq!(
-            more,
-            self.twin.expire(now_ms, max, &mut theirs),
-            "more to come"
-        );
+        assert_eq!(more, self.twin.expire(now_ms, max, &mut theirs), "more to come");
         assert_eq!(ours, theirs, "expired at {now_ms}, at most {max}");
-        assert!(
-            ours.iter().all(|&(due_ms, _)| due_ms <= self.twin.now_ms),
-            "early"
-        );
+        assert!(ours.iter().all(|&(due_ms, _)| due_ms <= self.twin.now_ms), "early");
         ours.len()
     }
 
@@ -188,10 +160,7 @@ impl Pair {
         match (self.wheel.next_wake_ms(), self.twin.next_ms()) {
             (None, None) => (),
             (Some(wake_ms), Some(next_ms)) => {
-                assert!(
-                    wake_ms <= next_ms,
-                    "wake {wake_ms} after the next due {next_ms}"
-                );
+                assert!(wake_ms <= next_ms, "wake {wake_ms} after the next due {next_ms}");
                 assert!(wake_ms >= self.twin.now_ms, "wake {wake_ms} in the past");
                 let next_tick = self.config.tick_of_now(next_ms);
                 if next_tick / 64 == self.twin.reached / 64 {
@@ -209,20 +178,9 @@ impl Pair {
             0 => {
                 let distance = distance_ms(rng, tick_ms);
                 let back = rng.random_bool(0.1);
-                let to_ms = if back {
-                    now_ms.saturating_sub(distance)
-                } else {
-                    now_ms.saturating_add(distance)
-                };
+                let to_ms = if back { now_ms.saturating_sub(distance) } else { now_ms.saturating_add(distance) };
                 let bounded = rng.random_bool(0.3);
-                self.expire(
-                    to_ms,
-                    if bounded {
-                        rng.random_range(0..4)
-                    } else {
-                        UNBOUNDED
-                    },
-                );
+                self.expire(to_ms, if bounded { rng.random_range(0..4) } else { UNBOUNDED });
             }
             1 => {
                 let wake_ms = self.wheel.next_wake_ms().unwrap_or(now_ms);
@@ -252,11 +210,7 @@ impl Pair {
         let moves_max = 64;
         let mut idle_left = moves_max * (self.wheel.len() + 1);
         while let Some(wake_ms) = self.wheel.next_wake_ms() {
-            let max = if rng.random_bool(0.5) {
-                UNBOUNDED
-            } else {
-                rng.random_range(1..5)
-            };
+            let max = if rng.random_bool(0.5) { UNBOUNDED } else { rng.random_range(1..5) };
             if self.expire(wake_ms, max) == 0 {
                 idle_left = idle_left.checked_sub(1).expect("waking up gets somewhere");
             }
@@ -331,9 +285,7 @@ fn walk(seed: u64, scale: &Scale) {
 
 /// Runs the walks of a scale, or the one that `WHEEL_SEED` names.
 fn walk_all(scale: &Scale) {
-    let chosen = std::env::var("WHEEL_SEED")
-        .ok()
-        .map(|seed| seed.parse().expect("a number"));
+    let chosen = std::env::var("WHEEL_SEED").ok().map(|seed| seed.parse().expect("a number"));
     let seeds = chosen.map_or(0..scale.seeds, |seed: u64| seed..seed + 1);
     for seed in seeds {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| walk(seed, scale))) {

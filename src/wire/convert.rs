@@ -41,12 +41,8 @@ pub fn retry_from(message: &proto::RetryPolicy) -> Result<Retry, Invalid> {
         (Backoff::Fixed, cap) => cap.max(message.interval_ms),
         (Backoff::Exponential, cap) => cap,
     };
-    let retry = Retry {
-        attempts_max: message.max_attempts.max(1),
-        backoff,
-        interval_ms: message.interval_ms,
-        interval_max_ms,
-    };
+    let retry =
+        Retry { attempts_max: message.max_attempts.max(1), backoff, interval_ms: message.interval_ms, interval_max_ms };
     retry.validate()?;
     Ok(retry)
 }

@@ -1,0 +1,350 @@
+//! The ledger, moved by hand: a clock that stands still, effects as `apply` would tell of them, turns one by one.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+
+use super::FiringSettings;
+use super::driver;
+use super::ledger::{Due, Ledger};
+use crate::clock::{Clock, ManualClock, SystemClock};
+use crate::propose::Dispatches;
+use crate::raft::Observer;
+use crate::shard::{Claim, Effect};
+use crate::store::Store;
+use crate::store::codec;
+use crate::store::keys::Key;
+use crate::store::overlay::Write;
+use crate::store::rows::{ShardMetaRow, TaskRow};
+use crate::task::{GroupId, InstantMs, PolicyId, ShardId, TaskId};
+
+const GROUP: GroupId = GroupId(1);
+const TERM: u64 = 7;
+const NOTHING: [u64; 0] = [];
+
+fn id(n: u64) -> TaskId {
+    TaskId::new(0, ShardId(0), n)
+}
+
+fn number(id: TaskId) -> u64 {
+    u64::from_be_bytes(id.as_bytes()[8..].try_into().unwrap()) & (u64::MAX >> 2)
+}
+
+/// A ledger that leads one shard from 1,000 ms on, with everything before 1,000,000 ms in the window.
+struct Bench {
+    ledger: Arc<Ledger>,
+    clock: Arc<ManualClock>,
+    store: Store,
+    dues: mpsc::UnboundedReceiver<Due>,
+    room: Arc<Notify>,
+    arms: Mutex<Vec<InstantMs>>,
+    meta: ShardMetaRow,
+    _temp: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(settings: FiringSettings, armed_before_ms: InstantMs) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(&temp.path().join("db")).unwrap();
+        let clock = Arc::new(ManualClock::at_ms(1_000));
+        let ledger = Ledger::new(store.clone(), clock.clone(), settings);
+        let meta = ShardMetaRow { armed_ms: armed_before_ms, ..ShardMetaRow::default() };
+        store.write_state([(Key::shard_meta(GROUP), Write::Put(codec::encode(&meta)))]).unwrap();
+        let (dues, room) = ledger.lead(GROUP, TERM).unwrap();
+        assert_eq!(ledger.widen(GROUP, TERM, (1_000_000, None)), Some((0, None)));
+        Self { ledger, clock, store, dues, room, arms: Mutex::default(), meta, _temp: temp }
+    }
+
+    fn applied(&self, effects: &[Effect]) {
+        self.ledger.applied(GROUP, &self.meta, effects);
+    }
+
+    fn schedule(&self, n: u64, due_ms: InstantMs) {
+        self.applied(&[Effect::Scheduled { id: id(n), due_ms }]);
+    }
+
+    fn arm(&mut self, armed_ms: InstantMs) {
+        self.meta.armed_ms = armed_ms;
+        self.applied(&[]);
+    }
+
+    /// Stores the task's row, as `apply` has done before it tells of the effect.
+    fn store_task(&self, n: u64, first_due_ms: InstantMs) {
+        let row = TaskRow {
+            client: "me".parse().unwrap(),
+            policy: PolicyId([0; 16]),
+            first_due_ms,
+            interval_ms: 0,
+            payload: bytes::Bytes::new(),
+        };
+        self.store.write_state([(Key::task(GROUP, id(n)), Write::PutOnce(codec::encode(&row)))]).unwrap();
+    }
+
+    /// Moves the clock, and returns what is handed over, until the driver would sleep.
+    fn at(&mut self, now_ms: InstantMs) -> Vec<u64> {
+        self.clock.advance(Duration::from_millis(now_ms - self.clock.now_ms()));
+        while let super::ledger::Turn::Again = self.ledger.turn(&|_, up_to| self.arms.lock().unwrap().push(up_to)) {}
+        let mut handed_over = Vec::new();
+        while let Ok(due) = self.dues.try_recv() {
+            for (due_ms, id) in due {
+                assert!(due_ms <= now_ms && due_ms <= self.meta.armed_ms, "{due_ms} is early");
+                handed_over.push(number(id));
+            }
+        }
+        handed_over
+    }
+
+    /// How often the watermark was asked for. Up to where is a lower bound: the wheel knows the slot of what is far.
+    fn arms(&self) -> usize {
+        std::mem::take(&mut *self.arms.lock().unwrap()).len()
+    }
+}
+
+fn bench() -> Bench {
+    Bench::new(FiringSettings::default(), 0)
+}
+
+#[test]
+fn nothing_leaves_before_it_is_due_and_armed() {
+    let mut bench = bench();
+    bench.schedule(2, 2_000);
+    bench.schedule(1, 1_900);
+    assert_eq!(bench.at(1_300), NOTHING);
+    assert_eq!(bench.arms(), 0, "it is too early to arm");
+    assert_eq!(bench.at(1_500), NOTHING);
+    assert_eq!(bench.arms(), 1, "asked for once, a while ahead");
+    assert_eq!(bench.at(1_950), NOTHING, "due, but not armed");
+    assert_eq!(bench.arms(), 0);
+    bench.arm(1_960);
+    assert_eq!(bench.at(1_950), [1]);
+    assert_eq!(bench.arms(), 1);
+    bench.arm(3_000);
+    assert_eq!(bench.at(1_999), NOTHING);
+    assert_eq!(bench.at(2_000), [2]);
+}
+
+#[test]
+fn a_watermark_that_was_not_raised_is_asked_for_again() {
+    let mut bench = bench();
+    bench.schedule(1, 1_200);
+    bench.at(1_000);
+    assert_eq!(bench.arms(), 1);
+    bench.ledger.arm_failed(GROUP);
+    bench.at(1_100);
+    assert_eq!(bench.arms(), 1);
+}
+
+#[test]
+fn overdue_tasks_leave_first_and_in_due_order() {
+    let mut bench = Bench::new(FiringSettings::default(), 5_000);
+    let rows: Vec<_> = [10, 20, 500, 900, 1_100, 1_101].into_iter().zip(1..).map(|(due, n)| (due, id(n))).collect();
+    assert_eq!(bench.ledger.load(GROUP, TERM, &rows), Some(true));
+    bench.meta.armed_ms = 5_000;
+    assert_eq!(bench.at(1_100), [1, 2, 3, 4, 5]);
+    assert_eq!(bench.at(1_101), [6]);
+}
+
+#[test]
+fn what_is_out_or_beyond_the_window_is_not_loaded_twice() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    bench.schedule(1, 1_100);
+    assert_eq!(bench.at(1_100), [1]);
+    // The window is read again, from rows that were there before it left.
+    bench.ledger.load(GROUP, TERM, &[(1_100, id(1)), (1_200, id(2))]);
+    assert_eq!(bench.at(1_200), [2]);
+    bench.schedule(3, 1_000_000);
+    assert_eq!(bench.ledger.counts().timers, 0, "beyond the window it stays on disk");
+    assert_eq!(bench.ledger.widen(GROUP, TERM, (2_000_000, None)), Some((1_000_000, None)));
+    bench.schedule(3, 1_000_000);
+    assert_eq!(bench.ledger.counts().timers, 1);
+    // A retry: the attempt that was out is settled, the next one is scheduled.
+    bench.schedule(1, 1_300);
+    assert_eq!(bench.ledger.counts().in_flight, 1);
+    assert_eq!(bench.at(1_300), [1]);
+    bench.applied(&[Effect::Ended { id: id(1) }, Effect::Ended { id: id(2) }, Effect::Ended { id: id(3) }]);
+    let counts = bench.ledger.counts();
+    assert_eq!((counts.timers, counts.in_flight), (0, 0));
+}
+
+#[test]
+fn a_full_wheel_ends_the_window_and_tells_of_room() {
+    let mut bench = Bench::new(FiringSettings { timers_max: 1_000, ..FiringSettings::default() }, 0);
+    let rows: Vec<_> = (0..1_000).map(|n| (2_000 + n, id(n))).collect();
+    assert_eq!(bench.ledger.load(GROUP, TERM, &rows), Some(false));
+    assert!(!bench.ledger.has_room());
+    bench.schedule(5_000, 900_000);
+    assert_eq!(bench.ledger.counts().timers, 1_000, "behind the end of the window");
+    bench.schedule(5_001, 2_500);
+    assert_eq!(bench.ledger.counts().timers, 1_001, "within it, there is room for what is new");
+    assert_eq!(bench.ledger.widen(GROUP, TERM, (1_000_000, None)), Some((2_999, Some(id(999)))));
+    bench.arm(10_000);
+    assert_eq!(bench.at(2_300).len(), 301);
+    assert!(bench.ledger.has_room());
+    let mut told = tokio_test_poll(bench.room.notified());
+    assert!(told(), "whoever reads ahead is woken");
+}
+
+/// Polls a future once.
+fn tokio_test_poll(future: impl Future<Output = ()>) -> impl FnMut() -> bool {
+    let mut future = Box::pin(future);
+    move || {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        future.as_mut().poll(&mut context).is_ready()
+    }
+}
+
+#[test]
+fn no_more_are_out_than_allowed() {
+    let mut bench = Bench::new(FiringSettings { in_flight_max: 10, ..FiringSettings::default() }, 0);
+    bench.arm(10_000);
+    for n in 0..25 {
+        bench.schedule(n, 1_100 + n);
+    }
+    assert_eq!(bench.at(2_000), (0..10).collect::<Vec<_>>());
+    assert_eq!(bench.at(2_000), NOTHING);
+    bench.applied(&[Effect::Ended { id: id(3) }, Effect::Ended { id: id(4) }]);
+    assert_eq!(bench.at(2_000), [10, 11]);
+    bench.ledger.forget(GROUP, TERM, id(5));
+    assert_eq!(bench.at(2_000), [12]);
+}
+
+#[test]
+fn a_held_task_stays_and_goes_on_when_it_is_released() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    bench.store_task(1, 1_500);
+    bench.schedule(1, 1_500);
+    assert_eq!(bench.ledger.hold(GROUP, id(1)), Claim::NotDispatched);
+    assert_eq!(bench.at(1_600), NOTHING, "held");
+    // The window is read beside it.
+    bench.ledger.load(GROUP, TERM, &[(1_500, id(1))]);
+    assert_eq!(bench.at(1_600), NOTHING, "still held");
+    bench.ledger.release(GROUP, id(1));
+    assert_eq!(bench.at(1_600), [1]);
+    assert_eq!(bench.ledger.hold(GROUP, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 }, "handed over");
+    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 1), Some(1));
+    assert_eq!(bench.ledger.hold(GROUP, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 }, "out");
+    bench.applied(&[Effect::Ended { id: id(1) }]);
+    assert_eq!(bench.at(1_700), NOTHING);
+}
+
+#[test]
+fn a_task_an_earlier_leader_had_armed_may_be_out() {
+    let mut bench = Bench::new(FiringSettings::default(), 1_500);
+    bench.store_task(1, 1_500);
+    bench.store_task(2, 1_501);
+    bench.ledger.load(GROUP, TERM, &[(1_500, id(1)), (1_501, id(2))]);
+    bench.meta.armed_ms = 10_000;
+    bench.applied(&[]);
+    assert_eq!(bench.ledger.hold(GROUP, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 });
+    assert_eq!(bench.ledger.hold(GROUP, id(2)), Claim::NotDispatched, "armed in this term, and not dispatched");
+    assert_eq!(bench.ledger.hold(GROUP, id(3)), Claim::NotDispatched, "unknown");
+    assert_eq!(bench.at(2_000), NOTHING);
+    bench.ledger.unlead(GROUP, TERM);
+    assert_eq!(bench.ledger.hold(GROUP, id(2)), Claim::Unknown);
+}
+
+#[test]
+fn a_fence_is_given_once_even_if_the_lease_comes_back() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    bench.schedule(1, 1_000);
+    assert_eq!(bench.at(1_000), [1]);
+    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 1), Some(1));
+    bench.ledger.unlead(GROUP, TERM);
+    assert_eq!(bench.ledger.counts().in_flight, 0);
+    (bench.dues, bench.room) = bench.ledger.lead(GROUP, TERM).unwrap();
+    bench.ledger.load(GROUP, TERM, &[(1_000, id(1))]);
+    assert_eq!(bench.at(1_000), [1]);
+    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 1), Some(2));
+    // A message of the term before, or to a task that is not out, does nothing.
+    assert_eq!(bench.ledger.begin(GROUP, TERM - 1, id(1), 0, 1), None);
+    assert_eq!(bench.ledger.begin(GROUP, TERM, id(9), 0, 1), None);
+    bench.ledger.unlead(GROUP, TERM - 1);
+    assert_eq!(bench.ledger.counts().led, 1);
+    let (_dues, _room) = bench.ledger.lead(GROUP, TERM + 1).unwrap();
+    bench.ledger.load(GROUP, TERM + 1, &[(1_000, id(1))]);
+    bench.at(1_000);
+    assert_eq!(bench.ledger.begin(GROUP, TERM + 1, id(1), 0, 1), Some(1), "a new term counts from the start");
+}
+
+/// Several threads schedule, move and end tasks while the driver runs on the real clock: each task that stays is handed
+/// over exactly once, none early, and nothing is left behind.
+#[test]
+fn feeding_from_several_threads_while_the_clock_runs() {
+    const THREADS: u64 = 4;
+    const TASKS: u64 = 3_000;
+    let temp = tempfile::tempdir().unwrap();
+    let store = Store::open(&temp.path().join("db")).unwrap();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let settings = FiringSettings { in_flight_max: 1 << 20, ..FiringSettings::default() };
+    let ledger = Ledger::new(store, clock.clone(), settings);
+    let (mut dues, _room) = ledger.lead(GROUP, TERM).unwrap();
+    ledger.widen(GROUP, TERM, (InstantMs::MAX, None)).unwrap();
+    let armed = Arc::new(AtomicU64::new(0));
+    // The watermark rises a little later than it is asked for, on another thread.
+    let (arm_out, arm_in) = std::sync::mpsc::channel::<InstantMs>();
+    let armer = std::thread::spawn({
+        let (ledger, armed) = (ledger.clone(), armed.clone());
+        move || {
+            for up_to in arm_in {
+                let armed_ms = armed.fetch_max(up_to + 3, Ordering::SeqCst).max(up_to + 3);
+                ledger.applied(GROUP, &ShardMetaRow { armed_ms, ..ShardMetaRow::default() }, &[]);
+            }
+        }
+    });
+    let driver = driver::start(ledger.clone(), move |_, up_to| {
+        let _ = arm_out.send(up_to);
+    });
+    let feeders: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let (ledger, clock, armed) = (ledger.clone(), clock.clone(), armed.clone());
+            std::thread::spawn(move || {
+                let meta = || ShardMetaRow { armed_ms: armed.load(Ordering::SeqCst), ..ShardMetaRow::default() };
+                let mut last = HashMap::new();
+                for n in 0..TASKS {
+                    let id = id(thread * TASKS + n);
+                    let due_ms = clock.now_ms() + n % 200;
+                    ledger.applied(GROUP, &meta(), &[Effect::Scheduled { id, due_ms }]);
+                    last.insert(number(id), due_ms);
+                    if n % 10 == 9 {
+                        // Far away, so that it is not out yet; then it is gone.
+                        let far = TaskId::new(1, ShardId(0), number(id));
+                        let due_ms = clock.now_ms() + 500_000;
+                        ledger.applied(GROUP, &meta(), &[Effect::Scheduled { id: far, due_ms }]);
+                        ledger.applied(GROUP, &meta(), &[Effect::Scheduled { id: far, due_ms: due_ms + 5 }]);
+                        ledger.applied(GROUP, &meta(), &[Effect::Ended { id: far }]);
+                    }
+                }
+                last
+            })
+        })
+        .collect();
+    let mut handed_over = HashMap::new();
+    let mut wanted = HashMap::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        while handed_over.len() < usize::try_from(THREADS * TASKS).unwrap() {
+            let due = tokio::time::timeout(Duration::from_secs(20), dues.recv()).await;
+            let due = due.expect("the driver goes on").expect("the shard is led");
+            let now_ms = clock.now_ms();
+            for (due_ms, id) in due {
+                assert!(due_ms <= now_ms, "{due_ms} was handed over at {now_ms}");
+                assert!(handed_over.insert(number(id), due_ms).is_none(), "handed over twice");
+            }
+        }
+    });
+    for feeder in feeders {
+        wanted.extend(feeder.join().unwrap());
+    }
+    assert_eq!(handed_over, wanted);
+    let counts = ledger.counts();
+    assert_eq!((counts.timers, counts.in_flight), (0, wanted.len()));
+    ledger.stop();
+    driver.join().unwrap();
+    armer.join().unwrap();
+}
