@@ -17,7 +17,9 @@ use crate::task::InstantMs;
 /// Slewed time differs from real time by at most this part.
 const SLEW_PER_MILLE: i64 = 100;
 /// A difference below this is the jitter of reading two clocks.
-const STEP_US_MIN: i64 = 20_000;
+const STEP_US_MIN: i64 = 1_000;
+/// Two clocks are compared by a reading during which nothing came between.
+const READING_US_MAX: i64 = 200;
 
 pub trait Clock: Send + Sync + 'static {
     /// Microseconds since 1970. Never goes back.
@@ -84,7 +86,13 @@ impl SystemClock {
     /// Compares with the wall clock; to be called now and then. Returns by how many microseconds the wall clock is
     /// ahead, zero while both agree.
     pub fn look(&self) -> i64 {
-        self.slew.lock().expect("no panic under this lock").look(boot_us(), wall_us())
+        let mut slew = self.slew.lock().expect("no panic under this lock");
+        loop {
+            let (before, wall, after) = (boot_us(), wall_us(), boot_us());
+            if after - before <= READING_US_MAX {
+                return slew.look(after, wall);
+            }
+        }
     }
 }
 

@@ -50,6 +50,8 @@ Example:
 /// Where `dev` keeps its data unless told otherwise.
 const DEV_DATA_DIR: &str = ".boomerang-dev";
 
+const THREADS_MIN: usize = 4;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = match EnvFilter::try_new(&cli.log) {
@@ -61,7 +63,9 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return usage(&error.to_string()),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // RocksDB makes a thread wait when it has too much to flush: a few more threads than cores keep the rest going.
+    let threads = std::thread::available_parallelism().map_or(THREADS_MIN, |cores| cores.get().max(THREADS_MIN));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot start the runtime: {error}")),
     };

@@ -91,9 +91,13 @@ impl Ask {
         }
     }
 
-    /// New work, as opposed to what brings old work to its end.
-    fn adds(&self) -> bool {
-        matches!(self, Ask::Register { .. } | Ask::Plain(_))
+    /// Whether somebody waits for this who should rather be told than wait until there is room on the disk.
+    fn refused_by(&self, disk: &DiskState) -> Option<String> {
+        match (self, disk) {
+            (Ask::Register { .. } | Ask::Plain(_), DiskState::Low(why) | DiskState::Full(why))
+            | (Ask::Cancel { .. }, DiskState::Full(why)) => Some(why.clone()),
+            _ => None,
+        }
     }
 }
 
@@ -185,10 +189,9 @@ impl Proposer {
 
     /// Waits for room and then hands over `ask`; `answer` is called once, on another task, and must not block.
     pub async fn submit(&self, group: GroupId, ask: Ask, answer: Answer) {
-        if ask.adds() {
-            if let DiskState::Low(why) | DiskState::Full(why) = &*self.inner.disk.borrow() {
-                return answer(Err(Refused::Overloaded { why: why.clone(), retry_after_ms: OVERLOADED_RETRY_MS }));
-            }
+        let refused = ask.refused_by(&self.inner.disk.borrow());
+        if let Some(why) = refused {
+            return answer(Err(Refused::Overloaded { why, retry_after_ms: OVERLOADED_RETRY_MS }));
         }
         let Some(queue) = self.inner.queues.get(&group) else {
             return answer(Err(Refused::NotLeader { group }));
