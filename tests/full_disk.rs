@@ -1,0 +1,175 @@
+//! A disk that fills up under a node: it refuses what is new with a clear error, finishes what it accepted as long as
+//! there is room for that, stays alive, keeps everything it acknowledged, and goes on when there is space again.
+//!
+//! Needs a file system of its own, which only root may mount; without that it says so and ends.
+
+mod common;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use boomerang::client::{Client, ClientError, Credentials, Due, Options, Received, Receiver, Registration};
+use boomerang::store::space::DiskSpace;
+use boomerang::task::{Callback, Protocol, TaskId};
+use boomerang::wire::proto::Status;
+use common::NodeProcess;
+use tokio::sync::mpsc;
+
+const MIB: u64 = 1024 * 1024;
+const DISK_MIB: u64 = 192;
+const LOW_MIB: u64 = 64;
+const RESERVE_MIB: u64 = 24;
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// A small file system in memory; unmounted when it is dropped.
+struct SmallDisk {
+    path: PathBuf,
+    _temp: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("disk");
+        std::fs::create_dir(&path).unwrap();
+        let size = format!("size={DISK_MIB}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&path).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self { path, _temp: temp }),
+            _ => None,
+        }
+    }
+
+    fn free(&self) -> u64 {
+        DiskSpace::new(&self.path).free_bytes().unwrap()
+    }
+
+    /// Writes until only `left` bytes are free.
+    fn fill(&self, name: &str, left: u64) -> PathBuf {
+        let path = self.path.join(name);
+        let mut file = File::create(&path).unwrap();
+        let block = vec![1u8; 256 * 1024];
+        while self.free() > left && file.write_all(&block).is_ok() {}
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.path).output();
+    }
+}
+
+async fn connect(node: &NodeProcess, receiver: &Receiver) -> Client {
+    let client_id = "admin".parse().unwrap();
+    let password = common::ADMIN_PASSWORD.to_owned();
+    let mut options = Options::new(vec![node.tcp().to_string()], Credentials::Password { client_id, password });
+    options.callback = Some(Callback::new(Protocol::Tcp, &receiver.local_addr().to_string()).unwrap());
+    Client::connect(options).await.unwrap()
+}
+
+async fn register(client: &Client, delay_ms: u64) -> Result<TaskId, ClientError> {
+    let payload = bytes::Bytes::from_static(b"kept");
+    let registration = Registration { payload, due: Due::In(delay_ms), repeat_interval_ms: None };
+    client.register(registration).await.map(|registered| registered.task_id)
+}
+
+/// Asks until the node refuses because of the disk; it looks ten times a second.
+async fn refused(client: &Client, node: &NodeProcess, expected: &str) {
+    let deadline = Instant::now() + WITHIN;
+    loop {
+        match register(client, 60_000_000).await {
+            Err(ClientError::Server { status, message, .. }) if message.contains(expected) => {
+                assert_eq!(status, Status::Overloaded, "{message}");
+                break;
+            }
+            other => assert!(Instant::now() < deadline, "the node goes on to answer {other:?}"),
+        }
+    }
+    let (status, text) = node.get("/readyz");
+    assert_eq!(status, 503);
+    assert!(text.contains("disk"), "{text}");
+    assert_eq!(node.get("/healthz").0, 200);
+}
+
+async fn accepted(client: &Client, delay_ms: u64) -> TaskId {
+    let deadline = Instant::now() + WITHIN;
+    loop {
+        match register(client, delay_ms).await {
+            Ok(id) => return id,
+            Err(error) => assert!(Instant::now() < deadline, "the node goes on to refuse: {error}"),
+        }
+    }
+}
+
+async fn wait_for(deliveries: &mut mpsc::Receiver<Received>, mut expected: HashSet<TaskId>) {
+    while !expected.is_empty() {
+        let received = tokio::time::timeout(WITHIN, deliveries.recv()).await;
+        let received = received.unwrap_or_else(|_| panic!("{} tasks did not fire", expected.len())).unwrap();
+        assert!(received.lateness_us().unwrap() >= 0);
+        expected.remove(&received.task_id);
+    }
+}
+
+fn start(disk: &Path) -> NodeProcess {
+    let (low, reserve) = (LOW_MIB.to_string(), RESERVE_MIB.to_string());
+    let ports = [common::free_port(), common::free_port(), common::free_port()];
+    NodeProcess::start_in(&disk.join("data"), ports, &["--disk-free-min", &low, "--disk-reserve", &reserve])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_refused_survived_and_recovered_from() {
+    let Some(disk) = SmallDisk::mount() else {
+        eprintln!("skipped: this needs a file system of its own, and mounting one is not permitted here");
+        return;
+    };
+    let mut node = start(&disk.path);
+    let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 1_000).await.unwrap();
+    let client = connect(&node, &receiver).await;
+    assert_eq!(node.get("/readyz").0, 200);
+    let far = accepted(&client, 3_600_000).await;
+    let mut soon = HashSet::new();
+    for n in 0..50 {
+        soon.insert(accepted(&client, 1_500 + 40 * n).await);
+    }
+
+    // Nearly full: what is new is refused, what was accepted fires.
+    let filler = disk.fill("filler", (LOW_MIB / 2) * MIB);
+    refused(&client, &node, "nearly full").await;
+    wait_for(&mut deliveries, soon).await;
+
+    // Full to the last byte, twice: the second time there is no reserve left. What is due then waits.
+    std::fs::remove_file(&filler).unwrap();
+    let mut late = HashSet::new();
+    for _ in 0..50 {
+        late.insert(accepted(&client, 4_000).await);
+    }
+    let filler = disk.fill("filler", 0);
+    refused(&client, &node, "full").await;
+    let deadline = Instant::now() + WITHIN;
+    while node.folder().join("reserve").exists() {
+        assert!(Instant::now() < deadline, "the reserve is given up");
+        tokio::task::yield_now().await;
+    }
+    let second = disk.fill("second", 0);
+    refused(&client, &node, "nothing is written").await;
+    assert!(client.cancel(far).await.is_err(), "a cancellation is refused as well, rather than left hanging");
+    assert!(client.get(far).await.unwrap().is_some(), "reading goes on");
+    assert_eq!(node.exited(), None);
+
+    // Space again: everything goes on by itself, and nothing is lost.
+    std::fs::remove_file(&second).unwrap();
+    std::fs::remove_file(&filler).unwrap();
+    wait_for(&mut deliveries, late).await;
+    let more = accepted(&client, 100).await;
+    wait_for(&mut deliveries, HashSet::from([more])).await;
+    assert_eq!(node.get("/readyz").0, 200);
+    assert_eq!(node.exited(), None);
+    node.kill();
+    tokio::task::block_in_place(|| node.restart());
+    assert!(client.get(far).await.unwrap().is_some(), "what was acknowledged before all this is still there");
+}
