@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::bench::args::BenchCommand;
 use crate::client::{Credentials, Options};
 use crate::task::{Backoff, Callback, ClientId, InstantMs, Invalid, Protocol, Retry, TaskId};
 use crate::when::{parse_duration, parse_instant};
@@ -117,6 +118,9 @@ pub enum Command {
     Client(ClientCommand),
     /// Receive callbacks and print them as they come
     Listen(Listen),
+    /// Measure a node, or the timing wheel alone
+    #[command(subcommand)]
+    Bench(Box<BenchCommand>),
 }
 
 /// What can be done with tasks.
@@ -386,7 +390,7 @@ pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn parse_timeout(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_timeout(text: &str) -> Result<Duration, String> {
     parse_duration(text).and_then(|timeout| if timeout.is_zero() { Err("is zero".into()) } else { Ok(timeout) })
 }
 
@@ -449,6 +453,10 @@ mod tests {
             "client key orders --label ci --token k",
             "client revoke-key k1",
             "listen --tcp 127.0.0.1:0 --count 3 --status error --delay 10ms --quiet --json",
+            "bench register --tasks 10 --connections 2 --inflight 8 --payload 0 --delay 1h --keep --quiet",
+            "bench fire --tasks 10 --spread 1s --pending 5 --pending-delay 2h --protocol tcp --lead 1s --wait 5s --json",
+            "bench drain --tasks 10 --lead 1s --listen 0.0.0.0:0 --advertise bench.internal",
+            "bench wheel --timers 1000 --spread 5s --alone",
         ] {
             if let Err(error) = parse(line) {
                 panic!("{line}: {error}");
@@ -478,6 +486,10 @@ mod tests {
             ("listen", "--tcp"),
             ("listen --tcp h:1 --count 0", "0 is not in"),
             ("task list --timeout 0s", "is zero"),
+            ("bench register --tasks 0", "0 is not in"),
+            ("bench fire --spread 0s", "is zero"),
+            ("bench fire --protocol udp", "possible values: tcp"),
+            ("bench wheel --timers 1", "1 is not in"),
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.to_string().contains(why), "{line}: {error}");

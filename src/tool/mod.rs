@@ -5,9 +5,10 @@
 //! standard error, and every error says what to do next where that is known.
 //!
 //! - [`args`]: flags, commands and their help
-//! - `output`: lines, tables and JSON; `task`, `client`, `listen`: one file per family of commands
+//! - `output`: lines, tables and JSON; `task`, `client`, `listen`, `bench`: one file per family of commands
 
 pub mod args;
+mod bench;
 mod client;
 mod listen;
 mod output;
@@ -129,6 +130,7 @@ async fn execute(cli: Cli, output: Output) -> Result<(), ToolError> {
         Command::Task(command) => task::run(command, cli.global, output).await,
         Command::Client(command) => client::run(command, cli.global, output).await,
         Command::Listen(listen) => listen::run(listen, output).await,
+        Command::Bench(command) => bench::run(*command, cli.global, output).await,
     }
 }
 

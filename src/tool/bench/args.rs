@@ -1,0 +1,175 @@
+//! What can be typed after `boomtool bench`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum, value_parser};
+
+use super::super::args::parse_timeout;
+use crate::when::parse_duration;
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// How fast tasks are stored, and how long each one takes
+    Register(RegisterBench),
+    /// How late deliveries are, at a steady rate
+    Fire(FireBench),
+    /// How fast tasks go out that are all due at one instant
+    Drain(DrainBench),
+    /// What the timing wheel costs by itself, next to two others; needs no node
+    Wheel(WheelBench),
+}
+
+/// The load, and the receiver of what is fired.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Load")]
+pub struct LoadArgs {
+    /// Connections to the node
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = value_parser!(u16).range(1..=1000))]
+    pub connections: u16,
+    /// Requests under way on each connection
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub inflight: u32,
+    /// Size of each payload; its bytes are random
+    #[arg(long, value_name = "BYTES", default_value_t = 100)]
+    pub payload: usize,
+    /// Where the receiver listens; port 0 picks a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    pub listen: String,
+    /// Host by which the node reaches the receiver, when it is not that of --listen
+    #[arg(long, value_name = "HOST")]
+    pub advertise: Option<String>,
+    /// Leave on the node what was not delivered, rather than cancel it
+    #[arg(long)]
+    pub keep: bool,
+    /// No progress on standard error (there is none either when that is no terminal)
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// `bench register`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "How fast tasks are stored, and how long each one takes.\n\n\
+        Every connection keeps --inflight registrations under way; the next is sent when an answer has come. \
+        'latency_us' is the time from submitting a registration to its answer, so with many under way it is mostly the \
+        time in the queue: for the latency of a lone request, use --connections 1 --inflight 1. 'per_second' counts \
+        acknowledged registrations. Afterwards the tasks are cancelled, which is not part of the measurement.",
+    after_help = "\
+Examples:
+  boomtool bench register --tasks 200000 --json
+  boomtool bench register --tasks 2000 --connections 1 --inflight 1"
+)]
+pub struct RegisterBench {
+    /// How many tasks
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = value_parser!(u64).range(1..))]
+    pub tasks: u64,
+    /// How far ahead they are due
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
+    pub delay: Duration,
+    /// The load.
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// How callbacks travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProtocolArg {
+    /// Frames over TCP
+    Tcp,
+}
+
+/// `bench fire`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "How late deliveries are, at a steady rate.\n\n\
+        First --pending tasks are registered that are due far away. Then --tasks tasks, whose due instants are spread \
+        evenly over --spread and begin --lead from now. Their receiver is this process. 'lateness_us' is the time from \
+        the due instant that the node answered to the arrival, stamped right after the read that brought it. Both \
+        clocks must be the same or agree well: trust the figure as far as they do. 'latency_us' is that of the \
+        registrations. A task that did not come --wait after the last due instant is lost. What is left is cancelled.",
+    after_help = "\
+Examples:
+  boomtool bench fire --tasks 60000 --spread 60s --json             # 1,000 per second
+  boomtool bench fire --tasks 60000 --spread 60s --pending 1000000  # the same with a million waiting"
+)]
+pub struct FireBench {
+    /// How many tasks fire
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..))]
+    pub tasks: u64,
+    /// The time their due instants are spread over
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_timeout)]
+    pub spread: Duration,
+    /// How many tasks wait meanwhile
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub pending: u64,
+    /// How far ahead those are due
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_timeout)]
+    pub pending_delay: Duration,
+    /// How they are delivered
+    #[arg(long, value_name = "PROTOCOL", default_value = "tcp")]
+    pub protocol: ProtocolArg,
+    /// Time between the first registration and the first due instant
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
+    pub lead: Duration,
+    /// How long after the last due instant deliveries are waited for
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub wait: Duration,
+    /// The load.
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// `bench drain`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "How fast tasks go out that are all due at one instant.\n\n\
+        'per_second' is counted from the first delivery to the last, 'lateness_us' from the due instant to each \
+        arrival, 'latency_us' is that of the registrations. --lead must leave time to register all of them: those \
+        acknowledged after the due instant are counted as 'registered_late'.",
+    after_help = "\
+Examples:
+  boomtool bench drain --tasks 100000 --json"
+)]
+pub struct DrainBench {
+    /// How many tasks
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..))]
+    pub tasks: u64,
+    /// Time between the first registration and the due instant [default: 2s, and 1s more for every 5,000 tasks]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub lead: Option<Duration>,
+    /// How long after the due instant deliveries are waited for
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
+    pub wait: Duration,
+    /// The load.
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// `bench wheel`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "What the timing wheel costs by itself, next to two others; needs no node.\n\n\
+        Each structure gets the same timers in the same order: all are inserted, half are cancelled in random order, \
+        the others expire. The counts and 'latency_us' (one turn of 'expire', a tick of 1 ms) are those of Boomerang's \
+        wheel. Memory is what the resident memory of the process grew by. The delay queue of tokio runs by the real \
+        clock, so a run takes at least --spread; --alone leaves both others out.",
+    after_help = "\
+Examples:
+  boomtool bench wheel --timers 1000000 --json
+  boomtool bench wheel --timers 10000000 --spread 30m --alone"
+)]
+pub struct WheelBench {
+    /// How many timers
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = value_parser!(u32).range(2..=1_000_000_000))]
+    pub timers: u32,
+    /// The time their due instants are spread over, at random
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_timeout)]
+    pub spread: Duration,
+    /// Measure Boomerang's wheel only
+    #[arg(long)]
+    pub alone: bool,
+    /// No progress on standard error
+    #[arg(long)]
+    pub quiet: bool,
+}

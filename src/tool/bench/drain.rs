@@ -1,0 +1,58 @@
+//! `bench drain`: how fast tasks go out that are all due at one instant.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::super::ToolError;
+use super::super::args::{Global, millis};
+use super::account::Schedule;
+use super::args::DrainBench;
+use super::fire::{counts, facts};
+use super::load::now_ms;
+use super::report::Report;
+use super::{Bench, configuration};
+use crate::client::Percentiles;
+
+/// How fast a node is trusted to register, when no `--lead` is given.
+const REGISTERED_PER_MS: u64 = 5;
+const LEAD_MS_MIN: u64 = 2_000;
+
+pub(super) async fn run(args: DrainBench, global: &Global) -> Result<Report, ToolError> {
+    let DrainBench { tasks, lead, wait, load } = args;
+    let lead = lead.unwrap_or_else(|| lead_for(tasks));
+    let own = json!({ "tasks": tasks, "lead_ms": millis(lead), "wait_ms": millis(wait) });
+    let configuration = configuration(&load, own);
+    let bench = Bench::start(&load, global, tasks).await?;
+    let schedule = Schedule::Spread { first_ms: now_ms() + millis(lead), spread_ms: 0, tasks };
+    let mut registering = bench.register("registering", tasks, schedule).await;
+    let judgement = bench.wait(&registering.acknowledged, wait).await;
+    let mut more = facts(&registering, &judgement);
+    more.insert("draining_us".into(), json!(judgement.last_us - judgement.first_us));
+    more.insert("cleaned_up".into(), bench.finish(judgement.lost.clone()).await);
+    let failures = std::mem::take(&mut registering.failures);
+    Ok(Report {
+        bench: "drain",
+        configuration,
+        counts: counts(&registering, &judgement),
+        per_second: judgement.per_second(),
+        latency_us: Percentiles::of(&registering.latency_us),
+        lateness_us: Some(judgement.lateness_us),
+        more,
+        failures,
+    })
+}
+
+fn lead_for(tasks: u64) -> Duration {
+    Duration::from_millis(LEAD_MS_MIN + tasks / REGISTERED_PER_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lead_grows_with_the_tasks() {
+        assert_eq!([0, 5_000, 100_000].map(lead_for), [2, 3, 22].map(Duration::from_secs));
+    }
+}

@@ -1,0 +1,246 @@
+//! The load: many connections with many requests under way on each, measured one by one.
+//!
+//! The loop is closed: a connection sends the next request when an answer has come. So a node that is slow is asked
+//! less, and `latency_us` is to be read together with the rate. Whatever fails is counted by its text and not repeated.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use super::account::{Schedule, histogram};
+use super::progress::Progress;
+use crate::client::{Cancelled, Client, ClientError, Registered, Registration};
+use crate::task::{InstantMs, TaskId};
+
+/// Payloads are cut from this many random bytes: far more than the window of a compressor that meets several of them.
+const POOL_BYTES: usize = 1 << 20;
+
+/// From one payload to the next: prime, so that they come to lie at all places of the pool.
+const POOL_STEP: u64 = 8_191;
+
+/// After an answer that names no time to wait.
+const OVERLOADED_PAUSE: Duration = Duration::from_millis(10);
+
+/// Random payloads that cost nothing to make: slices of one buffer.
+pub(super) struct Payloads {
+    pool: Bytes,
+    bytes: usize,
+}
+
+impl Payloads {
+    pub fn new(bytes: usize) -> Self {
+        let mut pool = vec![0; POOL_BYTES + bytes];
+        rand::fill(&mut pool[..]);
+        Self { pool: pool.into(), bytes }
+    }
+
+    fn get(&self, number: u64) -> Bytes {
+        let at = number.wrapping_mul(POOL_STEP) % POOL_BYTES as u64;
+        let at = usize::try_from(at).expect("within the pool");
+        self.pool.slice(at..at + self.bytes)
+    }
+}
+
+/// What became of many registrations.
+pub(super) struct Registering {
+    pub sent: u64,
+    /// With the due instant that the node answered.
+    pub acknowledged: Vec<(TaskId, InstantMs)>,
+    /// Of those acknowledged when they were due already.
+    pub late: u64,
+    pub latency_us: Histogram<u64>,
+    /// From the first request to the last answer.
+    pub took: Duration,
+    pub failures: BTreeMap<String, u64>,
+}
+
+impl Registering {
+    fn new() -> Self {
+        let latency_us = histogram();
+        let (acknowledged, failures) = (Vec::new(), BTreeMap::new());
+        Self { sent: 0, acknowledged, late: 0, latency_us, took: Duration::ZERO, failures }
+    }
+
+    fn acknowledge(&mut self, registered: Registered, latency: Duration) {
+        self.acknowledged.push((registered.task_id, registered.due_ms));
+        self.late += u64::from(now_ms() > registered.due_ms);
+        self.latency_us.saturating_record(micros(latency));
+    }
+
+    fn absorb(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.acknowledged.extend(other.acknowledged);
+        self.late += other.late;
+        self.latency_us.add(&other.latency_us).expect("histograms of one shape");
+        merge(&mut self.failures, other.failures);
+    }
+}
+
+/// Registers `tasks` tasks over all connections; whichever is free takes the next one in the order of their due
+/// instants.
+pub(super) async fn register(
+    clients: &[Client],
+    inflight: usize,
+    tasks: u64,
+    schedule: Schedule,
+    payloads: &Arc<Payloads>,
+    progress: &Arc<Progress>,
+) -> Registering {
+    let started = Instant::now();
+    let next = Arc::new(AtomicU64::new(0));
+    let mut connections = JoinSet::new();
+    for client in clients {
+        let (client, next, payloads, progress) = (client.clone(), next.clone(), payloads.clone(), progress.clone());
+        connections.spawn(async move {
+            let mut result = Registering::new();
+            let mut under_way = FuturesUnordered::new();
+            loop {
+                while under_way.len() < inflight {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= tasks {
+                        break;
+                    }
+                    let due = schedule.due(number);
+                    let registration = Registration { payload: payloads.get(number), due, repeat_interval_ms: None };
+                    let submitted = Instant::now();
+                    result.sent += 1;
+                    match client.register_nowait(registration).await {
+                        Ok(answer) => under_way.push(async move {
+                            let answer = answer.await;
+                            (answer, submitted.elapsed())
+                        }),
+                        Err(error) => {
+                            // It could not even be sent, after a wait: the rest would take for ever to fail alike.
+                            next.store(tasks, Ordering::Relaxed);
+                            count(&mut result.failures, &error);
+                        }
+                    }
+                }
+                match under_way.next().await {
+                    None => return result,
+                    Some((Ok(registered), latency)) => {
+                        result.acknowledge(registered, latency);
+                        progress.one();
+                    }
+                    Some((Err(error), _)) => {
+                        count(&mut result.failures, &error);
+                        pause_if_overloaded(&error).await;
+                    }
+                }
+            }
+        });
+    }
+    let mut all = Registering::new();
+    while let Some(one) = connections.join_next().await {
+        all.absorb(one.expect("no panic in a connection"));
+    }
+    all.took = started.elapsed();
+    all
+}
+
+/// What became of many cancellations.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Cancelling {
+    pub cancelled: u64,
+    pub too_late: u64,
+    pub not_found: u64,
+    pub failures: BTreeMap<String, u64>,
+}
+
+/// Takes tasks back, so that a bench leaves the node as it found it.
+pub(super) async fn cancel(
+    clients: &[Client],
+    inflight: usize,
+    tasks: Vec<TaskId>,
+    progress: &Arc<Progress>,
+) -> Cancelling {
+    let tasks = Arc::new(tasks);
+    let next = Arc::new(AtomicU64::new(0));
+    let mut connections = JoinSet::new();
+    for client in clients {
+        let (client, next, tasks, progress) = (client.clone(), next.clone(), tasks.clone(), progress.clone());
+        connections.spawn(async move {
+            let mut result = Cancelling::default();
+            let numbers = std::iter::from_fn(|| {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                usize::try_from(number).ok().and_then(|number| tasks.get(number)).copied()
+            });
+            let cancel = |id| {
+                let client = client.clone();
+                async move { client.cancel(id).await }
+            };
+            let mut answers = futures::stream::iter(numbers).map(cancel).buffer_unordered(inflight);
+            while let Some(answer) = answers.next().await {
+                progress.one();
+                match answer {
+                    Ok(Cancelled::Cancelled) => result.cancelled += 1,
+                    Ok(Cancelled::TooLate { .. }) => result.too_late += 1,
+                    Ok(Cancelled::NotFound) => result.not_found += 1,
+                    Err(error) => {
+                        count(&mut result.failures, &error);
+                        pause_if_overloaded(&error).await;
+                        if matches!(error, ClientError::Connect { .. }) {
+                            next.store(u64::MAX / 2, Ordering::Relaxed);
+                        }
+                    }
+                }
+            }
+            result
+        });
+    }
+    let mut all = Cancelling::default();
+    while let Some(one) = connections.join_next().await {
+        let one = one.expect("no panic in a connection");
+        all.cancelled += one.cancelled;
+        all.too_late += one.too_late;
+        all.not_found += one.not_found;
+        merge(&mut all.failures, one.failures);
+    }
+    all
+}
+
+async fn pause_if_overloaded(error: &ClientError) {
+    if let ClientError::Server { status: crate::wire::proto::Status::Overloaded, retry_after, .. } = error {
+        tokio::time::sleep(retry_after.unwrap_or(OVERLOADED_PAUSE)).await;
+    }
+}
+
+fn count(failures: &mut BTreeMap<String, u64>, error: &ClientError) {
+    *failures.entry(error.to_string()).or_default() += 1;
+}
+
+fn merge(into: &mut BTreeMap<String, u64>, from: BTreeMap<String, u64>) {
+    for (why, count) in from {
+        *into.entry(why).or_default() += count;
+    }
+}
+
+pub(super) fn now_ms() -> InstantMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_have_their_size_and_differ() {
+        let payloads = Payloads::new(100);
+        assert_ne!(payloads.get(0), payloads.get(1));
+        assert!([0, 1, 127, 128, 129, u64::MAX].iter().all(|&number| payloads.get(number).len() == 100));
+        assert!(Payloads::new(0).get(5).is_empty());
+    }
+}

@@ -1,0 +1,225 @@
+//! `boomtool bench`: measures a node from outside, by its public protocol, and the timing wheel alone.
+//!
+//! Load and receiver are one process, so that one clock stamps both ends of everything; the node has a clock of its own,
+//! which on the same machine is the same. Every bench prints one [`report::Report`]. Exit code 1: something was not
+//! acknowledged, was lost, or came early.
+//!
+//! - `args`: flags and their help; `register`, `fire`, `drain`, `wheel`: one file per bench
+//! - `load`: registers and cancels with many requests under way
+//! - `account`: what was acknowledged against what came
+//! - `report`, `progress`: what is printed at the end, and meanwhile
+
+mod account;
+pub mod args;
+mod drain;
+mod fire;
+mod load;
+mod progress;
+mod register;
+mod report;
+mod wheel;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::args::Global;
+use super::output::Output;
+use super::{ToolError, connect};
+use crate::client::{Client, Options, Received, Receiver, Reply};
+use crate::task::{Callback, InstantMs, Protocol, TaskId};
+use account::{Arrivals, Judgement, Schedule};
+use args::{BenchCommand, LoadArgs};
+use load::{Cancelling, Payloads, Registering, now_ms};
+use progress::Progress;
+
+/// How often the receiver's list is looked at for whether all have come.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long after the last delivery one more is waited for, which would be a duplicate.
+const LINGER: Duration = Duration::from_millis(300);
+
+pub(super) async fn run(command: BenchCommand, global: Global, mut output: Output) -> Result<(), ToolError> {
+    let report = match command {
+        BenchCommand::Register(args) => register::run(args, &global).await?,
+        BenchCommand::Fire(args) => fire::run(args, &global).await?,
+        BenchCommand::Drain(args) => drain::run(args, &global).await?,
+        BenchCommand::Wheel(args) => wheel::run(args).await?,
+    };
+    report.print(&mut output)?;
+    report.verdict()
+}
+
+/// Connections to the node, and the receiver of what it fires.
+struct Bench {
+    clients: Vec<Client>,
+    inflight: usize,
+    payloads: Arc<Payloads>,
+    receiver: Receiver,
+    arrivals: Arc<Arrivals>,
+    progress: Arc<Progress>,
+    keep: bool,
+}
+
+impl Bench {
+    /// `expected`: how many deliveries the receiver's list has room for from the start.
+    async fn start(args: &LoadArgs, global: &Global, expected: u64) -> Result<Self, ToolError> {
+        let arrivals = Arc::new(Arrivals::with_capacity(expected));
+        let take = {
+            let arrivals = arrivals.clone();
+            move |received: &Received| {
+                arrivals.take(received);
+                Reply::Accept.into()
+            }
+        };
+        let receiver = Receiver::bind(&args.listen, take)
+            .await
+            .map_err(|source| ToolError::Listen { address: args.listen.clone(), source })?;
+        let address = receiver.local_addr();
+        let endpoint = match &args.advertise {
+            Some(host) => format!("{host}:{}", address.port()),
+            None => address.to_string(),
+        };
+        let callback = Callback::new(Protocol::Tcp, &endpoint)?;
+        let progress = Arc::new(Progress::start(args.quiet, arrivals.clone()));
+        let inflight = usize::try_from(args.inflight).expect("bounded by its flag");
+        let options = Options { callback: Some(callback), inflight_max: inflight, ..global.options() };
+        let mut clients = Vec::new();
+        for _ in 0..args.connections {
+            clients.push(connect(options.clone()).await?);
+        }
+        let payloads = Arc::new(Payloads::new(args.payload));
+        Ok(Self { clients, inflight, payloads, receiver, arrivals, progress, keep: args.keep })
+    }
+
+    async fn register(&self, phase: &'static str, tasks: u64, schedule: Schedule) -> Registering {
+        self.progress.phase(phase, tasks);
+        load::register(&self.clients, self.inflight, tasks, schedule, &self.payloads, &self.progress).await
+    }
+
+    /// Waits until all of these have come, at most until `wait` after the last of them is due.
+    async fn wait(&self, acknowledged: &[(TaskId, InstantMs)], wait: Duration) -> Judgement {
+        self.progress.phase("waiting for deliveries", 0);
+        let last_due_ms = acknowledged.iter().map(|(_, due_ms)| *due_ms).max().unwrap_or(0);
+        let left = Duration::from_millis(last_due_ms.saturating_sub(now_ms())) + wait;
+        let deadline = Instant::now() + left;
+        let mut seen = 0;
+        while Instant::now() < deadline {
+            let arrived = self.arrivals.len();
+            // The lists are compared only when that can have a new result, for it takes its time.
+            if arrived >= acknowledged.len() && arrived > seen || acknowledged.is_empty() {
+                seen = arrived;
+                if self.arrivals.judge(acknowledged).lost.is_empty() {
+                    tokio::time::sleep(LINGER).await;
+                    break;
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        self.arrivals.judge(acknowledged)
+    }
+
+    /// Cancels what is left, unless it is to stay, and hangs up. The receiver is the last to go.
+    async fn finish(self, left: Vec<TaskId>) -> Value {
+        let cancelling = if self.keep {
+            None
+        } else {
+            self.progress.phase("cancelling what is left", left.len() as u64);
+            Some(load::cancel(&self.clients, self.inflight, left, &self.progress).await)
+        };
+        for client in self.clients {
+            client.close().await;
+        }
+        self.receiver.finish().await;
+        match cancelling {
+            Some(Cancelling { cancelled, too_late, not_found, failures }) => json!({
+                "cancelled": cancelled, "too_late": too_late, "not_found": not_found, "failures": failures
+            }),
+            None => Value::Null,
+        }
+    }
+}
+
+/// The part of the configuration that all benches with a load share.
+fn configuration(load: &LoadArgs, own: Value) -> Value {
+    let mut all = json!({
+        "connections": load.connections,
+        "inflight": load.inflight,
+        "payload_bytes": load.payload,
+        "keep": load.keep,
+    });
+    if let (Value::Object(all), Value::Object(own)) = (&mut all, own) {
+        all.extend(own);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use serde_json::Value;
+
+    use super::super::tests::boomtool;
+    use crate::client::fake::{self, Fake};
+    use crate::wire::proto::{self, Status, boomerang_envelope::Payload};
+
+    /// A node that stores nothing and fires nothing; it refuses the registration with this number.
+    async fn node(refused: u64) -> String {
+        let fake = Fake::start().await;
+        let address = fake.address();
+        let registered = AtomicU64::new(0);
+        fake.serve(move |request| match request {
+            Payload::RegistrationRequest(task) => match registered.fetch_add(1, Ordering::Relaxed) {
+                number if number == refused => fake::refused(Status::Overloaded, "not now"),
+                number => Payload::RegistrationResponse(proto::RegistrationResponse {
+                    task_id: fake::task_id(number).to_string(),
+                    scheduled_time_ms: task.due_ms + 3_600_000 * u64::from(task.due_ms == 0),
+                    ..Default::default()
+                }),
+            },
+            Payload::CancellationRequest(_) => Payload::CancellationResponse(Default::default()),
+            _ => fake::refused(Status::InvalidRequest, "not in this test"),
+        });
+        address
+    }
+
+    /// The fake serves one connection at a time.
+    async fn bench(line: &str, address: &str) -> (Value, Result<(), String>) {
+        let line = format!("bench {line} --connections 1 --inflight 8 --quiet --json --addr {address}");
+        let (printed, result) = boomtool(&line).await;
+        (serde_json::from_str(&printed).unwrap(), result.map_err(|error| error.to_string()))
+    }
+
+    #[tokio::test]
+    async fn register_counts_answers_and_cleans_up() {
+        let (report, result) = bench("register --tasks 50", &node(u64::MAX).await).await;
+        result.unwrap();
+        assert_eq!((report["sent"].as_u64(), report["acknowledged"].as_u64()), (Some(50), Some(50)));
+        assert!(report["latency_us"]["p50"].as_u64().unwrap() > 0 && report["per_second"].as_f64().unwrap() > 0.0);
+        assert_eq!(report["cleaned_up"]["cancelled"], 50);
+        assert_eq!(
+            (&report["configuration"]["delay_ms"], &report["configuration"]["payload_bytes"]),
+            (&3_600_000.into(), &100.into())
+        );
+
+        let (report, result) = bench("register --tasks 50 --keep", &node(7).await).await;
+        assert_eq!(result.unwrap_err(), "1 of 50 were not acknowledged");
+        assert_eq!(report["failures"]["OVERLOADED: not now"], 1);
+        assert!(report["cleaned_up"].is_null());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_come_is_lost_and_taken_back() {
+        for line in
+            ["fire --tasks 5 --spread 1ms --lead 0s --wait 0s --pending 20", "drain --tasks 5 --lead 0s --wait 0s"]
+        {
+            let (report, result) = bench(line, &node(u64::MAX).await).await;
+            assert_eq!(result.unwrap_err(), "5 of 5 acknowledged were lost", "{line}");
+            assert_eq!((report["fired"].as_u64(), report["lost"].as_u64()), (Some(0), Some(5)), "{line}");
+            let pending = report["configuration"]["pending"].as_u64().unwrap_or(0);
+            assert_eq!(report["cleaned_up"]["cancelled"], 5 + pending, "{line}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What a bench prints: one JSON object, or the same as lines for people.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::super::ToolError;
+use super::super::output::Output;
+use crate::client::Percentiles;
+
+/// Of tasks, or of timers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counts {
+    pub sent: u64,
+    pub acknowledged: u64,
+    pub fired: u64,
+    pub lost: u64,
+    pub early: u64,
+    pub duplicates: u64,
+}
+
+/// The outcome of one bench.
+pub(super) struct Report {
+    pub bench: &'static str,
+    /// Flags by name, defaults included.
+    pub configuration: Value,
+    pub counts: Counts,
+    pub per_second: f64,
+    pub latency_us: Percentiles,
+    /// `None` where nothing fires.
+    pub lateness_us: Option<Percentiles>,
+    /// What only this bench knows.
+    pub more: Map<String, Value>,
+    /// What requests failed with, and how many of them.
+    pub failures: BTreeMap<String, u64>,
+}
+
+impl Report {
+    pub fn print(&self, output: &mut Output) -> Result<(), ToolError> {
+        output.line(|| self.text(), || self.object())
+    }
+
+    /// What makes the bench end with exit code 1, if anything: a promise that was not kept, or requests that failed.
+    pub fn verdict(&self) -> Result<(), ToolError> {
+        let Counts { sent, acknowledged, lost, early, .. } = self.counts;
+        let mut wrong = Vec::new();
+        if acknowledged < sent {
+            wrong.push(format!("{} of {sent} were not acknowledged", sent - acknowledged));
+        }
+        if lost > 0 {
+            wrong.push(format!("{lost} of {acknowledged} acknowledged were lost"));
+        }
+        if early > 0 {
+            wrong.push(format!("{early} came early"));
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(ToolError::Undone(wrong.join(", "))) }
+    }
+
+    fn object(&self) -> Value {
+        let Counts { sent, acknowledged, fired, lost, early, duplicates } = self.counts;
+        let mut object = self.more.clone();
+        for (name, value) in [
+            ("bench", json!(self.bench)),
+            ("configuration", self.configuration.clone()),
+            ("sent", json!(sent)),
+            ("acknowledged", json!(acknowledged)),
+            ("fired", json!(fired)),
+            ("lost", json!(lost)),
+            ("early", json!(early)),
+            ("duplicates", json!(duplicates)),
+            ("per_second", json!(self.per_second)),
+            ("latency_us", json!(self.latency_us)),
+            ("failures", json!(self.failures)),
+            // Figures of a build for debugging are worth less.
+            ("debug_assertions", json!(cfg!(debug_assertions))),
+        ] {
+            object.insert(name.to_owned(), value);
+        }
+        if let Some(lateness_us) = &self.lateness_us {
+            object.insert("lateness_us".to_owned(), json!(lateness_us));
+        }
+        Value::Object(object)
+    }
+
+    fn text(&self) -> String {
+        let Counts { sent, acknowledged, fired, lost, early, duplicates } = self.counts;
+        let mut lines = vec![
+            format!("bench {}  {}", self.bench, pairs(&self.configuration)),
+            format!(
+                "sent {sent}  acknowledged {acknowledged}  fired {fired}  lost {lost}  early {early}  duplicates \
+                 {duplicates}"
+            ),
+            format!("per second {}", self.per_second),
+            format!("latency ms   {}", percentiles_text(&self.latency_us)),
+        ];
+        lines.extend(
+            self.lateness_us.iter().map(|lateness_us| format!("lateness ms  {}", percentiles_text(lateness_us))),
+        );
+        for (name, value) in &self.more {
+            match value {
+                Value::Array(values) => lines.extend(values.iter().map(pairs)),
+                value => lines.push(format!("{name}: {}", pairs(value))),
+            }
+        }
+        lines.extend(self.failures.iter().map(|(why, count)| format!("failed {count} times: {why}")));
+        lines.join("\n")
+    }
+}
+
+/// An object as `name value` pairs.
+fn pairs(object: &Value) -> String {
+    let Value::Object(object) = object else { return object.to_string() };
+    let pair = |(name, value): (&String, &Value)| match value {
+        Value::String(text) => format!("{name} {text}"),
+        value => format!("{name} {value}"),
+    };
+    object.iter().map(pair).collect::<Vec<_>>().join("  ")
+}
+
+fn percentiles_text(percentiles: &Percentiles) -> String {
+    let Percentiles { p50, p90, p99, p999, max } = percentiles;
+    let [p50, p90, p99, p999, max] = [p50, p90, p99, p999, max].map(|us| format!("{}.{:03}", us / 1000, us % 1000));
+    format!("p50 {p50}  p90 {p90}  p99 {p99}  p999 {p999}  max {max}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(counts: Counts) -> Report {
+        Report {
+            bench: "fire",
+            configuration: json!({ "tasks": 2, "protocol": "tcp" }),
+            counts,
+            per_second: 12.5,
+            latency_us: Percentiles { p50: 1_234, p90: 2, p99: 3, p999: 4, max: 5 },
+            lateness_us: None,
+            more: Map::from_iter([("strays".to_owned(), json!(0))]),
+            failures: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_object_has_every_promised_field() {
+        let report = Report { lateness_us: Some(report(Counts::default()).latency_us), ..report(Counts::default()) };
+        let object = report.object();
+        for field in ["bench", "configuration", "sent", "acknowledged", "fired", "lost", "early", "duplicates"] {
+            assert!(!object[field].is_null(), "{field}: {object}");
+        }
+        for spans in ["latency_us", "lateness_us"] {
+            for field in ["p50", "p90", "p99", "p999", "max"] {
+                assert!(object[spans][field].is_u64(), "{spans}.{field}: {object}");
+            }
+        }
+        assert_eq!((&object["per_second"], &object["strays"]), (&json!(12.5), &json!(0)));
+        assert!(report.text().contains("latency ms   p50 1.234  p90 0.002"), "{}", report.text());
+        assert!(report.text().starts_with("bench fire  protocol tcp  tasks 2\n"), "{}", report.text());
+    }
+
+    #[test]
+    fn a_broken_promise_is_a_failure_and_a_duplicate_is_none() {
+        let good = Counts { sent: 5, acknowledged: 5, fired: 5, duplicates: 2, ..Counts::default() };
+        report(good).verdict().unwrap();
+        for (counts, why) in [
+            (Counts { acknowledged: 4, ..good }, "1 of 5 were not acknowledged"),
+            (Counts { fired: 4, lost: 1, ..good }, "1 of 5 acknowledged were lost"),
+            (Counts { early: 3, ..good }, "3 came early"),
+        ] {
+            let error = report(counts).verdict().unwrap_err();
+            assert_eq!((error.to_string().as_str(), error.exit_code()), (why, 1));
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! `bench wheel`: what the timing wheel costs by itself, next to two others, in the same run and with the same timers.
+//!
+//! - `boomerang`: [`crate::wheel`]; finds a timer by its id, and takes a cancelled one out at once.
+//! - `delay_queue`: `tokio_util::time::DelayQueue`, a wheel with a slab. It cancels by a key of its own, so a map from id
+//!   to key is kept beside it, as anybody must who cancels by id. It follows the real clock: it is left alone until
+//!   everything in it is due, and then emptied as fast as it goes.
+//! - `hierarchical_hash_wheel`: the crate of that name, made for the same purpose as ours. A cancelled timer leaves its
+//!   map at once and its slot when that comes up; it has one thread only (`Rc`).
+//!
+//! Memory is what the resident memory of the process grows by while the timers are inserted, divided by their number.
+//! Each structure has a thread of its own that lives until the last one is measured: so glibc gives each its own arena,
+//! and none gets the memory that another has just freed. Where a structure can tell its size, that is reported as well.
+
+use std::collections::{HashMap, HashSet};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use hierarchical_hash_wheel_timer::IdOnlyTimerEntry;
+use hierarchical_hash_wheel_timer::wheels::cancellable::QuadWheelWithOverflow;
+use rand::seq::SliceRandom;
+use serde::Serialize;
+use serde_json::{Map, json};
+use tokio::runtime::Runtime;
+use tokio_util::time::{DelayQueue, delay_queue};
+
+use super::super::ToolError;
+use super::super::args::millis;
+use super::super::output::note;
+use super::account::{histogram, rate};
+use super::args::WheelBench;
+use super::load::micros;
+use super::progress;
+use super::report::{Counts, Report};
+use crate::client::Percentiles;
+use crate::task::{Invalid, ShardId, TaskId};
+use crate::wheel::{Wheel, WheelConfig};
+
+/// The wheel's clock at the start: as large as real instants are, since that decides how far timers move.
+const BASE_MS: u64 = 1_800_000_000_000;
+
+/// So many ticks are stepped through one by one.
+const SPREAD_MS_MAX: u64 = 24 * 3600 * 1000;
+
+/// The timers that every structure gets. Their due instants count from the start.
+struct Workload {
+    timers: Vec<(u64, TaskId)>,
+    /// Half of them, in random order.
+    cancelled: Vec<TaskId>,
+    spread_ms: u64,
+}
+
+impl Workload {
+    fn new(timers: u32, spread_ms: u64) -> Self {
+        let timer = |_| {
+            let id = TaskId::new(BASE_MS, ShardId(rand::random_range(0..16)), rand::random());
+            (rand::random_range(1..=spread_ms), id)
+        };
+        let timers: Vec<(u64, TaskId)> = (0..timers).map(timer).collect();
+        let mut order: Vec<TaskId> = timers.iter().map(|(_, id)| *id).collect();
+        order.shuffle(&mut rand::rng());
+        order.truncate(timers.len() / 2);
+        Self { timers, cancelled: order, spread_ms }
+    }
+}
+
+/// A structure to be measured. Instants are milliseconds from the start.
+trait Timers {
+    /// Whether it goes by the real clock: then it is asked once, when everything is due.
+    const REAL_CLOCK: bool = false;
+
+    fn insert(&mut self, due_ms: u64, id: TaskId) -> bool;
+
+    fn cancel(&mut self, id: &TaskId) -> bool;
+
+    /// Everything that is due at `now_ms`, with its due instant. It is called for every millisecond in turn.
+    fn expire(&mut self, now_ms: u64, out: &mut Vec<(u64, TaskId)>);
+
+    /// The heap memory it holds, if it can tell.
+    fn allocated_bytes(&self) -> Option<usize> {
+        None
+    }
+}
+
+impl Timers for Wheel<TaskId> {
+    fn insert(&mut self, due_ms: u64, id: TaskId) -> bool {
+        Wheel::insert(self, BASE_MS + due_ms, id)
+    }
+
+    fn cancel(&mut self, id: &TaskId) -> bool {
+        Wheel::cancel(self, id).is_some()
+    }
+
+    fn expire(&mut self, now_ms: u64, out: &mut Vec<(u64, TaskId)>) {
+        let from = out.len();
+        Wheel::expire(self, BASE_MS + now_ms, usize::MAX, out);
+        out[from..].iter_mut().for_each(|(due_ms, _)| *due_ms -= BASE_MS);
+    }
+
+    fn allocated_bytes(&self) -> Option<usize> {
+        Some(Wheel::allocated_bytes(self))
+    }
+}
+
+struct Queue<'a> {
+    runtime: &'a Runtime,
+    queue: DelayQueue<(u64, TaskId)>,
+    keys: HashMap<TaskId, delay_queue::Key>,
+    start: tokio::time::Instant,
+}
+
+impl<'a> Queue<'a> {
+    fn new(runtime: &'a Runtime) -> Self {
+        Self { runtime, queue: DelayQueue::new(), keys: HashMap::new(), start: tokio::time::Instant::now() }
+    }
+}
+
+impl Timers for Queue<'_> {
+    const REAL_CLOCK: bool = true;
+
+    fn insert(&mut self, due_ms: u64, id: TaskId) -> bool {
+        let key = self.queue.insert_at((due_ms, id), self.start + Duration::from_millis(due_ms));
+        self.keys.insert(id, key).is_none()
+    }
+
+    fn cancel(&mut self, id: &TaskId) -> bool {
+        self.keys.remove(id).is_some_and(|key| self.queue.try_remove(&key).is_some())
+    }
+
+    fn expire(&mut self, _: u64, out: &mut Vec<(u64, TaskId)>) {
+        let Self { runtime, queue, keys, .. } = self;
+        // A budget per task is for being fair to others, of which there are none.
+        runtime.block_on(tokio::task::unconstrained(async {
+            while let Some(expired) = poll_fn(|context| queue.poll_expired(context)).await {
+                let timer = expired.into_inner();
+                keys.remove(&timer.1);
+                out.push(timer);
+            }
+        }));
+    }
+}
+
+impl Timers for QuadWheelWithOverflow<IdOnlyTimerEntry<TaskId>> {
+    fn insert(&mut self, due_ms: u64, id: TaskId) -> bool {
+        // All are inserted before its first tick, so a delay is an instant.
+        Self::insert(self, IdOnlyTimerEntry::new(id, Duration::from_millis(due_ms))).is_ok()
+    }
+
+    fn cancel(&mut self, id: &TaskId) -> bool {
+        Self::cancel(self, id).is_ok()
+    }
+
+    fn expire(&mut self, _: u64, out: &mut Vec<(u64, TaskId)>) {
+        out.extend(self.tick().into_iter().map(|entry| (millis(entry.delay), entry.id)));
+    }
+}
+
+/// What one structure came to.
+#[derive(Serialize)]
+struct Measured {
+    name: &'static str,
+    insert_ns: f64,
+    cancel_ns: f64,
+    /// For each timer that expired, not for each tick.
+    expire_ns: f64,
+    bytes_per_timer: f64,
+    allocated_bytes_per_timer: Option<f64>,
+    #[serde(skip)]
+    counts: Counts,
+    #[serde(skip)]
+    operations: u64,
+    #[serde(skip)]
+    took: Duration,
+    /// One call of `expire`.
+    #[serde(skip)]
+    turn_us: Histogram<u64>,
+    #[serde(skip)]
+    lateness_us: Histogram<u64>,
+}
+
+fn measure<T: Timers>(name: &'static str, new: impl FnOnce() -> T, workload: &Workload) -> Measured {
+    let Workload { timers: given, cancelled, spread_ms } = workload;
+    // Its pages are there before anything is measured.
+    let mut fired = given.clone();
+    fired.clear();
+    let resident_before = resident_bytes();
+
+    let started = Instant::now();
+    let mut timers = new();
+    let inserted = given.iter().filter(|(due_ms, id)| timers.insert(*due_ms, *id)).count();
+    let inserting = started.elapsed();
+    let resident = resident_bytes().saturating_sub(resident_before);
+    let allocated = timers.allocated_bytes();
+
+    let started_cancelling = Instant::now();
+    let done = cancelled.iter().filter(|id| timers.cancel(id)).count();
+    let cancelling = started_cancelling.elapsed();
+    assert_eq!(done, cancelled.len(), "{name} knows every timer");
+
+    let (mut turn_us, mut lateness_us) = (histogram(), histogram());
+    let (mut expiring, mut early) = (Duration::ZERO, 0);
+    let from_ms = if T::REAL_CLOCK {
+        std::thread::sleep(Duration::from_millis(*spread_ms).saturating_sub(started.elapsed()));
+        *spread_ms
+    } else {
+        1
+    };
+    for now_ms in from_ms..=*spread_ms {
+        let before = fired.len();
+        let turn = Instant::now();
+        timers.expire(now_ms, &mut fired);
+        let turn = turn.elapsed();
+        expiring += turn;
+        turn_us.saturating_record(micros(turn));
+        for (due_ms, _) in &fired[before..] {
+            early += u64::from(*due_ms > now_ms);
+            lateness_us.saturating_record(now_ms.saturating_sub(*due_ms) * 1000);
+        }
+    }
+    let (lost, duplicates) = compare(workload, &fired);
+    Measured {
+        name,
+        insert_ns: ns_each(inserting, given.len()),
+        cancel_ns: ns_each(cancelling, cancelled.len()),
+        expire_ns: ns_each(expiring, fired.len()),
+        bytes_per_timer: each(resident, given.len()),
+        allocated_bytes_per_timer: allocated.map(|bytes| each(bytes, given.len())),
+        counts: Counts {
+            sent: given.len() as u64,
+            acknowledged: inserted as u64,
+            fired: fired.len() as u64 - duplicates,
+            lost,
+            early,
+            duplicates,
+        },
+        operations: (given.len() + cancelled.len() + fired.len()) as u64,
+        took: inserting + cancelling + expiring,
+        turn_us,
+        lateness_us,
+    }
+}
+
+/// How many of those that should have fired did not, and how often one fired that should not, or not again.
+fn compare(workload: &Workload, fired: &[(u64, TaskId)]) -> (u64, u64) {
+    let cancelled: HashSet<&TaskId> = workload.cancelled.iter().collect();
+    let mut expected: HashMap<TaskId, bool> = workload.timers.iter().map(|(_, id)| (*id, false)).collect();
+    expected.retain(|id, _| !cancelled.contains(id));
+    let mut wrong = 0;
+    for (_, id) in fired {
+        match expected.get_mut(id) {
+            Some(seen) if !*seen => *seen = true,
+            _ => wrong += 1,
+        }
+    }
+    (expected.values().filter(|seen| !**seen).count() as u64, wrong)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "one decimal is kept")]
+fn each(whole: usize, parts: usize) -> f64 {
+    (whole as f64 / parts.max(1) as f64 * 10.0).round() / 10.0
+}
+
+fn ns_each(took: Duration, operations: usize) -> f64 {
+    each(usize::try_from(took.as_nanos()).unwrap_or(usize::MAX), operations)
+}
+
+/// The resident memory of this process; 0 where the system does not say.
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap_or(0) * 1024
+}
+
+fn boomerang(workload: &Workload) -> Measured {
+    measure("boomerang", || Wheel::new(WheelConfig::default(), BASE_MS), workload)
+}
+
+fn delay_queue(workload: &Workload) -> Measured {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime without I/O");
+    let _context = runtime.enter();
+    measure("delay_queue", || Queue::new(&runtime), workload)
+}
+
+fn hierarchical_hash_wheel(workload: &Workload) -> Measured {
+    measure("hierarchical_hash_wheel", QuadWheelWithOverflow::new, workload)
+}
+
+/// Measures one after the other; each has its own thread, and all threads end at the end.
+fn measure_all(workload: &Arc<Workload>, alone: bool, say: bool) -> Vec<Measured> {
+    let structures: &[fn(&Workload) -> Measured] =
+        if alone { &[boomerang] } else { &[boomerang, delay_queue, hierarchical_hash_wheel] };
+    let mut threads = Vec::new();
+    let mut all = Vec::new();
+    for measure in structures {
+        let (result, results) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let (workload, measure) = (workload.clone(), *measure);
+        let thread = std::thread::spawn(move || {
+            let _ = result.send(measure(&workload));
+            // An error is the end.
+            let _ = ended.recv();
+        });
+        threads.push((end, thread));
+        let measured: Measured = results.recv().expect("no panic while measuring");
+        if say {
+            note(&format!("measured {}", measured.name));
+        }
+        all.push(measured);
+    }
+    for (end, thread) in threads {
+        drop(end);
+        let _ = thread.join();
+    }
+    all
+}
+
+pub(super) async fn run(args: WheelBench) -> Result<Report, ToolError> {
+    let WheelBench { timers, spread, alone, quiet } = args;
+    let spread_ms = millis(spread);
+    if spread_ms > SPREAD_MS_MAX {
+        return Err(Invalid::new("--spread: every millisecond of it is stepped through, so it is at most 24h").into());
+    }
+    let say = progress::wanted(quiet);
+    let measuring = move || measure_all(&Arc::new(Workload::new(timers, spread_ms)), alone, say);
+    let all = tokio::task::spawn_blocking(measuring).await.expect("no panic while measuring");
+    let ours = &all[0];
+    Ok(Report {
+        bench: "wheel",
+        configuration: json!({ "timers": timers, "spread_ms": spread_ms, "alone": alone }),
+        counts: ours.counts,
+        per_second: rate(ours.operations, micros(ours.took)),
+        latency_us: Percentiles::of(&ours.turn_us),
+        lateness_us: Some(Percentiles::of(&ours.lateness_us)),
+        more: Map::from_iter([("structures".to_owned(), json!(all))]),
+        failures: Default::default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_structure_fires_what_it_should() {
+        let workload = Arc::new(Workload::new(2_000, 300));
+        let all = measure_all(&workload, false, false);
+        assert_eq!(all.len(), 3);
+        for Measured { name, counts, operations, .. } in all {
+            assert_eq!((counts.sent, counts.acknowledged, counts.fired), (2_000, 2_000, 1_000), "{name}");
+            assert_eq!((counts.lost, counts.early, counts.duplicates), (0, 0, 0), "{name}");
+            assert_eq!(operations, 4_000, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_too_much_is_found() {
+        let workload = Workload::new(10, 10);
+        let mut fired: Vec<(u64, TaskId)> =
+            workload.timers.iter().filter(|(_, id)| !workload.cancelled.contains(id)).copied().collect();
+        assert_eq!(compare(&workload, &fired), (0, 0));
+        fired[0] = fired[1];
+        fired.push((1, workload.cancelled[0]));
+        assert_eq!(compare(&workload, &fired), (1, 2));
+    }
+
+    #[test]
+    fn memory_is_known_here() {
+        assert!(resident_bytes() > 100_000);
+        assert_eq!((each(100, 3), ns_each(Duration::from_micros(1), 4)), (33.3, 250.0));
+    }
+}
