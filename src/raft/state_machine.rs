@@ -78,7 +78,8 @@ impl From<Applied> for LogId {
     }
 }
 
-fn decode_membership(bytes: &[u8]) -> Result<StoredMembership, StoreError> {
+/// Reads the row under [`Key::membership`].
+pub fn decode_membership(bytes: &[u8]) -> Result<StoredMembership, StoreError> {
     let row: AppliedMembershipRow = codec::decode("a membership", bytes)?;
     Ok(StoredMembership::new(row.log_id.map(LogId::from), row.membership.into_membership()?))
 }
