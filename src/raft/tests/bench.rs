@@ -99,12 +99,15 @@ impl PowerCut {
         rounds.round();
     }
 
+    pub fn synced_len(&self, wal: &Path) -> u64 {
+        self.synced.get(wal).copied().unwrap_or(0)
+    }
+
     /// The folder as the machine would find it if the power went now.
     pub fn cut(&self) -> tempfile::TempDir {
         let after = copy(&self.folder);
         if let Some((newest, _)) = wal_files(&after.path().join("db")).last() {
-            let name = newest.file_name().unwrap();
-            let synced = self.synced.get(&self.folder.join("db").join(name)).copied().unwrap_or(0);
+            let synced = self.synced_len(&self.folder.join("db").join(newest.file_name().unwrap()));
             std::fs::OpenOptions::new().write(true).open(newest).unwrap().set_len(synced).unwrap();
         }
         after

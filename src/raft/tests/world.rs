@@ -66,7 +66,8 @@ impl World {
     pub fn batch(&mut self) -> Batch {
         let rng = &mut self.rng;
         let now_ms = self.meta.now_ms.max(1_700_000_000_000) + rng.random_range(0..50);
-        let mut batch = Batch { now_ms, armed_ms: now_ms + 20, policies: vec![policy(1), policy(2)], requests: Vec::new() };
+        let mut batch =
+            Batch { now_ms, armed_ms: now_ms + 20, policies: vec![policy(1), policy(2)], requests: Vec::new() };
         for _ in 0..rng.random_range(1..8) {
             let known = (!self.live.is_empty()).then(|| self.live[rng.random_range(0..self.live.len())]);
             let request = match (rng.random_range(0..10), known) {
