@@ -264,13 +264,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             SnapshotData::Outgoing(export) => self.stage(export).await?,
             SnapshotData::Marker => return Err(io::Error::other("a marker holds no rows to install")),
         };
-        self.store.ingest(staged)?;
-        self.load()?;
-        // An empty group has no rows, and so none that says what was applied.
-        if self.applied != meta.last_log_id {
-            let why = format!("it says it holds {:?} and holds {:?}", meta.last_log_id, self.applied);
+        // Before anything is lost. An empty group has no rows, and so none that says what was applied.
+        let holds = staged.applied().map(LogId::from);
+        if holds != meta.last_log_id {
+            let why = format!("it says it holds {:?} and holds {holds:?}", meta.last_log_id);
             return Err(StoreError::damaged("a snapshot", why).into());
         }
+        self.store.ingest(staged)?;
+        self.load()?;
         Ok(())
     }
 
