@@ -43,8 +43,8 @@ impl DiskGuard {
     pub fn new(settings: &Settings, folder: &Path, store: Store) -> Self {
         let low_bytes = settings.disk_free_min_bytes;
         Self {
-            space: DiskSpace::new(folder),
-            reserve: Reserve::new(folder.join(RESERVE_FILE), settings.disk_reserve_bytes),
+            space: DiskSpace { path: folder.to_owned() },
+            reserve: Reserve::create(&folder.join(RESERVE_FILE), settings.disk_reserve_bytes),
             store,
             low_bytes,
             stop_bytes: STOP_BYTES.min(low_bytes / 2),
@@ -77,8 +77,12 @@ impl DiskGuard {
             );
             return (DiskState::Low(why), free);
         }
-        if !self.reserve.is_kept() && free > self.low_bytes + 2 * self.reserve.bytes() {
-            self.reserve.keep();
+        // With some distance, so that the reserve itself does not make the disk nearly full again.
+        if !self.reserve.is_held()
+            && free > self.low_bytes + 2 * self.reserve.bytes()
+            && let Err(error) = self.reserve.restore()
+        {
+            tracing::debug!(%error, "no room is held back on the disk");
         }
         (DiskState::Fine, free)
     }

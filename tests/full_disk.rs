@@ -45,7 +45,7 @@ impl SmallDisk {
     }
 
     fn free(&self) -> u64 {
-        DiskSpace::new(&self.path).free_bytes().unwrap()
+        DiskSpace { path: self.path.clone() }.free_bytes().unwrap()
     }
 
     /// Writes until only `left` bytes are free.

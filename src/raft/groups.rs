@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::log_store::LogStore;
 use super::network::PeerNetwork;
 use super::state_machine::{Observer, StateMachine};
-use super::types::{Member, Raft, ReplicaId};
+use super::types::{LogId, Member, Raft, ReplicaId};
 use crate::store::keys::Key;
 use crate::store::rows::Applied;
 use crate::store::syncer::Syncer;
@@ -136,6 +136,7 @@ impl Groups {
         let replica = self.replica(id).await?;
         let log = LogStore::new(id, parts.store.clone(), parts.syncer.clone());
         let machine = StateMachine::open(id, parts.store.clone(), parts.staging.clone(), parts.observer.clone())?;
+        check_no_gap(&log, &machine)?;
         let network = parts.network.for_group(id);
         let raft = Raft::new(replica, Arc::new(config(&parts.cluster, id)), network, log, machine)
             .await
@@ -240,6 +241,18 @@ impl Groups {
         tokio::task::spawn_blocking(move || store.flush_state(true)).await.expect("a flush does not panic")?;
         Ok(())
     }
+}
+
+/// What is purged must be in the state: openraft takes an empty state above a purged log for a new one, and would serve
+/// without what was acknowledged.
+fn check_no_gap(log: &LogStore, machine: &StateMachine) -> Result<(), StoreError> {
+    let (purged, applied) = (log.last_purged()?, machine.applied());
+    if purged.map(|id| id.index) > applied.map(|id| id.index) {
+        let shown = |id: Option<LogId>| id.map_or_else(|| "nothing".into(), |id| id.to_string());
+        let why = format!("it holds {} and the log begins after {}", shown(applied), shown(purged));
+        return Err(StoreError::damaged("the state", why));
+    }
+    Ok(())
 }
 
 /// How far each group is, in memory and on disk.

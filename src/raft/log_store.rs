@@ -93,29 +93,45 @@ impl LogStore {
         Self { group, store, syncer, recent: Arc::default() }
     }
 
-    /// The next entries of `from..until`: a chunk, or all that are left. Empty only when there are none.
+    /// The next entries of `from..until`: a chunk, or all that are left. Empty only when there are none. What was
+    /// purged is passed over: the first entry may be a later one than `from`, from there on none is missing.
     fn chunk(&self, from: u64, until: u64) -> Result<Vec<LogEntry>, StoreError> {
         if let Some(entries) = self.recent.lock().expect("no panic under this lock").get(from, until) {
             return Ok(entries);
         }
         let until_key = if until == u64::MAX { Key::log_end(self.group) } else { Key::log_entry(self.group, until) };
         let rows = self.store.scan_log(&Key::log_entry(self.group, from), &until_key, CHUNK_ENTRIES)?;
-        let mut entries = Vec::with_capacity(rows.len());
-        for (expected, (_, value)) in (from..).zip(rows) {
+        let mut entries: Vec<LogEntry> = Vec::with_capacity(rows.len());
+        for (key, value) in rows {
             let entry = decode_entry(&value)?;
-            if !entries.is_empty() && entry.index() != expected {
-                return Err(StoreError::damaged("the log", format!("{}: entry {expected} is missing", self.group)));
+            let damaged = |why| Err(StoreError::damaged("the log", format!("{}: {why}", self.group)));
+            if Key::log_entry(self.group, entry.index()).as_ref() != key {
+                return damaged(format!("entry {} lies in the place of another", entry.index()));
+            }
+            if let Some(before) = entries.last().filter(|before| before.index() + 1 != entry.index()) {
+                return damaged(format!("entry {} is missing", before.index() + 1));
             }
             entries.push(entry);
         }
         Ok(entries)
     }
 
+    /// The chunk after one that ended before `from`: what is between is missing.
+    fn next_chunk(&self, from: u64, until: u64) -> Result<Vec<LogEntry>, StoreError> {
+        let chunk = self.chunk(from, until)?;
+        match chunk.first() {
+            Some(first) if first.index() != from => {
+                Err(StoreError::damaged("the log", format!("{}: entry {from} is missing", self.group)))
+            }
+            _ => Ok(chunk),
+        }
+    }
+
     fn read<T: serde::de::DeserializeOwned>(&self, what: &'static str, key: &Key) -> Result<Option<T>, StoreError> {
         self.store.get_log(key)?.map(|bytes| codec::decode(what, &bytes)).transpose()
     }
 
-    fn last_purged(&self) -> Result<Option<LogId>, StoreError> {
+    pub fn last_purged(&self) -> Result<Option<LogId>, StoreError> {
         let row: Option<Applied> = self.read("the purge marker", &Key::log_purged(self.group))?;
         Ok(row.map(|row| log_id(row.term, row.index)))
     }
@@ -158,12 +174,16 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: RB,
     ) -> Result<Vec<LogEntry>, io::Error> {
-        let (mut from, until) = bounds(&range);
-        let mut entries = Vec::new();
-        while from < until {
-            let chunk = self.chunk(from, until)?;
-            let Some(last) = chunk.last() else { break };
-            from = last.index() + 1;
+        let (from, until) = bounds(&range);
+        if from >= until {
+            return Ok(Vec::new());
+        }
+        let mut entries = self.chunk(from, until)?;
+        while let Some(next) = entries.last().map(|last| last.index() + 1).filter(|next| *next < until) {
+            let chunk = self.next_chunk(next, until)?;
+            if chunk.is_empty() {
+                break;
+            }
             entries.extend(chunk);
         }
         Ok(entries)
@@ -175,11 +195,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let (from, until) = bounds(&range);
-        let chunks = futures::stream::try_unfold((self.clone(), from), move |(log, from)| async move {
-            if from >= until {
+        let chunks = futures::stream::try_unfold((self.clone(), from), move |(log, next)| async move {
+            if next >= until {
                 return Ok::<_, io::Error>(None);
             }
-            let chunk = log.chunk(from, until)?;
+            let chunk = if next == from { log.chunk(next, until)? } else { log.next_chunk(next, until)? };
             let Some(last) = chunk.last() else { return Ok(None) };
             let next = last.index() + 1;
             Ok(Some((futures::stream::iter(chunk.into_iter().map(Ok)), (log, next))))

@@ -23,6 +23,9 @@ pub mod network;
 pub mod state_machine;
 pub mod types;
 
+#[cfg(test)]
+mod tests;
+
 pub use groups::{Group, Groups};
 pub use state_machine::Observer;
 pub use types::{Member, Raft, ReplicaId, TypeConfig};

@@ -18,7 +18,8 @@ use rocksdb::{IngestExternalFileOptions, Options, ReadOptions, SstFileWriter};
 use tokio::sync::{mpsc, oneshot};
 
 use super::keys::Key;
-use super::{Row, Store, StoreError};
+use super::rows::Applied;
+use super::{Row, Store, StoreError, codec};
 use crate::task::GroupId;
 
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -92,7 +93,7 @@ pub struct Staging {
     folder: PathBuf,
     writer: Option<SstFileWriter<'static>>,
     last: Option<Vec<u8>>,
-    rows: u64,
+    applied: Option<Applied>,
 }
 
 /// All rows, in files.
@@ -100,6 +101,14 @@ pub struct Staged {
     group: GroupId,
     folder: PathBuf,
     files: Vec<PathBuf>,
+    applied: Option<Applied>,
+}
+
+impl Staged {
+    /// The moment these rows are of, as they say themselves.
+    pub fn applied(&self) -> Option<Applied> {
+        self.applied
+    }
 }
 
 impl Staging {
@@ -108,11 +117,12 @@ impl Staging {
         // Left over from a process that was killed.
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).map_err(StoreError::file("create", &folder))?;
-        Ok(Self { group, folder, writer: None, last: None, rows: 0 })
+        Ok(Self { group, folder, writer: None, last: None, applied: None })
     }
 
     pub fn add(&mut self, rows: &[Row]) -> Result<(), StoreError> {
         let (from, until) = Key::group_range(self.group);
+        let applied_key = Key::applied(self.group);
         for (key, value) in rows {
             if key.as_slice() < from.as_ref() || key.as_slice() >= until.as_ref() {
                 return Err(StoreError::damaged("a snapshot", "it holds a row of another group"));
@@ -125,8 +135,10 @@ impl Staging {
                 none => none.insert(open_writer(&self.folder.join("rows.sst"))?),
             };
             writer.put(key, value).map_err(StoreError::rocks("write", "a snapshot"))?;
+            if key == applied_key.as_ref() {
+                self.applied = Some(codec::decode("last applied", value)?);
+            }
             self.last = Some(key.clone());
-            self.rows += 1;
         }
         Ok(())
     }
@@ -144,7 +156,7 @@ impl Staging {
             writer.finish().map_err(StoreError::rocks("write", "a snapshot"))?;
             files.push(self.folder.join("rows.sst"));
         }
-        Ok(Staged { group: self.group, folder: std::mem::take(&mut self.folder), files })
+        Ok(Staged { group: self.group, folder: std::mem::take(&mut self.folder), files, applied: self.applied })
     }
 }
 

@@ -208,6 +208,28 @@ pub fn parse_state(bytes: &[u8]) -> Option<(GroupId, Parsed)> {
     Some((GroupId(group), parsed))
 }
 
+/// A key of `log` taken apart again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ParsedLog {
+    Vote,
+    Purged,
+    Replica,
+    Entry(u64),
+}
+
+/// What a key of `log` means; `None` when it is not one of ours.
+pub fn parse_log(bytes: &[u8]) -> Option<(GroupId, ParsedLog)> {
+    let (group, rest) = bytes.split_first_chunk::<2>()?;
+    let parsed = match rest {
+        [LOG_VOTE] => ParsedLog::Vote,
+        [LOG_PURGED] => ParsedLog::Purged,
+        [LOG_REPLICA] => ParsedLog::Replica,
+        [LOG_ENTRY, index @ ..] => ParsedLog::Entry(u64::from_be_bytes(index.try_into().ok()?)),
+        _ => return None,
+    };
+    Some((GroupId(u16::from_be_bytes(*group)), parsed))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,9 +270,25 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_the_log_are_read_back() {
+        let group = GroupId(700);
+        for (key, parsed) in [
+            (Key::log_vote(group), ParsedLog::Vote),
+            (Key::log_purged(group), ParsedLog::Purged),
+            (Key::log_replica(group), ParsedLog::Replica),
+            (Key::log_entry(group, 0), ParsedLog::Entry(0)),
+            (Key::log_entry(group, u64::MAX), ParsedLog::Entry(u64::MAX)),
+        ] {
+            assert_eq!(parse_log(key.as_ref()), Some((group, parsed)));
+            assert!(key < Key::log_end(group));
+        }
+    }
+
+    #[test]
     fn foreign_keys_are_not_ours() {
         for bytes in [&b""[..], b"\0", b"\0\x01\x01short", b"\0\x01\x63", b"\0\x01\x08\x63"] {
             assert_eq!(parse_state(bytes), None, "{bytes:?}");
+            assert_eq!(parse_log(bytes), None, "{bytes:?}");
         }
     }
 }

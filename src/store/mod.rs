@@ -216,6 +216,12 @@ impl Store {
         self.db.flush_cf_opt(&self.state(), &options).map_err(StoreError::rocks("flush", "state"))
     }
 
+    /// Merges every file of `state`, so that a test meets what compaction makes of it.
+    #[cfg(test)]
+    pub fn compact_state(&self) {
+        self.db.compact_range_cf(&self.state(), None::<&[u8]>, None::<&[u8]>);
+    }
+
     /// Writes to the log without waiting for the disk: readable at once, durable after the next [`Store::sync_log`].
     pub fn write_log(&self, changes: Vec<LogWrite>) -> Result<(), StoreError> {
         let log = self.log();

@@ -1,106 +1,219 @@
-//! Room on the disk: how much there is, and a file that keeps some of it back.
+//! Room on the disk: how much there is, and a reserve for when there is none.
+//!
+//! A full disk must not be the end of a node: settling, cancelling and purging need a little room to make more. So a
+//! ballast file lies in the data folder, as real blocks; when the disk is nearly full it is deleted, and made again
+//! once there is room. When that is, another part decides: this one only measures and does.
 
-use std::fs::File;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::io::Errno;
 
-/// The file system a folder lies on.
+/// The unit of `st_blocks`, whatever the file system's own blocks are.
+const STAT_BLOCK_BYTES: u64 = 512;
+const ZEROS_BYTES: usize = 256 * 1024;
+
+/// The file system that holds `path`.
+#[derive(Debug, Clone)]
 pub struct DiskSpace {
-    folder: PathBuf,
+    pub path: PathBuf,
 }
 
 impl DiskSpace {
-    pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
-    }
-
-    /// What an ordinary process can still write.
+    /// What we may still write: less than what is free, as some may be kept for root.
     pub fn free_bytes(&self) -> io::Result<u64> {
-        let space = statvfs(&self.folder)?;
-        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+        let found = statvfs(&self.path)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 }
 
-/// A file without content that takes up room until the room is needed.
+/// A file of `bytes` that only takes up room.
+#[derive(Debug)]
 pub struct Reserve {
     path: PathBuf,
     bytes: u64,
-    kept: bool,
+    held: bool,
 }
 
 impl Reserve {
-    /// Nothing is kept yet; a file of an earlier process still is.
-    pub fn new(path: PathBuf, bytes: u64) -> Self {
-        let kept = path.metadata().is_ok_and(|file| file.len() == bytes) && bytes > 0;
-        Self { path, bytes, kept }
+    /// The reserve at `path`, made if it is not there yet. A disk without room for it is no error: the node runs
+    /// without, says so in its log, and [`Reserve::is_held`] tells.
+    pub fn create(path: &Path, bytes: u64) -> Self {
+        let mut reserve = Self { path: path.to_owned(), bytes, held: false };
+        if let Err(error) = reserve.restore() {
+            tracing::warn!(path = %path.display(), bytes, %error, "no room is held back on the disk");
+        }
+        reserve
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.held
     }
 
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    pub fn is_kept(&self) -> bool {
-        self.kept
-    }
-
-    /// Lays the room by, if there is as much.
-    pub fn keep(&mut self) {
-        if self.kept || self.bytes == 0 {
-            return;
-        }
-        let laid_by =
-            File::create(&self.path).and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, self.bytes)?));
-        match laid_by {
-            Ok(()) => self.kept = true,
-            Err(error) => {
-                tracing::warn!(%error, "no room can be laid by for a full disk");
-                self.release();
+    /// Gives the room back. Without a reserve this does nothing.
+    pub fn release(&mut self) -> io::Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => {
+                self.held = false;
+                Ok(())
             }
         }
     }
 
-    /// Gives the room back.
-    pub fn release(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::error!(%error, "the reserve cannot be given up");
-        }
-        self.kept = false;
+    /// Takes the room again; when there is not enough of it nothing is taken, and the error says so.
+    pub fn restore(&mut self) -> io::Result<()> {
+        self.restore_by(|file, bytes| Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?))
     }
+
+    fn restore_by(&mut self, allocate: impl FnOnce(&File, u64) -> io::Result<()>) -> io::Result<()> {
+        self.held = false;
+        if self.is_there()? {
+            self.held = true;
+            return Ok(());
+        }
+        // Not there, or what is left of one that was cut off, or of another size.
+        self.release()?;
+        let folder = self.path.parent().unwrap_or(Path::new(".")).to_owned();
+        // Asked first: filling the disk to the brim, only to learn that it does not fit, would hurt all others.
+        let free = DiskSpace { path: folder }.free_bytes()?;
+        if free < self.bytes {
+            let why = format!("{} bytes are wanted and {free} are free", self.bytes);
+            return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+        }
+        if let Err(error) = self.fill(allocate) {
+            let _ = self.release();
+            return Err(error);
+        }
+        self.held = true;
+        Ok(())
+    }
+
+    /// In whole, and as blocks rather than as a hole.
+    fn is_there(&self) -> io::Result<bool> {
+        match std::fs::metadata(&self.path) {
+            Ok(found) => Ok(found.len() == self.bytes && found.blocks() * STAT_BLOCK_BYTES >= self.bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn fill(&self, allocate: impl FnOnce(&File, u64) -> io::Result<()>) -> io::Result<()> {
+        let mut file = OpenOptions::new().create_new(true).write(true).open(&self.path)?;
+        match allocate(&file, self.bytes) {
+            Err(error) if is_unsupported(&error) => {
+                let zeros = vec![0; ZEROS_BYTES];
+                let mut left = self.bytes;
+                while left > 0 {
+                    let now = left.min(ZEROS_BYTES as u64);
+                    file.write_all(&zeros[..usize::try_from(now).expect("at most the length of a Vec")])?;
+                    left -= now;
+                }
+            }
+            allocated => allocated?,
+        }
+        // Some file systems give out blocks only now.
+        file.sync_all()
+    }
+}
+
+/// The file system does not know `fallocate`, as opposed to refusing this one.
+fn is_unsupported(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    [Errno::OPNOTSUPP, Errno::NOSYS].iter().any(|errno| code == Some(errno.raw_os_error()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_reserve_takes_room_until_it_is_given_up() {
-        const BYTES: u64 = 8 * 1024 * 1024;
-        let temp = tempfile::tempdir().unwrap();
-        assert!(DiskSpace::new(temp.path()).free_bytes().unwrap() > 0);
-        let path = temp.path().join("reserve");
-        let mut reserve = Reserve::new(path.clone(), BYTES);
-        assert!(!reserve.is_kept());
-        reserve.keep();
-        reserve.keep();
-        assert!(reserve.is_kept());
-        let blocks = std::os::unix::fs::MetadataExt::blocks(&path.metadata().unwrap());
-        assert!(blocks * 512 >= BYTES, "the room is really taken");
-        assert!(Reserve::new(path.clone(), BYTES).is_kept(), "it outlives the process");
-        reserve.release();
-        reserve.release();
-        assert!(!path.exists() && !reserve.is_kept());
+    const BYTES: u64 = 3 * 1024 * 1024 + 17;
+
+    fn blocks_bytes(path: &Path) -> u64 {
+        std::fs::metadata(path).unwrap().blocks() * STAT_BLOCK_BYTES
     }
 
     #[test]
-    fn what_cannot_be_kept_is_not() {
+    fn free_room_is_what_df_says() {
         let temp = tempfile::tempdir().unwrap();
-        let mut reserve = Reserve::new(temp.path().join("reserve"), u64::MAX / 4);
-        reserve.keep();
-        assert!(!reserve.is_kept());
-        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0, "and leaves nothing behind");
+        let space = DiskSpace { path: temp.path().into() };
+        let output =
+            std::process::Command::new("df").args(["--output=avail", "-B1"]).arg(temp.path()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let df: u64 = text.lines().nth(1).unwrap().trim().parse().unwrap();
+        let ours = space.free_bytes().unwrap();
+        // Others write at the same time.
+        assert!(ours.abs_diff(df) < 4 * 1024 * 1024 * 1024, "{ours} and {df}");
+        assert!(DiskSpace { path: temp.path().join("missing") }.free_bytes().is_err());
+    }
+
+    #[test]
+    fn a_reserve_is_real_blocks_and_comes_and_goes() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("reserve");
+        let mut reserve = Reserve::create(&path, BYTES);
+        assert!(reserve.is_held());
+        assert!(blocks_bytes(&path) >= BYTES);
+        reserve.restore().unwrap();
+        assert!(reserve.is_held());
+        for _ in 0..2 {
+            reserve.release().unwrap();
+            assert!(!reserve.is_held() && !path.exists());
+        }
+        reserve.restore().unwrap();
+        assert!(reserve.is_held() && blocks_bytes(&path) >= BYTES);
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        drop(reserve);
+        assert!(Reserve::create(&path, BYTES).is_held());
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "one that is there is taken over");
+    }
+
+    #[test]
+    fn a_hole_or_another_size_is_not_a_reserve() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("reserve");
+        File::create(&path).unwrap().set_len(BYTES).unwrap();
+        assert!(blocks_bytes(&path) < BYTES, "the file system knows holes");
+        assert!(Reserve::create(&path, BYTES).is_held());
+        assert!(blocks_bytes(&path) >= BYTES);
+        assert!(Reserve::create(&path, BYTES / 2).is_held());
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), BYTES / 2);
+    }
+
+    #[test]
+    fn without_fallocate_zeros_are_written() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("reserve");
+        let mut reserve = Reserve { path: path.clone(), bytes: BYTES, held: false };
+        reserve.restore_by(|_, _| Err(Errno::OPNOTSUPP.into())).unwrap();
+        assert!(reserve.is_held());
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), BYTES);
+        assert!(blocks_bytes(&path) >= BYTES);
+    }
+
+    #[test]
+    fn without_room_there_is_no_reserve_and_nothing_is_left_behind() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("reserve");
+        let mut reserve = Reserve::create(&path, 1 << 60);
+        assert!(!reserve.is_held() && !path.exists());
+        assert_eq!(reserve.restore().unwrap_err().kind(), io::ErrorKind::StorageFull);
+        reserve.release().unwrap();
+        // The room is there when asked for and gone when taken: what was taken by then goes back.
+        let mut reserve = Reserve { path: path.clone(), bytes: BYTES, held: false };
+        let error = reserve.restore_by(|file, _| {
+            file.set_len(4096)?;
+            Err(Errno::NOSPC.into())
+        });
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert!(!reserve.is_held() && !path.exists());
+        assert!(!Reserve::create(Path::new("/nonexistent/reserve"), 1).is_held());
     }
 }

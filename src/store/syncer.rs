@@ -19,6 +19,8 @@ type Callback = Box<dyn FnOnce(Result<(), Arc<StoreError>>) + Send>;
 struct Queue {
     waiting: Vec<Callback>,
     stopping: bool,
+    /// The thread is gone: nobody would answer any more.
+    ended: bool,
 }
 
 #[derive(Default)]
@@ -51,6 +53,11 @@ impl Syncer {
     pub fn after_sync(&self, callback: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
         self.shared.requests.fetch_add(1, Ordering::Relaxed);
         let mut queue = self.shared.queue.lock().expect("the syncer never panics under its lock");
+        if queue.ended {
+            // An error rather than silence: whoever waits for a sync would wait for ever.
+            drop(queue);
+            return callback(Err(Arc::new(StoreError::damaged("the log", "cannot be synced: the syncer has stopped"))));
+        }
         queue.waiting.push(Box::new(callback));
         // The thread looks at the queue again before it sleeps; only the first of a round has to wake it.
         if queue.waiting.len() == 1 {
@@ -77,17 +84,70 @@ fn run(store: &Store, shared: &Shared) {
                 queue = shared.arrived.wait(queue).expect("the syncer never panics under its lock");
             }
             if queue.waiting.is_empty() {
+                queue.ended = true;
                 return;
             }
             std::mem::take(&mut queue.waiting)
         };
-        let result = store.sync_log().map_err(Arc::new);
-        shared.syncs.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = &result {
-            tracing::error!(%error, "the log cannot be synced");
+        answer(store, shared, round);
+    }
+}
+
+fn answer(store: &Store, shared: &Shared, round: Vec<Callback>) {
+    let result = store.sync_log().map_err(Arc::new);
+    shared.syncs.fetch_add(1, Ordering::Relaxed);
+    if let Err(error) = &result {
+        tracing::error!(%error, "the log cannot be synced");
+    }
+    for callback in round {
+        callback(result.clone());
+    }
+}
+
+/// The syncer's rounds, one by one, for tests of what must wait for them.
+#[cfg(test)]
+pub struct Rounds {
+    store: Store,
+    shared: Arc<Shared>,
+}
+
+#[cfg(test)]
+impl Rounds {
+    /// Syncs once, and answers whoever waits.
+    pub fn round(&self) {
+        let round = std::mem::take(&mut self.shared.queue.lock().unwrap().waiting);
+        answer(&self.store, &self.shared, round);
+    }
+}
+
+#[cfg(test)]
+impl Syncer {
+    /// A syncer without a thread.
+    pub fn by_hand(store: Store) -> (Self, Rounds) {
+        let shared = Arc::new(Shared::default());
+        (Self { shared: shared.clone() }, Rounds { store, shared })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn what_is_left_before_a_stop_is_answered_and_what_comes_later_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path()).unwrap();
+        let (syncer, thread) = Syncer::start(store);
+        let (done, results) = mpsc::channel();
+        for _ in 0..100 {
+            let done = done.clone();
+            syncer.after_sync(move |result| done.send(result.is_ok()).unwrap());
         }
-        for callback in round {
-            callback(result.clone());
-        }
+        syncer.stop();
+        thread.join().unwrap();
+        assert_eq!(results.try_iter().filter(|good| *good).count(), 100);
+        syncer.after_sync(move |result| done.send(result.is_ok()).unwrap());
+        assert_eq!(results.try_recv(), Ok(false), "an answer comes at once, and it is no");
     }
 }
