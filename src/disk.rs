@@ -44,7 +44,7 @@ impl DiskGuard {
         let low_bytes = settings.disk_free_min_bytes;
         Self {
             space: DiskSpace { path: folder.to_owned() },
-            reserve: Reserve::create(&folder.join(RESERVE_FILE), settings.disk_reserve_bytes),
+            reserve: Reserve::find(folder.join(RESERVE_FILE), settings.disk_reserve_bytes),
             store,
             low_bytes,
             stop_bytes: STOP_BYTES.min(low_bytes / 2),
@@ -54,12 +54,14 @@ impl DiskGuard {
     /// Looks once, and does what has to be done with the reserve.
     pub fn look(&mut self) -> (DiskState, u64) {
         let mut free = self.free();
-        if free < self.stop_bytes && self.reserve.is_kept() {
+        if free < self.stop_bytes && self.reserve.is_held() {
             tracing::warn!(
                 free_mib = free / MIB,
                 "the disk is full; giving up the reserve to finish what was accepted"
             );
-            self.reserve.release();
+            if let Err(error) = self.reserve.release() {
+                tracing::error!(%error, "the reserve cannot be given up");
+            }
             free = self.free();
         }
         // RocksDB recovers by itself once there is room, a little later.

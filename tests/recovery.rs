@@ -185,8 +185,11 @@ async fn an_acknowledged_task_is_there_after_the_next_start() {
     let (receiver, _deliveries) = Receiver::channel("127.0.0.1:0", 10).await.unwrap();
     let client = Client::connect(options(&node, &receiver)).await.unwrap();
     for round in 0..5u64 {
-        let registration =
-            Registration { payload: bytes::Bytes::from(format!("{round}")), due: Due::In(3_600_000), repeat_interval_ms: None };
+        let registration = Registration {
+            payload: bytes::Bytes::from(format!("{round}")),
+            due: Due::In(3_600_000),
+            repeat_interval_ms: None,
+        };
         let registered = client.register(registration).await.unwrap();
         node.kill();
         tokio::task::block_in_place(|| node.restart());

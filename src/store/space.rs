@@ -39,13 +39,10 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// The reserve at `path`, made if it is not there yet. A disk without room for it is no error: the node runs
-    /// without, says so in its log, and [`Reserve::is_held`] tells.
-    pub fn create(path: &Path, bytes: u64) -> Self {
-        let mut reserve = Self { path: path.to_owned(), bytes, held: false };
-        if let Err(error) = reserve.restore() {
-            tracing::warn!(path = %path.display(), bytes, %error, "no room is held back on the disk");
-        }
+    /// The reserve at `path`, if an earlier process left one; see [`Reserve::restore`].
+    pub fn find(path: PathBuf, bytes: u64) -> Self {
+        let mut reserve = Self { path, bytes, held: false };
+        reserve.held = reserve.is_there().unwrap_or(false);
         reserve
     }
 
@@ -134,6 +131,12 @@ fn is_unsupported(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
+    fn made(path: &Path, bytes: u64) -> Reserve {
+        let mut reserve = Reserve::find(path.to_owned(), bytes);
+        let _ = reserve.restore();
+        reserve
+    }
+
     const BYTES: u64 = 3 * 1024 * 1024 + 17;
 
     fn blocks_bytes(path: &Path) -> u64 {
@@ -158,7 +161,7 @@ mod tests {
     fn a_reserve_is_real_blocks_and_comes_and_goes() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("reserve");
-        let mut reserve = Reserve::create(&path, BYTES);
+        let mut reserve = made(&path, BYTES);
         assert!(reserve.is_held());
         assert!(blocks_bytes(&path) >= BYTES);
         reserve.restore().unwrap();
@@ -171,7 +174,7 @@ mod tests {
         assert!(reserve.is_held() && blocks_bytes(&path) >= BYTES);
         let inode = std::fs::metadata(&path).unwrap().ino();
         drop(reserve);
-        assert!(Reserve::create(&path, BYTES).is_held());
+        assert!(made(&path, BYTES).is_held());
         assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "one that is there is taken over");
     }
 
@@ -181,9 +184,9 @@ mod tests {
         let path = temp.path().join("reserve");
         File::create(&path).unwrap().set_len(BYTES).unwrap();
         assert!(blocks_bytes(&path) < BYTES, "the file system knows holes");
-        assert!(Reserve::create(&path, BYTES).is_held());
+        assert!(made(&path, BYTES).is_held());
         assert!(blocks_bytes(&path) >= BYTES);
-        assert!(Reserve::create(&path, BYTES / 2).is_held());
+        assert!(made(&path, BYTES / 2).is_held());
         assert_eq!(std::fs::metadata(&path).unwrap().len(), BYTES / 2);
     }
 
@@ -202,7 +205,7 @@ mod tests {
     fn without_room_there_is_no_reserve_and_nothing_is_left_behind() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("reserve");
-        let mut reserve = Reserve::create(&path, 1 << 60);
+        let mut reserve = made(&path, 1 << 60);
         assert!(!reserve.is_held() && !path.exists());
         assert_eq!(reserve.restore().unwrap_err().kind(), io::ErrorKind::StorageFull);
         reserve.release().unwrap();
@@ -214,6 +217,6 @@ mod tests {
         });
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert!(!reserve.is_held() && !path.exists());
-        assert!(!Reserve::create(Path::new("/nonexistent/reserve"), 1).is_held());
+        assert!(!made(Path::new("/nonexistent/reserve"), 1).is_held());
     }
 }
