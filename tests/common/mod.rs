@@ -1,0 +1,50 @@
+//! What the tests with real processes share: a node, a client that sends raw frames, a client and a receiver of the
+//! original protocol, and a look at the HTTP listener.
+//!
+//! Every test starts its own node on free ports and in a folder of its own, so all of them run beside each other.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub mod legacy;
+pub mod node;
+pub mod raw;
+pub mod receiver;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Longer than anything takes that works, even on a machine with other work.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How late a callback may be on such a machine. Too early is a matter of nothing.
+pub const LATENESS_MAX_MS: u64 = 2_000;
+
+const POLL_EVERY: Duration = Duration::from_millis(10);
+
+/// For what tells nobody when it happens: looks again and again until there is something, or it takes too long.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(POLL_EVERY);
+    }
+}
+
+pub fn now_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+/// The status and the body of a page.
+pub fn http_get(addr: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status line");
+    (status, body.to_owned())
+}
