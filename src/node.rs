@@ -157,6 +157,7 @@ impl Node {
             auth,
             metrics: metrics.clone(),
             limits: settings.limits,
+            frame_bytes_max: settings.tcp.frame_bytes_max,
             shards: settings.shards,
         });
 

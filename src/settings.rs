@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::callback::CallbackSettings;
 use crate::firing::FiringSettings;
+use crate::server::auth::PASSWORD_BYTES_MAX;
 use crate::server::tcp::TcpSettings;
 use crate::task::{Limits, SHARDS_MAX};
 use crate::when::parse_duration;
@@ -28,6 +29,8 @@ const MIB: u64 = 1024 * 1024;
 const DISK_FREE_MIN_MIB: u64 = 128;
 /// Kept back for finishing what was accepted, when the disk is full.
 const DISK_RESERVE_MIB: u64 = 64;
+/// More than any disk has.
+const DISK_MIB_MAX: u64 = 1 << 40;
 /// A frame must be able to carry what the protocol needs besides a payload.
 const FRAME_BYTES_MIN: usize = 4 * 1024;
 const FRAME_BYTES_MOST: usize = 64 * 1024 * 1024;
@@ -224,6 +227,12 @@ impl Settings {
         if let Some(timeout) = duration_ms("--callback-timeout", given.callback_timeout.as_deref())? {
             callback.answer_timeout = Duration::from_millis(within("--callback-timeout", timeout, 10, 3_600_000)?);
         }
+        let disk_free_min = given.disk_free_min.unwrap_or(DISK_FREE_MIN_MIB);
+        let disk_reserve = given.disk_reserve.unwrap_or(DISK_RESERVE_MIB);
+        let admin_password = given.admin_password.filter(|password| !password.is_empty());
+        if admin_password.as_ref().is_some_and(|password| password.len() > PASSWORD_BYTES_MAX) {
+            return Err(wrong("--admin-password", format!("is longer than {PASSWORD_BYTES_MAX} bytes")));
+        }
         let session = duration_ms("--session-timeout", given.session_timeout.as_deref())?;
         let session = session.unwrap_or(u64::try_from(SESSION_DEFAULT.as_millis()).expect("half an hour"));
         let settings = Self {
@@ -234,7 +243,7 @@ impl Settings {
             peer_addr: address("--peer-addr", given.peer_addr.as_deref().unwrap_or("127.0.0.1:9975"))?,
             cluster,
             shards,
-            admin_password: given.admin_password.filter(|password| !password.is_empty()),
+            admin_password,
             open,
             session_lifetime_ms: within("--session-timeout", session, 100, 365 * 24 * 3_600_000)?,
             sessions_max: SESSIONS_MAX,
@@ -242,8 +251,8 @@ impl Settings {
             tcp,
             firing,
             callback,
-            disk_free_min_bytes: given.disk_free_min.unwrap_or(DISK_FREE_MIN_MIB) * MIB,
-            disk_reserve_bytes: given.disk_reserve.unwrap_or(DISK_RESERVE_MIB) * MIB,
+            disk_free_min_bytes: within("--disk-free-min", disk_free_min, 0, DISK_MIB_MAX)? * MIB,
+            disk_reserve_bytes: within("--disk-reserve", disk_reserve, 0, DISK_MIB_MAX)? * MIB,
         };
         for (flag, address) in [
             ("--tcp-addr", settings.tcp_addr),

@@ -16,7 +16,8 @@ use boomerang::client::{Client, ClientError, Credentials, Due, Options, Received
 use boomerang::store::space::DiskSpace;
 use boomerang::task::{Callback, Protocol, TaskId};
 use boomerang::wire::proto::Status;
-use common::NodeProcess;
+use common::http_get;
+use common::node::{ADMIN_PASSWORD, NodeProcess};
 use tokio::sync::mpsc;
 
 const MIB: u64 = 1024 * 1024;
@@ -66,8 +67,8 @@ impl Drop for SmallDisk {
 
 async fn connect(node: &NodeProcess, receiver: &Receiver) -> Client {
     let client_id = "admin".parse().unwrap();
-    let password = common::ADMIN_PASSWORD.to_owned();
-    let mut options = Options::new(vec![node.tcp().to_string()], Credentials::Password { client_id, password });
+    let password = ADMIN_PASSWORD.to_owned();
+    let mut options = Options::new(vec![node.started.tcp.to_string()], Credentials::Password { client_id, password });
     options.callback = Some(Callback::new(Protocol::Tcp, &receiver.local_addr().to_string()).unwrap());
     Client::connect(options).await.unwrap()
 }
@@ -90,10 +91,10 @@ async fn refused(client: &Client, node: &NodeProcess, expected: &str) {
             other => assert!(Instant::now() < deadline, "the node goes on to answer {other:?}"),
         }
     }
-    let (status, text) = node.get("/readyz");
+    let (status, text) = http_get(node.started.http, "/readyz");
     assert_eq!(status, 503);
     assert!(text.contains("disk"), "{text}");
-    assert_eq!(node.get("/healthz").0, 200);
+    assert_eq!(http_get(node.started.http, "/healthz").0, 200);
 }
 
 async fn accepted(client: &Client, delay_ms: u64) -> TaskId {
@@ -117,8 +118,7 @@ async fn wait_for(deliveries: &mut mpsc::Receiver<Received>, mut expected: HashS
 
 fn start(disk: &Path) -> NodeProcess {
     let (low, reserve) = (LOW_MIB.to_string(), RESERVE_MIB.to_string());
-    let ports = [common::free_port(), common::free_port(), common::free_port()];
-    NodeProcess::start_in(&disk.join("data"), ports, &["--disk-free-min", &low, "--disk-reserve", &reserve])
+    NodeProcess::start_in(&disk.join("data"), &["--disk-free-min", &low, "--disk-reserve", &reserve])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,7 +130,7 @@ async fn a_full_disk_is_refused_survived_and_recovered_from() {
     let mut node = start(&disk.path);
     let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 1_000).await.unwrap();
     let client = connect(&node, &receiver).await;
-    assert_eq!(node.get("/readyz").0, 200);
+    assert_eq!(http_get(node.started.http, "/readyz").0, 200);
     let far = accepted(&client, 3_600_000).await;
     let mut soon = HashSet::new();
     for n in 0..50 {
@@ -151,7 +151,7 @@ async fn a_full_disk_is_refused_survived_and_recovered_from() {
     let filler = disk.fill("filler", 0);
     refused(&client, &node, "full").await;
     let deadline = Instant::now() + WITHIN;
-    while node.folder().join("reserve").exists() {
+    while node.data_dir().join("reserve").exists() {
         assert!(Instant::now() < deadline, "the reserve is given up");
         tokio::task::yield_now().await;
     }
@@ -159,7 +159,7 @@ async fn a_full_disk_is_refused_survived_and_recovered_from() {
     refused(&client, &node, "nothing is written").await;
     assert!(client.cancel(far).await.is_err(), "a cancellation is refused as well, rather than left hanging");
     assert!(client.get(far).await.unwrap().is_some(), "reading goes on");
-    assert_eq!(node.exited(), None);
+    assert_eq!(node.exit_code(), None);
 
     // Space again: everything goes on by itself, and nothing is lost.
     std::fs::remove_file(&second).unwrap();
@@ -167,8 +167,8 @@ async fn a_full_disk_is_refused_survived_and_recovered_from() {
     wait_for(&mut deliveries, late).await;
     let more = accepted(&client, 100).await;
     wait_for(&mut deliveries, HashSet::from([more])).await;
-    assert_eq!(node.get("/readyz").0, 200);
-    assert_eq!(node.exited(), None);
+    assert_eq!(http_get(node.started.http, "/readyz").0, 200);
+    assert_eq!(node.exit_code(), None);
     node.kill();
     tokio::task::block_in_place(|| node.restart());
     assert!(client.get(far).await.unwrap().is_some(), "what was acknowledged before all this is still there");

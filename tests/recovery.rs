@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use boomerang::client::{Client, Credentials, Due, Options, Received, Receiver, Registration};
 use boomerang::task::{Callback, Fence, Protocol, Retry, TaskId};
-use common::NodeProcess;
+use common::node::{ADMIN_PASSWORD, NodeProcess};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::mpsc;
 
@@ -21,8 +21,8 @@ const ALL_FIRED_WITHIN: Duration = Duration::from_secs(60);
 
 fn options(node: &NodeProcess, receiver: &Receiver) -> Options {
     let client_id = "admin".parse().unwrap();
-    let password = common::ADMIN_PASSWORD.to_owned();
-    let mut options = Options::new(vec![node.tcp().to_string()], Credentials::Password { client_id, password });
+    let password = ADMIN_PASSWORD.to_owned();
+    let mut options = Options::new(vec![node.started.tcp.to_string()], Credentials::Password { client_id, password });
     options.callback = Some(Callback::new(Protocol::Tcp, &receiver.local_addr().to_string()).unwrap());
     options.retry = Some(Retry { attempts_max: 50, interval_ms: 50, interval_max_ms: 200, ..Retry::default() });
     options
@@ -56,7 +56,7 @@ async fn killed_at_random_instants_under_load() {
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     // A fixed port, so that the client finds the node again.
-    let mut node = NodeProcess::start_on_fixed_ports(&[]);
+    let mut node = NodeProcess::start_on_a_fixed_port(&[]);
     let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 100_000).await.unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let unknown = Arc::new(AtomicU64::new(0));
@@ -144,7 +144,7 @@ async fn killed_at_random_instants_under_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overdue_tasks_leave_in_due_order() {
     const TASKS: u64 = 2_000;
-    let mut node = NodeProcess::start_on_fixed_ports(&[]);
+    let mut node = NodeProcess::start_on_a_fixed_port(&[]);
     let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 10_000).await.unwrap();
     let client = Client::connect(options(&node, &receiver)).await.unwrap();
     let mut pending = Vec::new();
@@ -181,7 +181,7 @@ async fn overdue_tasks_leave_in_due_order() {
 /// An answer means that it is on disk: the log as it was synced is all that is left, and the task is still there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acknowledged_task_is_there_after_the_next_start() {
-    let mut node = NodeProcess::start_on_fixed_ports(&[]);
+    let mut node = NodeProcess::start_on_a_fixed_port(&[]);
     let (receiver, _deliveries) = Receiver::channel("127.0.0.1:0", 10).await.unwrap();
     let client = Client::connect(options(&node, &receiver)).await.unwrap();
     for round in 0..5u64 {

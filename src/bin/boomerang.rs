@@ -102,11 +102,12 @@ fn settings(cli: Cli) -> Result<Settings, SettingsError> {
 
 async fn run(settings: Settings) -> Result<(), NodeError> {
     let node = Node::start(settings).await?;
+    // Before the line: whoever has read it may ask us to stop.
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be handled");
     // The line says that the node is ready; nobody reading it is no reason to stop.
     let line = serde_json::to_string(&node.start_line).expect("plain fields");
     let _ = writeln!(std::io::stdout(), "{line}");
-    let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
-    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be handled");
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -19,7 +19,7 @@ use crate::task::ClientId;
 
 /// Each takes about 20 MiB and some 20 ms of a core.
 const PASSWORDS_AT_A_TIME: usize = 2;
-const PASSWORD_BYTES_MAX: usize = 1024;
+pub const PASSWORD_BYTES_MAX: usize = 1024;
 /// How an API key begins, so that one can be found where it should not be.
 const KEY_PREFIX: &str = "bmr";
 const KEY_ID_BYTES: usize = 8;

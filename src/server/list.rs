@@ -3,10 +3,12 @@
 //! A page is a merge of the shards' timelines from a place on. The place is the due instant and id of the last task
 //! that was looked at, which is what the cursor holds: tasks may come and go between two pages, and none is shown twice
 //! or left out because of it, unless it was moved itself. A page that would have to look at too many tasks to find the
-//! ones asked for ends early, with a cursor to go on from.
+//! ones asked for, or would not fit into a frame, ends early, with a cursor to go on from.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+
+use prost::Message;
 
 use super::Service;
 use super::requests::{Problem, details};
@@ -15,14 +17,17 @@ use crate::shard;
 use crate::store::keys::{Key, Parsed, parse_state};
 use crate::store::{Store, StoreError};
 use crate::task::{GroupId, InstantMs, Invalid, TaskId};
+use crate::wire::FRAME_BYTES_MAX;
 use crate::wire::proto::{ListTasksRequest, ListTasksResponse, Status, TaskDetails};
 
 const TASKS_DEFAULT: u32 = 100;
 const TASKS_MAX: u32 = 1_000;
 /// Looked at for one page.
 const LOOKED_AT_MAX: usize = 20_000;
-/// Payloads in one page: well below what a frame can carry.
-const PAYLOAD_BYTES_MAX: usize = 512 * 1024;
+/// What a page takes besides its tasks: the envelope, the status and the cursor.
+const PAGE_BYTES: usize = 128;
+/// What a task takes in a page besides itself: a tag and a length.
+const TASK_BYTES: usize = 8;
 const ROWS_PER_READ: usize = 256;
 
 type Place = (InstantMs, TaskId);
@@ -39,19 +44,25 @@ pub(super) fn page(
     };
     let mut merge = Merge::new(&service.store, service.shards, filter.from, filter.until_ms)?;
     let mut tasks = Vec::new();
-    let mut payload_bytes = 0;
+    let room = service.frame_bytes_max.min(FRAME_BYTES_MAX) - PAGE_BYTES;
+    let mut bytes = 0;
     let mut looked_at = 0;
     let mut last = None;
-    while tasks.len() < limit as usize && looked_at < LOOKED_AT_MAX && payload_bytes < PAYLOAD_BYTES_MAX {
+    while tasks.len() < limit as usize && looked_at < LOOKED_AT_MAX {
         let Some((group, place)) = merge.next()? else { return Ok(answer(tasks, None)) };
         looked_at += 1;
-        last = Some(place);
         // It may have fired since its row was read.
-        let Some((task, cursor)) = shard::read_task(&service.store, group, place.1)? else { continue };
-        if filter.takes(task.client.as_str(), task.interval_ms) {
-            payload_bytes += task.payload.len();
-            tasks.push(details(service, group, place.1, task, cursor)?);
+        let read = shard::read_task(&service.store, group, place.1)?;
+        if let Some((task, cursor)) = read.filter(|(task, _)| filter.takes(task.client.as_str(), task.interval_ms)) {
+            let task = details(service, group, place.1, task, cursor)?;
+            bytes += TASK_BYTES + task.encoded_len();
+            if bytes > room && !tasks.is_empty() {
+                // The next page begins with it.
+                break;
+            }
+            tasks.push(task);
         }
+        last = Some(place);
     }
     Ok(answer(tasks, last))
 }

@@ -36,5 +36,7 @@ pub struct Service {
     pub auth: Auth,
     pub metrics: Arc<Metrics>,
     pub limits: Limits,
+    /// No answer is larger, for its receiver has the same limit.
+    pub frame_bytes_max: usize,
     pub shards: u16,
 }

@@ -5,6 +5,8 @@ use crate::task::{Backoff, Callback, Invalid, Policy, Protocol, Retry};
 
 /// The cap of an exponential policy that names none.
 const INTERVAL_MAX_MS_DEFAULT: u64 = 3_600_000;
+/// As long as a callback's endpoint may be. It travels in each log entry that names its policy.
+const DESTINATION_BYTES_MAX: usize = 2048;
 
 pub fn callback_from(message: &proto::CallbackConfig) -> Result<Callback, Invalid> {
     let protocol = match callback_config::Protocol::try_from(message.protocol) {
@@ -47,8 +49,12 @@ pub fn retry_from(message: &proto::RetryPolicy) -> Result<Retry, Invalid> {
     Ok(retry)
 }
 
-pub fn dead_letter_from(message: &proto::DlqPolicy) -> Option<String> {
-    (!message.destination.is_empty()).then(|| message.destination.clone())
+pub fn dead_letter_from(message: &proto::DlqPolicy) -> Result<Option<String>, Invalid> {
+    let bytes = message.destination.len();
+    if bytes > DESTINATION_BYTES_MAX {
+        return Err(Invalid::new(format!("dlq.destination: {bytes} bytes, the limit is {DESTINATION_BYTES_MAX}")));
+    }
+    Ok((bytes > 0).then(|| message.destination.clone()))
 }
 
 /// The settings a message carries, each over the default that was there before it.
@@ -69,7 +75,7 @@ pub fn policy_over(
         None => defaults.map_or_else(Retry::default, |defaults| defaults.retry),
     };
     let dead_letter = match dlq {
-        Some(message) => dead_letter_from(message),
+        Some(message) => dead_letter_from(message)?,
         None => defaults.and_then(|defaults| defaults.dead_letter.clone()),
     };
     Ok(Some(Policy { callback, retry, dead_letter }))
