@@ -10,9 +10,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use futures::FutureExt;
 use openraft::SnapshotPolicy;
 use openraft::errors::Fatal;
 use openraft::rt::{Instant as _, WatchReceiver as _};
@@ -22,10 +24,9 @@ use tokio::time::Instant;
 
 use super::log_store::LogStore;
 use super::network::PeerNetwork;
-use super::state_machine::{Observer, StateMachine};
+use super::state_machine::{Observer, Seat, StateMachine};
 use super::types::{LogId, Member, Raft, ReplicaId};
 use crate::store::keys::Key;
-use crate::store::rows::Applied;
 use crate::store::syncer::Syncer;
 use crate::store::{LogWrite, Store, StoreError, codec};
 use crate::task::GroupId;
@@ -39,6 +40,8 @@ const ENTRIES_KEPT: u64 = 128;
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(1);
 /// State that has not been flushed for this long is.
 const FLUSH_AFTER: Duration = Duration::from_secs(60);
+/// A state machine whose group is gone ends with what it is applying; that takes milliseconds.
+const SEAT_WAIT_MAX: Duration = Duration::from_secs(1);
 /// The first replica of a group that this node makes.
 const FIRST_REPLICA: ReplicaId = 1;
 
@@ -89,9 +92,18 @@ pub struct Parts {
     pub observer: Arc<dyn Observer>,
 }
 
+/// See [`Seat`].
+#[derive(Default)]
+struct Chair {
+    taken: Arc<tokio::sync::Mutex<()>>,
+    /// Whoever had it last.
+    panicked: Arc<AtomicBool>,
+}
+
 struct Inner {
     parts: Parts,
     groups: RwLock<BTreeMap<GroupId, Group>>,
+    chairs: Mutex<BTreeMap<GroupId, Chair>>,
     failed: watch::Sender<Option<String>>,
 }
 
@@ -105,7 +117,8 @@ impl Groups {
     /// Starts every group this node hosts: with the static placement of a single node, all of them.
     pub async fn start(parts: Parts) -> Result<Self, GroupError> {
         let last = GroupId(parts.shards);
-        let inner = Inner { parts, groups: RwLock::default(), failed: watch::Sender::new(None) };
+        let inner =
+            Inner { parts, groups: RwLock::default(), chairs: Mutex::default(), failed: watch::Sender::new(None) };
         let groups = Self { inner: Arc::new(inner) };
         let starts = (0..=last.0).map(|id| groups.start_group(GroupId(id)));
         for started in futures::future::join_all(starts).await {
@@ -134,8 +147,10 @@ impl Groups {
         let parts = &self.inner.parts;
         let error = |verb| move |why: String| GroupError::Raft { group: id, verb, why };
         let replica = self.replica(id).await?;
+        let seat = self.take_seat(id).await?;
         let log = LogStore::new(id, parts.store.clone(), parts.syncer.clone());
         let machine = StateMachine::open(id, parts.store.clone(), parts.staging.clone(), parts.observer.clone())?;
+        let machine = machine.seated(seat);
         check_no_gap(&log, &machine)?;
         let network = parts.network.for_group(id);
         let raft = Raft::new(replica, Arc::new(config(&parts.cluster, id)), network, log, machine)
@@ -153,6 +168,21 @@ impl Groups {
             raft.initialize(members).await.map_err(|why| error("begin")(why.to_string()))?;
         }
         Ok(Group { id, replica, raft })
+    }
+
+    /// Waits for whoever applies to the group, if it was started before.
+    async fn take_seat(&self, id: GroupId) -> Result<Seat, GroupError> {
+        let taken = {
+            let mut chairs = self.inner.chairs.lock().expect("no panic under this lock");
+            chairs.entry(id).or_default().taken.clone()
+        };
+        let why = "its last state machine is still at work".to_owned();
+        let late = |_| GroupError::Raft { group: id, verb: "start", why };
+        let taken = tokio::time::timeout(SEAT_WAIT_MAX, taken.lock_owned()).await.map_err(late)?;
+        let panicked = Arc::new(AtomicBool::new(false));
+        let mut chairs = self.inner.chairs.lock().expect("no panic under this lock");
+        chairs.entry(id).or_default().panicked = panicked.clone();
+        Ok(Seat::new(taken, panicked))
     }
 
     /// The replica this node holds of a group: written down before it can vote.
@@ -196,11 +226,15 @@ impl Groups {
     }
 
     async fn look_at(&self, group: &Group, progress: &mut Progress) -> Result<(), GroupError> {
-        let (running, applied, lone) = {
+        if self.has_panicked(group) {
+            return self.rebuild(group).await;
+        }
+        let (running, applied, marked, lone) = {
             let receiver = group.raft.metrics();
             let metrics = receiver.borrow_watched();
+            let index = |id: Option<LogId>| id.map(|id| id.index);
             let lone = metrics.membership_config.voter_ids().eq([group.replica]);
-            (metrics.running_state.clone(), metrics.last_applied.map(|id| id.index), lone)
+            (metrics.running_state.clone(), index(metrics.last_applied), index(metrics.snapshot), lone)
         };
         // A lone voter has nobody to send heartbeats to and nobody to wait for: without its clock, an idle group costs
         // nothing at all.
@@ -213,7 +247,7 @@ impl Groups {
                 return Err(GroupError::Raft { group: group.id, verb: "go on", why: error.to_string() });
             }
         }
-        if progress.durable_advanced(&self.inner.parts.store, group.id, applied)? {
+        if progress.durable(&self.inner.parts.store, group.id, applied)? > marked {
             // A trigger that comes while one is under way is dropped; the next round repeats it.
             let result = group.raft.trigger().snapshot().await;
             result.map_err(|why| GroupError::Raft { group: group.id, verb: "mark", why: why.to_string() })?;
@@ -221,10 +255,30 @@ impl Groups {
         Ok(())
     }
 
+    /// openraft tells of a panic only when it is asked something: the last metrics of its core say that all is well,
+    /// and nobody is left to change them; and when it is the state machine that has panicked, the core goes on until
+    /// it has something to apply.
+    fn has_panicked(&self, group: &Group) -> bool {
+        let mut metrics = group.raft.metrics();
+        let running = metrics.borrow_and_update().running_state.is_ok();
+        // Closed, though it did not say why.
+        let core = running && matches!(metrics.changed().now_or_never(), Some(Err(_)));
+        let chairs = self.inner.chairs.lock().expect("no panic under this lock");
+        core || chairs.get(&group.id).is_some_and(|chair| chair.panicked.load(Ordering::Acquire))
+    }
+
     async fn rebuild(&self, broken: &Group) -> Result<(), GroupError> {
         tracing::error!(group = %broken.id, "the group has panicked; building it again from the store");
         let _ = broken.raft.shutdown().await;
-        let group = self.start_group(broken.id).await?;
+        let group = match self.start_group(broken.id).await {
+            Ok(group) => group,
+            // It may panic again while it starts; the other groups go on, and the next round tries again.
+            Err(error @ GroupError::Raft { .. }) => {
+                tracing::error!(%error, "the group could not be built again yet");
+                return Ok(());
+            }
+            Err(error @ GroupError::Store(_)) => return Err(error),
+        };
         self.inner.groups.write().expect("no panic under this lock").insert(group.id, group);
         Ok(())
     }
@@ -258,24 +312,25 @@ fn check_no_gap(log: &LogStore, machine: &StateMachine) -> Result<(), StoreError
 /// How far each group is, in memory and on disk.
 #[derive(Default)]
 struct Progress {
-    durable: BTreeMap<GroupId, Applied>,
+    durable: BTreeMap<GroupId, u64>,
     /// Since when something has been applied that is not durable.
     behind_since: Option<Instant>,
     behind: bool,
 }
 
 impl Progress {
-    /// Whether more of `group` is durable than at the last look. An idle group costs one comparison.
-    fn durable_advanced(&mut self, store: &Store, group: GroupId, applied: Option<u64>) -> Result<bool, StoreError> {
-        let known = self.durable.get(&group).map(|known| known.index);
+    /// Up to where `group` is durable. An idle group costs one comparison.
+    fn durable(&mut self, store: &Store, group: GroupId, applied: Option<u64>) -> Result<Option<u64>, StoreError> {
+        let known = self.durable.get(&group).copied();
         if applied.is_none() || applied == known {
-            return Ok(false);
+            return Ok(known);
         }
-        let durable = store.durable_applied(group)?;
-        self.behind |= applied != durable.map(|durable| durable.index);
-        let Some(durable) = durable.filter(|durable| Some(durable.index) != known) else { return Ok(false) };
-        self.durable.insert(group, durable);
-        Ok(true)
+        let durable = store.durable_applied(group)?.map(|durable| durable.index);
+        self.behind |= applied != durable;
+        if let Some(index) = durable {
+            self.durable.insert(group, index);
+        }
+        Ok(durable)
     }
 
     fn flush_if_old(&mut self, store: &Store) -> Result<(), StoreError> {

@@ -10,12 +10,14 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{Stream, TryStreamExt};
 use openraft::OptionalSend;
 use openraft::entry::EntryPayload;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedMutexGuard;
 
 use super::types::{
     LogId, Membership, MembershipRow, Replies, SnapshotMeta, StoredMembership, TypeConfig, log_id, term_of,
@@ -47,6 +49,28 @@ pub enum SnapshotData {
     Marker,
 }
 
+/// The right to write the state of a group. One state machine at a time holds it: what openraft leaves behind of a group
+/// that has panicked may still be applying, and two that apply would each count the same tasks.
+pub struct Seat {
+    _taken: OwnedMutexGuard<()>,
+    panicked: Arc<AtomicBool>,
+}
+
+impl Seat {
+    /// `panicked` is set when the seat is left by a panic.
+    pub fn new(taken: OwnedMutexGuard<()>, panicked: Arc<AtomicBool>) -> Self {
+        Self { _taken: taken, panicked }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.panicked.store(true, Ordering::Release);
+        }
+    }
+}
+
 type ShardSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
 pub struct StateMachine {
@@ -57,6 +81,8 @@ pub struct StateMachine {
     applied: Option<LogId>,
     membership: StoredMembership,
     meta: ShardMetaRow,
+    /// Kept, and never looked at.
+    _seat: Option<Seat>,
     /// openraft's conformance suite leaves out entries; nothing else may.
     #[cfg(test)]
     pub gaps_allowed: bool,
@@ -102,11 +128,18 @@ impl StateMachine {
             applied: None,
             membership: StoredMembership::default(),
             meta: ShardMetaRow::default(),
+            _seat: None,
             #[cfg(test)]
             gaps_allowed: false,
         };
         machine.load()?;
         Ok(machine)
+    }
+
+    /// For whoever applies: the seat was taken before this was opened.
+    pub fn seated(mut self, seat: Seat) -> Self {
+        self._seat = Some(seat);
+        self
     }
 
     pub fn applied(&self) -> Option<LogId> {

@@ -141,6 +141,16 @@ impl World {
         }
     }
 
+    /// Whether the tasks are those of this state, whatever openraft has added to the log in between.
+    pub fn holds(&self, store: &Store) -> bool {
+        let bookkeeping = [Key::applied(self.group), Key::membership(self.group)].map(Key::into_bytes);
+        let found = rows_of(store, self.group).into_iter().filter(|(key, _)| !bookkeeping.contains(key));
+        let mut expected: BTreeMap<_, _> =
+            self.rows.0.iter().map(|(key, value)| (key.as_ref().to_vec(), value.clone())).collect();
+        expected.insert(Key::shard_meta(self.group).into_bytes(), codec::encode(&self.meta));
+        found.eq(expected)
+    }
+
     pub fn assert_stored(&self, store: &Store) {
         self.assert_rows(rows_of(store, self.group));
     }
