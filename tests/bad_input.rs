@@ -5,8 +5,8 @@ mod common;
 
 use std::io::Write;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use boomerang::wire::proto::{self, BoomerangEnvelope, Status, boomerang_envelope::Payload};
@@ -74,11 +74,8 @@ impl World {
     }
 
     fn admin_session(&self, raw: &mut Raw) -> String {
-        let handshake = proto::AuthHandshake {
-            client_id: "admin".into(),
-            password: ADMIN_PASSWORD.into(),
-            ..Default::default()
-        };
+        let handshake =
+            proto::AuthHandshake { client_id: "admin".into(), password: ADMIN_PASSWORD.into(), ..Default::default() };
         let answer = self.login(raw, handshake);
         assert_eq!(answer.status(), Status::Ok, "{answer:?}");
         answer.session_id
@@ -137,9 +134,8 @@ fn a_frame_above_the_limit_is_answered_with_the_limit_and_the_connection_closed(
     }
     // What was asked before it is still answered, in order.
     let mut raw = world.raw();
-    let mut bytes = world.good.frame(legacy::Payload::GetTaskRequest(legacy::GetTaskRequest {
-        task_id: world.early.0.clone(),
-    }));
+    let mut bytes =
+        world.good.frame(legacy::Payload::GetTaskRequest(legacy::GetTaskRequest { task_id: world.early.0.clone() }));
     bytes.extend([0xff; 4]);
     raw.send_bytes(&bytes);
     assert!(matches!(raw.answer(), Payload::GetTaskResponse(_)));
@@ -231,9 +227,10 @@ fn answers_and_callbacks_are_not_requests() {
 fn a_session_must_be_known_and_alive() {
     let mut world = World::new(&["--session-timeout", "300ms"]);
     let task_id = world.early.0.clone();
-    for (session_id, status, why) in
-        [("", UNAUTHORIZED, "authenticate"), ("0123456789abcdef0123456789abcdef", SESSION_EXPIRED, "authenticate again")]
-    {
+    for (session_id, status, why) in [
+        ("", UNAUTHORIZED, "authenticate"),
+        ("0123456789abcdef0123456789abcdef", SESSION_EXPIRED, "authenticate again"),
+    ] {
         world.good.session_id = session_id.to_owned();
         let refused = world.good.get(&task_id);
         assert_eq!(refused.status, status);
@@ -341,9 +338,8 @@ fn clients_and_their_settings_are_checked_when_they_are_set() {
     };
     let retry = RetryPolicy { max_attempts: 3, strategy: 0, interval_ms: 10, max_interval_ms: 0 };
     let named = |client_id: String| ClientRegistrationRequest { client_id, ..good.clone() };
-    let called = |protocol, endpoint: &str| {
-        ClientRegistrationRequest { callback: callback(protocol, endpoint), ..good.clone() }
-    };
+    let called =
+        |protocol, endpoint: &str| ClientRegistrationRequest { callback: callback(protocol, endpoint), ..good.clone() };
     let retried = |retry| ClientRegistrationRequest { retry: Some(retry), ..good.clone() };
     for (request, why) in [
         (named(String::new()), "client_id"),
@@ -443,11 +439,11 @@ fn an_api_key_opens_until_it_is_revoked() {
             other => panic!("{other:?}"),
         }
     };
-    let revoke = |raw: &mut Raw, session: &str, key_id: &str| {
-        match raw.ask(session, Payload::ApiKeyRevocation(proto::ApiKeyRevocation { key_id: key_id.into() })) {
-            Payload::ApiKeyRevocationResponse(answer) => answer.status(),
-            other => panic!("{other:?}"),
-        }
+    let revoke = |raw: &mut Raw, session: &str, key_id: &str| match raw
+        .ask(session, Payload::ApiKeyRevocation(proto::ApiKeyRevocation { key_id: key_id.into() }))
+    {
+        Payload::ApiKeyRevocationResponse(answer) => answer.status(),
+        other => panic!("{other:?}"),
     };
     let with_token = |token: &str| proto::AuthHandshake { token: token.into(), ..Default::default() };
 
@@ -541,7 +537,9 @@ fn a_client_that_does_not_read_its_answers_is_disconnected_and_costs_little() {
     }
     let begun = Instant::now();
     let (mut most, mut served, mut longest) = (0, 0, Duration::ZERO);
-    while world.node.metric("boomerang_connections") > connections || slow.iter().any(|(thread, _)| !thread.is_finished()) {
+    while world.node.metric("boomerang_connections") > connections
+        || slow.iter().any(|(thread, _)| !thread.is_finished())
+    {
         let asked = Instant::now();
         world.good.throw(b"x", HOUR_MS);
         longest = longest.max(asked.elapsed());
@@ -591,7 +589,8 @@ fn a_page_of_large_tasks_fits_into_a_frame() {
     for n in 0..3 {
         ids.push(world.good.throw(&vec![b'x'; 512 * 1024], 3 * HOUR_MS + n).0);
     }
-    let request = legacy::ListTasksRequest { scheduled_after: now_ms() + 3 * HOUR_MS / 2, limit: 1_000, ..Default::default() };
+    let request =
+        legacy::ListTasksRequest { scheduled_after: now_ms() + 3 * HOUR_MS / 2, limit: 1_000, ..Default::default() };
     let mut found = Vec::new();
     let mut next_token = String::new();
     loop {

@@ -51,7 +51,10 @@ fn folders_of_others_are_refused_and_left_alone() {
     assert_eq!(node.terminate(), Some(0));
     let folder = node.data_dir();
     for (flags, why) in [
-        (vec!["--shards", "4", "--cluster", "prod"], "cluster 'boomerang', not 'prod'; choose another --data-dir or correct --cluster"),
+        (
+            vec!["--shards", "4", "--cluster", "prod"],
+            "cluster 'boomerang', not 'prod'; choose another --data-dir or correct --cluster",
+        ),
         (vec!["--shards", "4", "--node-id", "2"], "node 1, not 2; choose another --data-dir or correct --node-id"),
         (vec!["--shards", "8"], "shards"),
         (vec![], "4, not 16; choose another --data-dir or correct --shards"),

@@ -70,7 +70,8 @@ fn metrics_have_their_names_and_move() {
         assert!(page.contains(&format!("# HELP {name} ")), "{name} is not explained");
     }
     assert!(page.ends_with("# EOF\n"), "a page that was cut off looks whole without its end");
-    for zero in ["registrations_total", "dispatches_total", "acknowledged_total", "pending", "sessions", "connections"] {
+    for zero in ["registrations_total", "dispatches_total", "acknowledged_total", "pending", "sessions", "connections"]
+    {
         assert_eq!(node.metric(&format!("boomerang_{zero}")), 0.0, "{zero}");
     }
     assert_eq!(node.metric("boomerang_lateness_seconds_count"), 0.0);

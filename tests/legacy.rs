@@ -4,8 +4,8 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::legacy::{
@@ -126,8 +126,7 @@ fn lists_are_filtered_and_paged_without_gaps() {
     let receiver = Receiver::that_accepts();
     let (node, mut client) = world(&[], &receiver, None);
     let mut tasks: Vec<(String, u64)> = (0..30).map(|n| client.throw(b"once", HOUR_MS + n * 1_000)).collect();
-    let recurring: Vec<String> =
-        (0..5).map(|n| client.register(b"again", 2 * HOUR_MS + n, HOUR_MS).task_id).collect();
+    let recurring: Vec<String> = (0..5).map(|n| client.register(b"again", 2 * HOUR_MS + n, HOUR_MS).task_id).collect();
     let mut admin = node.admin();
     admin.add_client("other", &receiver.endpoint(), None);
     let mut other = Client::login(node.started.tcp, "other", &password_of("other"));

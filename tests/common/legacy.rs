@@ -341,7 +341,8 @@ impl Client {
 
     pub fn try_answer(&mut self) -> Result<Payload, NoFrame> {
         let body = self.raw.next_frame(PATIENCE)?;
-        let payload = Envelope::decode(&*body).expect("an envelope").payload.expect("an answer of the original protocol");
+        let payload =
+            Envelope::decode(&*body).expect("an envelope").payload.expect("an answer of the original protocol");
         assert!((OK..=SESSION_EXPIRED).contains(&payload.status()), "an old client does not know this: {payload:?}");
         Ok(payload)
     }

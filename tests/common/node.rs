@@ -189,8 +189,7 @@ pub fn serve_to_its_end(folder: &Path, flags: &[&str]) -> Ended {
     run_to_its_end(&args)
 }
 
-const ANY_PORTS: [&str; 6] =
-    ["--tcp-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"];
+const ANY_PORTS: [&str; 6] = ["--tcp-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"];
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_boomerang"));

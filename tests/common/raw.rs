@@ -78,7 +78,7 @@ impl Raw {
     }
 
     /// Nothing more will be sent; answers are still read.
-    pub fn finish(&mut self) {
+    pub fn finish(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 

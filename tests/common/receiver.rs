@@ -52,6 +52,9 @@ impl Arrived {
     }
 }
 
+/// What it does with a payload that comes for the n-th time.
+type Behaviour = Box<dyn Fn(&[u8], usize) -> Does + Send + Sync>;
+
 pub struct Receiver {
     addr: SocketAddr,
     arrivals: mpsc::Receiver<Arrived>,
@@ -108,7 +111,7 @@ impl Receiver {
 }
 
 struct Served {
-    does: Box<dyn Fn(&[u8], usize) -> Does + Send + Sync>,
+    does: Behaviour,
     number: AtomicUsize,
 }
 

@@ -31,7 +31,10 @@ const FOLDER: &str = "BOOMERANG_TEST_FOLDER";
 const CHILD_SEED: &str = "BOOMERANG_TEST_SEED";
 
 /// What a child does, by name.
-const MODES: [(&str, fn(&Path, u64)); 5] = [
+/// What a process does until it is killed, by name.
+type Mode = (&'static str, fn(&Path, u64));
+
+const MODES: [Mode; 5] = [
     ("churn", |folder, seed| run(churn(folder, seed))),
     ("purge", |folder, seed| run(purge(folder, seed))),
     ("stage", |folder, seed| run(stage(folder, seed, false))),
