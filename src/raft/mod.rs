@@ -23,6 +23,6 @@ pub mod network;
 pub mod state_machine;
 pub mod types;
 
-pub use groups::{Group, Groups};
+pub use groups::{Begin, Group, Groups};
 pub use state_machine::Observer;
 pub use types::{Member, Raft, ReplicaId, TypeConfig};
