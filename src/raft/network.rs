@@ -19,6 +19,7 @@
 //!
 //! Everything that goes wrong is `Unreachable`, which makes openraft wait before it tries again.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
@@ -63,6 +64,8 @@ const KEEPALIVE_WITHIN: Duration = Duration::from_secs(2);
 /// How long the other side may take for an answer. It stores the entries before it answers, so this must bear a disk
 /// that stutters.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// Besides the time on the way: an entry that is too large for a slow link would be sent again for ever.
+const BYTES_PER_SECOND_MIN: u32 = 1024 * 1024;
 /// What may be under way on one lane; a follower that is slow holds this much of ours at most.
 const UNANSWERED_REQUESTS_MAX: usize = 64;
 const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -315,6 +318,12 @@ impl Unanswered {
         self.sizes.is_empty()
     }
 
+    /// When it is too late for the oldest one's answer.
+    fn deadline(&self) -> Instant {
+        let on_the_way = Duration::from_secs_f64(self.bytes as f64 / f64::from(BYTES_PER_SECOND_MIN));
+        self.since + ANSWER_WITHIN + on_the_way
+    }
+
     fn has_room(&self) -> bool {
         self.sizes.len() < UNANSWERED_REQUESTS_MAX && self.bytes < UNANSWERED_BYTES_MAX
     }
@@ -371,8 +380,8 @@ where
                     }
                     Err(error) => error,
                 },
-                () = sleep_until(self.unanswered.since + ANSWER_WITHIN), if !self.unanswered.is_empty() => {
-                    unreachable(format!("no answer within {ANSWER_WITHIN:?}"))
+                () = sleep_until(self.unanswered.deadline()), if !self.unanswered.is_empty() => {
+                    unreachable(format!("no answer since {:?}", self.unanswered.since.elapsed()))
                 }
             };
             return Some((Err(error.into()), None));
@@ -478,8 +487,12 @@ impl NetSnapshot<TypeConfig> for ReplicaClient {
             () = remote.gone.cancelled() => return Err(unreachable("the node is not there any more").into()),
             answer = exchange => answer?,
         };
-        let vote = from_vote(answer.vote).map_err(unreachable)?;
-        Ok(SnapshotResponse::new(vote))
+        let answer = from_vote(answer.vote).map_err(unreachable)?;
+        // openraft takes every vote that is not higher for a success.
+        if answer != vote && answer.partial_cmp(&vote).is_none_or(Ordering::is_lt) {
+            return Err(unreachable(format!("the snapshot of {vote} was answered with {answer}")).into());
+        }
+        Ok(SnapshotResponse::new(answer))
     }
 }
 
@@ -513,22 +526,25 @@ async fn send_parts(
     mut export: Export,
     parts: mpsc::Sender<peer::SnapshotRequest>,
 ) -> Result<(), StreamingError<TypeConfig>> {
-    let send = async |part: Part| match timeout(SNAPSHOT_STALLED_AFTER, parts.send(part.into())).await {
-        Ok(Ok(())) => Ok(()),
-        // The call is over; its answer says why.
-        Ok(Err(_)) => std::future::pending().await,
-        Err(_) => Err(unreachable(format!("nothing of the snapshot was taken for {SNAPSHOT_STALLED_AFTER:?}"))),
-    };
-    send(Part::Header(header)).await?;
+    send_part(&parts, Part::Header(header)).await?;
     let mut sent = 0;
     while let Some(chunk) = export.chunks.recv().await {
         let rows = chunk.map_err(read_failed)?;
         sent += rows.len() as u64;
         let (keys, values) = rows.into_iter().map(|(key, value)| (key.into(), value.into())).unzip();
-        send(Part::Rows(peer::SnapshotRows { keys, values })).await?;
+        if !send_part(&parts, Part::Rows(peer::SnapshotRows { keys, values })).await? {
+            return Ok(());
+        }
     }
-    send(Part::End(peer::SnapshotEnd { rows: sent })).await?;
+    send_part(&parts, Part::End(peer::SnapshotEnd { rows: sent })).await?;
     Ok(())
+}
+
+/// False when the call is over; its answer says why.
+async fn send_part(parts: &mpsc::Sender<peer::SnapshotRequest>, part: Part) -> Result<bool, Unreachable<TypeConfig>> {
+    let sent = timeout(SNAPSHOT_STALLED_AFTER, parts.send(part.into())).await;
+    let stalled = |_| unreachable(format!("nothing of the snapshot was taken for {SNAPSHOT_STALLED_AFTER:?}"));
+    sent.map(|sent| sent.is_ok()).map_err(stalled)
 }
 
 fn read_failed(error: StoreError) -> StreamingError<TypeConfig> {
