@@ -23,7 +23,7 @@ use crate::firing::{Firing, Ledger};
 use crate::metrics::Metrics;
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::{GroupError, Parts as GroupParts};
-use crate::raft::{Groups, network::PeerNetwork};
+use crate::raft::{Begin, Groups, PeerNetwork, PeerService, peer_service};
 use crate::server::auth::{Auth, random_hex};
 use crate::server::sessions::Sessions;
 use crate::server::{Service, http, tcp};
@@ -123,8 +123,9 @@ impl Node {
             store: store.clone(),
             syncer: syncer.clone(),
             staging: folder.staging(),
-            network: PeerNetwork::default(),
+            network: PeerNetwork::new(&settings.cluster, settings.node_id),
             observer: ledger.clone(),
+            begin: Begin::Alone,
         })
         .await?;
         let mut guard = DiskGuard::new(&settings, folder.path(), store.clone());
@@ -174,13 +175,13 @@ impl Node {
         let listeners = vec![
             tokio::spawn(tcp::serve(tcp_listener, service.clone(), settings.tcp, stop.clone())),
             tokio::spawn(serve_http(http_listener, watched, stop.clone())),
+            tokio::spawn(serve_peers(peer_listener, PeerService::new(groups.clone()), stop.clone())),
         ];
         let helpers = vec![
             tokio::spawn(groups.clone().look_after()),
             tokio::spawn(guard.watch(disk_out, metrics.clone())),
             tokio::spawn(keep_house(service, system_clock)),
         ];
-        let _ = peer_listener;
         Ok(Self { start_line, groups, firing, syncer, syncer_thread, stop, listeners, helpers, _folder: folder })
     }
 
@@ -221,6 +222,12 @@ fn bound(listener: &TcpListener, wanted: SocketAddr) -> SocketAddr {
 async fn serve_http(listener: TcpListener, watched: Arc<Watched>, stop: CancellationToken) {
     if let Err(error) = http::serve(listener, watched, stop).await {
         tracing::error!(%error, "the HTTP listener has ended");
+    }
+}
+
+async fn serve_peers(listener: TcpListener, service: PeerService, stop: CancellationToken) {
+    if let Err(error) = peer_service::serve(listener, service, stop.cancelled_owned()).await {
+        tracing::error!(%error, "the peer listener has ended");
     }
 }
 

@@ -12,6 +12,9 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+#[global_allocator]
+static MEMORY: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// A durable, replicated scheduler: throw a task into the future, it comes back on time.
 #[derive(Parser)]
 #[command(

@@ -9,7 +9,7 @@
 //!   is the node's end: [`Groups::failed`] resolves, and the process stops rather than answers.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -51,6 +51,8 @@ pub enum GroupError {
     Store(#[from] StoreError),
     #[error("group {group} cannot {verb}: {why}")]
     Raft { group: GroupId, verb: &'static str, why: String },
+    #[error("cannot clear {path}: {source}")]
+    Staging { path: String, source: std::io::Error },
 }
 
 /// One group's replica on this node; cheap to clone.
@@ -80,6 +82,15 @@ impl Group {
     }
 }
 
+/// How a group that this node does not know yet comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// With this node as its only voter.
+    Alone,
+    /// As `replica` of a group that has a leader elsewhere, or will have: it waits until that one speaks to it.
+    Wait { replica: ReplicaId },
+}
+
 /// What all groups of a node share.
 pub struct Parts {
     pub cluster: String,
@@ -90,6 +101,7 @@ pub struct Parts {
     pub staging: PathBuf,
     pub network: PeerNetwork,
     pub observer: Arc<dyn Observer>,
+    pub begin: Begin,
 }
 
 /// See [`Seat`].
@@ -117,6 +129,7 @@ impl Groups {
     /// Starts every group this node hosts: with the static placement of a single node, all of them.
     pub async fn start(parts: Parts) -> Result<Self, GroupError> {
         let last = GroupId(parts.shards);
+        clear_staging(&parts.staging)?;
         let inner =
             Inner { parts, groups: RwLock::default(), chairs: Mutex::default(), failed: watch::Sender::new(None) };
         let groups = Self { inner: Arc::new(inner) };
@@ -134,6 +147,10 @@ impl Groups {
 
     pub fn all(&self) -> Vec<Group> {
         self.inner.groups.read().expect("no panic under this lock").values().cloned().collect()
+    }
+
+    pub(super) fn parts(&self) -> &Parts {
+        &self.inner.parts
     }
 
     /// Resolves with the reason when this node's storage has failed.
@@ -163,7 +180,7 @@ impl Groups {
             if lone {
                 raft.trigger().elect(false).await.map_err(|fatal| error("elect a leader")(fatal.to_string()))?;
             }
-        } else {
+        } else if parts.begin == Begin::Alone {
             let members = BTreeMap::from([(replica, Member { node_id: parts.node_id })]);
             raft.initialize(members).await.map_err(|why| error("begin")(why.to_string()))?;
         }
@@ -192,14 +209,18 @@ impl Groups {
         if let Some(bytes) = store.get_log(&key)? {
             return Ok(codec::decode("a replica id", &bytes)?);
         }
-        store.write_log(vec![LogWrite::Put(key, codec::encode(&FIRST_REPLICA))])?;
+        let replica = match self.inner.parts.begin {
+            Begin::Alone => FIRST_REPLICA,
+            Begin::Wait { replica } => replica,
+        };
+        store.write_log(vec![LogWrite::Put(key, codec::encode(&replica))])?;
         let (done, synced) = tokio::sync::oneshot::channel();
         self.inner.parts.syncer.after_sync(move |result| {
             let _ = done.send(result);
         });
         let lost = |why: String| GroupError::Raft { group: id, verb: "store its replica id", why };
         synced.await.map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))?;
-        Ok(FIRST_REPLICA)
+        Ok(replica)
     }
 
     /// Looks after the groups until the returned future is dropped.
@@ -277,7 +298,7 @@ impl Groups {
                 tracing::error!(%error, "the group could not be built again yet");
                 return Ok(());
             }
-            Err(error @ GroupError::Store(_)) => return Err(error),
+            Err(error @ (GroupError::Store(_) | GroupError::Staging { .. })) => return Err(error),
         };
         self.inner.groups.write().expect("no panic under this lock").insert(group.id, group);
         Ok(())
@@ -344,6 +365,16 @@ impl Progress {
             store.flush_state(false)?;
         }
         Ok(())
+    }
+}
+
+/// Takes away what a process left there that was killed while it received a snapshot: the names are never used again.
+fn clear_staging(folder: &Path) -> Result<(), GroupError> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(GroupError::Staging { path: folder.display().to_string(), source: error })
+        }
+        _ => Ok(()),
     }
 }
 

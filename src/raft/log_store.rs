@@ -30,7 +30,7 @@ const RECENT_BYTES_MAX: usize = 512 * 1024;
 /// Entries read from disk at a time.
 const CHUNK_ENTRIES: usize = 64;
 /// The most one message to a follower carries, well below what a peer accepts; one entry always goes.
-const REPLICATED_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const REPLICATED_BYTES_MAX: usize = 1024 * 1024;
 
 #[derive(Clone)]
 pub struct LogStore {

@@ -8,6 +8,8 @@
 //! - [`log_store`]: entries and votes in the `log` family, durable through the node's one syncer
 //! - [`state_machine`]: from committed entries to `apply` to one batch in the `state` family
 //! - [`groups`]: the groups of this node: start, marker of durable state, stop
+//! - [`network`]: what a replica sends to those on other nodes; [`peer_service`]: what it hears from them;
+//!   [`peer_messages`]: openraft's messages as those of `proto/peer.proto`, and back
 //!
 //! What must hold for the log to be the write-ahead log of the state (the tests named keep it):
 //!
@@ -20,12 +22,16 @@
 pub mod groups;
 pub mod log_store;
 pub mod network;
+mod peer_messages;
+pub mod peer_service;
 pub mod state_machine;
 pub mod types;
 
 #[cfg(test)]
 mod tests;
 
-pub use groups::{Group, Groups};
+pub use groups::{Begin, Group, Groups};
+pub use network::PeerNetwork;
+pub use peer_service::PeerService;
 pub use state_machine::Observer;
 pub use types::{Member, Raft, ReplicaId, TypeConfig};

@@ -1,64 +1,558 @@
 //! From this node's groups to their replicas on other nodes.
+//!
+//! [`PeerNetwork`] knows where the nodes are (the placement room tells it) and holds three connections to each of them,
+//! made when first used and shared by all groups, so that nothing waits behind something of another kind:
+//!
+//! ```text
+//!   control     votes, heartbeats, transfers     small, must be quick: leases and elections hang on them
+//!   appends     log entries, pipelined           one long stream per group
+//!   snapshots   rows of whole shards             as much as the link carries
+//! ```
+//!
+//! Log entries and heartbeats travel on a [`Lane`], a stream in both directions that stays open between uses. Several
+//! requests may be under way on it; the answers come in their order, so a lane with an answer outstanding is never used
+//! again: a late answer would be taken for the next one's, and prove a lease that is not there. A lane that has been
+//! owed an answer for too long counts as broken, since openraft waits for it and keeps the log until it comes.
+//!
+//! openraft's stream of requests is read here and not by tonic: it must be dropped the moment the answers are, because
+//! the next session waits for it.
+//!
+//! Everything that goes wrong is `Unreachable`, which makes openraft wait before it tries again.
 
-use std::sync::Arc;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, OnceLock, RwLock};
+use std::time::Duration;
 
-use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
-use openraft::{AnyError, OptionalSend};
+use futures::{Stream, StreamExt, TryStreamExt};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{ErrorSource, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
+};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, StorageError};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status, Streaming};
 
+use super::peer_messages::{
+    MESSAGE_BYTES_MAX, from_append_response, from_vote, from_vote_response, to_append, to_snapshot_header, to_transfer,
+    to_vote_request,
+};
 use super::state_machine::SnapshotData;
 use super::types::{Member, ReplicaId, TypeConfig, Vote};
+use crate::store::StoreError;
+use crate::store::export::Export;
 use crate::task::GroupId;
+use crate::wire::peer;
+use crate::wire::peer::peer_client::PeerClient;
+use crate::wire::peer::snapshot_request::Part;
 
-#[derive(Clone, Default)]
-pub struct PeerNetwork(Arc<()>);
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// Opening a lane, connecting included. Heartbeats have less: openraft gives each of them one interval.
+const OPEN_WITHIN: Duration = Duration::from_millis(1_500);
+/// A connection whose other end is silently gone is noticed after both.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
+const KEEPALIVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long the other side may take for an answer. It stores the entries before it answers, so this must bear a disk
+/// that stutters.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// Besides the time on the way: an entry that is too large for a slow link would be sent again for ever.
+const BYTES_PER_SECOND_MIN: u32 = 1024 * 1024;
+/// What may be under way on one lane; a follower that is slow holds this much of ours at most.
+const UNANSWERED_REQUESTS_MAX: usize = 64;
+const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A snapshot of which nothing more can be sent for this long is given up.
+const SNAPSHOT_STALLED_AFTER: Duration = Duration::from_secs(10);
+/// All rows are there; what is left is one atomic step, which may wait for another of its kind.
+const INSTALL_WITHIN: Duration = Duration::from_secs(30);
+/// Parts between us and the connection; its window is what limits the flow.
+const PARTS_AHEAD: usize = 1;
+
+type Answers<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
+
+fn unreachable(why: impl std::fmt::Display) -> Unreachable<TypeConfig> {
+    Unreachable::from_string(why)
+}
+
+fn refused(status: &Status) -> Unreachable<TypeConfig> {
+    unreachable(format!("{:?}: {}", status.code(), status.message()))
+}
+
+/// Where the other nodes are, and the connections to them; cheap to clone.
+#[derive(Clone)]
+pub struct PeerNetwork {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cluster: String,
+    /// Our own: nothing is ever sent there.
+    node_id: u64,
+    remotes: RwLock<BTreeMap<u64, Arc<Remote>>>,
+}
+
+/// One node at one address.
+struct Remote {
+    address: String,
+    connections: OnceLock<Connections>,
+    /// It is not there any more, or elsewhere.
+    gone: CancellationToken,
+}
+
+struct Connections {
+    control: Channel,
+    appends: Channel,
+    snapshots: Channel,
+}
 
 impl PeerNetwork {
-    pub fn for_group(&self, _group: GroupId) -> GroupNetwork {
-        GroupNetwork
+    /// The network of the node `node_id`; it knows no other node yet.
+    pub fn new(cluster: &str, node_id: u64) -> Self {
+        Self { inner: Arc::new(Inner { cluster: cluster.to_owned(), node_id, remotes: RwLock::default() }) }
+    }
+
+    /// From now on `node_id` is at `address` (`host:port`). A node that moves loses what was under way to it.
+    pub fn set(&self, node_id: u64, address: &str) {
+        let mut remotes = self.inner.remotes.write().expect("no panic under this lock");
+        if remotes.get(&node_id).is_some_and(|known| known.address == address) {
+            return;
+        }
+        let remote =
+            Remote { address: address.to_owned(), connections: OnceLock::new(), gone: CancellationToken::new() };
+        if let Some(before) = remotes.insert(node_id, Arc::new(remote)) {
+            before.gone.cancel();
+        }
+    }
+
+    /// Nothing more is sent to `node_id` until it is set again.
+    pub fn remove(&self, node_id: u64) {
+        if let Some(before) = self.inner.remotes.write().expect("no panic under this lock").remove(&node_id) {
+            before.gone.cancel();
+        }
+    }
+
+    pub fn address(&self, node_id: u64) -> Option<String> {
+        let remotes = self.inner.remotes.read().expect("no panic under this lock");
+        remotes.get(&node_id).map(|remote| remote.address.clone())
+    }
+
+    /// What openraft takes as the network of one group.
+    pub fn for_group(&self, group: GroupId) -> GroupNetwork {
+        GroupNetwork { network: self.clone(), group }
+    }
+
+    fn remote(&self, node_id: u64) -> Result<Arc<Remote>, Unreachable<TypeConfig>> {
+        if node_id == self.inner.node_id {
+            return Err(unreachable(format!("node {node_id} is this node: a replica here has no peer here")));
+        }
+        let remotes = self.inner.remotes.read().expect("no panic under this lock");
+        remotes.get(&node_id).cloned().ok_or_else(|| unreachable(format!("no address is known for node {node_id}")))
     }
 }
 
-pub struct GroupNetwork;
-pub struct Peer(Member);
+impl Remote {
+    /// Must be called within the runtime that is to run the connections.
+    fn connections(&self) -> Result<&Connections, Unreachable<TypeConfig>> {
+        if let Some(connections) = self.connections.get() {
+            return Ok(connections);
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
+            .map_err(|error| unreachable(format!("'{}' is not an address: {error}", self.address)))?
+            .connect_timeout(CONNECT_WITHIN)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE_EVERY)
+            .keep_alive_timeout(KEEPALIVE_WITHIN)
+            .keep_alive_while_idle(true);
+        let connect = || endpoint.connect_lazy();
+        Ok(self.connections.get_or_init(|| Connections {
+            control: connect(),
+            appends: connect(),
+            snapshots: connect(),
+        }))
+    }
+}
+
+fn client(channel: &Channel) -> PeerClient<Channel> {
+    PeerClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// What is put into the sender leaves as the body of a request.
+fn body<T: Send + 'static>(mut receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> + Send + 'static {
+    futures::stream::poll_fn(move |context| receiver.poll_recv(context))
+}
+
+/// Makes clients for the replicas of one group.
+pub struct GroupNetwork {
+    network: PeerNetwork,
+    group: GroupId,
+}
+
+impl GroupNetwork {
+    fn client(&self, replica: ReplicaId, member: &Member, urgent: bool) -> ReplicaClient {
+        let to = peer::Address { cluster: self.network.inner.cluster.clone(), group: self.group.0.into(), replica };
+        ReplicaClient { network: self.network.clone(), node_id: member.node_id, to, urgent, idle_lane: None }
+    }
+}
 
 impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
-    type Network = Peer;
-    async fn new_client(&mut self, _target: ReplicaId, node: &Member) -> Peer {
-        Peer(*node)
+    type Network = ReplicaClient;
+
+    async fn new_client(&mut self, target: ReplicaId, member: &Member) -> ReplicaClient {
+        self.client(target, member, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: ReplicaId, member: &Member) -> ReplicaClient {
+        self.client(target, member, true)
     }
 }
 
-impl Peer {
-    fn unreachable(&self) -> Unreachable<TypeConfig> {
-        Unreachable::new(&AnyError::error(format!("no address is known for {}", self.0)))
+/// Speaks to one replica on another node. Connects when there is something to say.
+pub struct ReplicaClient {
+    network: PeerNetwork,
+    node_id: u64,
+    to: peer::Address,
+    /// Its lane is for heartbeats, and does not go where log entries go.
+    urgent: bool,
+    /// Open, and nothing is outstanding on it.
+    idle_lane: Option<Lane>,
+}
+
+impl ReplicaClient {
+    fn remote(&self) -> Result<Arc<Remote>, Unreachable<TypeConfig>> {
+        self.network.remote(self.node_id)
+    }
+
+    /// One question with one answer, within what openraft allows for it.
+    async fn ask<T>(
+        &self,
+        option: &RPCOption,
+        question: impl AsyncFnOnce(PeerClient<Channel>) -> Result<Response<T>, Status>,
+    ) -> Result<T, RPCError<TypeConfig>> {
+        let remote = self.remote()?;
+        let client = client(&remote.connections()?.control);
+        match timeout(option.soft_ttl(), question(client)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(refused(&status).into()),
+            Err(_) => Err(unreachable(format!("node {} does not answer", self.node_id)).into()),
+        }
+    }
+
+    async fn ask_vote(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        pre_vote: bool,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = to_vote_request(self.to.clone(), &request, pre_vote);
+        let answer = self.ask(&option, async |mut client| client.vote(request).await).await?;
+        from_vote_response(answer).map_err(|malformed| unreachable(malformed).into())
+    }
+
+    async fn open_lane(&mut self) -> Result<Lane, RPCError<TypeConfig>> {
+        let remote = self.remote()?;
+        if let Some(lane) = self.idle_lane.take().filter(|lane| lane.leads_to(&remote)) {
+            return Ok(lane);
+        }
+        let connections = remote.connections()?;
+        let mut client = client(if self.urgent { &connections.control } else { &connections.appends });
+        let (requests, receiver) = mpsc::channel(1);
+        let opened = timeout(OPEN_WITHIN, client.append(body(receiver))).await;
+        let opened = opened.map_err(|_| unreachable(format!("node {} cannot be reached", self.node_id)))?;
+        let answers = opened.map_err(|status| refused(&status))?.into_inner();
+        Ok(Lane { remote, requests, answers, to: Some(self.to.clone()) })
     }
 }
 
-impl RaftNetworkV2<TypeConfig> for Peer {
-    type SnapshotData = SnapshotData;
-    async fn append_entries(
-        &mut self,
-        _rpc: AppendEntriesRequest<TypeConfig>,
+/// A stream of requests to a replica and of its answers.
+struct Lane {
+    remote: Arc<Remote>,
+    requests: mpsc::Sender<peer::AppendRequest>,
+    answers: Streaming<peer::AppendResponse>,
+    /// Goes with the first request.
+    to: Option<peer::Address>,
+}
+
+impl Lane {
+    fn leads_to(&self, remote: &Arc<Remote>) -> bool {
+        Arc::ptr_eq(&self.remote, remote) && !self.requests.is_closed()
+    }
+}
+
+/// What has been sent on a lane and not been answered.
+struct Unanswered {
+    sizes: VecDeque<usize>,
+    bytes: usize,
+    /// When the oldest was sent, or the one before it answered.
+    since: Instant,
+}
+
+impl Unanswered {
+    fn new() -> Self {
+        Self { sizes: VecDeque::new(), bytes: 0, since: Instant::now() }
+    }
+
+    fn push(&mut self, bytes: usize) {
+        if self.sizes.is_empty() {
+            self.since = Instant::now();
+        }
+        self.sizes.push_back(bytes);
+        self.bytes += bytes;
+    }
+
+    /// False when nothing was outstanding.
+    fn pop(&mut self) -> bool {
+        self.since = Instant::now();
+        self.sizes.pop_front().map(|bytes| self.bytes -= bytes).is_some()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.sizes.is_empty()
+    }
+
+    /// When it is too late for the oldest one's answer.
+    fn deadline(&self) -> Instant {
+        let on_the_way = Duration::from_secs_f64(self.bytes as f64 / f64::from(BYTES_PER_SECOND_MIN));
+        self.since + ANSWER_WITHIN + on_the_way
+    }
+
+    fn has_room(&self) -> bool {
+        self.sizes.len() < UNANSWERED_REQUESTS_MAX && self.bytes < UNANSWERED_BYTES_MAX
+    }
+}
+
+/// One use of a lane: everything in `input` goes out, and an answer comes back for each.
+struct Session<'s, S> {
+    /// Where the lane goes when it can be used again.
+    home: &'s mut Option<Lane>,
+    lane: Lane,
+    input: S,
+    input_ended: bool,
+    unanswered: Unanswered,
+}
+
+impl<'s, S> Session<'s, S>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin + Send + 'static,
+{
+    /// The next answer, and the session if it goes on after it.
+    async fn next(mut self) -> Option<(Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>, Option<Self>)> {
+        loop {
+            if self.input_ended && self.unanswered.is_empty() {
+                *self.home = Some(self.lane);
+                return None;
+            }
+            let Lane { remote, requests, answers, to } = &mut self.lane;
+            let send = async {
+                let permit = requests.reserve().await.map_err(|_| unreachable("the connection is lost"))?;
+                let Some(request) = self.input.next().await else { return Ok(None) };
+                let message = to_append(to.take(), &request);
+                let bytes = message.entries.iter().map(bytes::Bytes::len).sum();
+                permit.send(message);
+                Ok::<Option<usize>, Unreachable<TypeConfig>>(Some(bytes))
+            };
+            let may_send = !self.input_ended && self.unanswered.has_room();
+            let error = tokio::select! {
+                biased;
+                answer = answers.message() => match answered(&mut self.unanswered, answer) {
+                    Ok(Ok(last)) => return Some((Ok(Ok(last)), Some(self))),
+                    // The other side says no more after this.
+                    Ok(Err(rejected)) => return Some((Ok(Err(rejected)), None)),
+                    Err(error) => error,
+                },
+                () = remote.gone.cancelled() => unreachable("the node is not there any more"),
+                sent = send, if may_send => match sent {
+                    Ok(Some(bytes)) => {
+                        self.unanswered.push(bytes);
+                        continue;
+                    }
+                    Ok(None) => {
+                        self.input_ended = true;
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+                () = sleep_until(self.unanswered.deadline()), if !self.unanswered.is_empty() => {
+                    unreachable(format!("no answer since {:?}", self.unanswered.since.elapsed()))
+                }
+            };
+            return Some((Err(error.into()), None));
+        }
+    }
+}
+
+fn answered(
+    unanswered: &mut Unanswered,
+    answer: Result<Option<peer::AppendResponse>, Status>,
+) -> Result<StreamAppendResult<TypeConfig>, Unreachable<TypeConfig>> {
+    let answer = answer.map_err(|status| refused(&status))?;
+    let answer = answer.ok_or_else(|| unreachable("the node has ended the stream"))?;
+    if !unanswered.pop() {
+        return Err(unreachable("an answer to nothing"));
+    }
+    from_append_response(answer).map_err(unreachable)
+}
+
+impl NetStreamAppend<TypeConfig> for ReplicaClient {
+    /// Returns at once; the lane is opened when the answers are first asked for, where openraft can still change its
+    /// mind.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
         _option: RPCOption,
-    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(self.unreachable().into())
+    ) -> BoxFuture<'s, Result<Answers<'s>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let answers = async move {
+            let lane = self.open_lane().await?;
+            let home = &mut self.idle_lane;
+            let session = Session { home, lane, input, input_ended: false, unanswered: Unanswered::new() };
+            let answers = futures::stream::unfold(Some(session), async |session| session?.next().await);
+            Ok::<Answers<'s>, RPCError<TypeConfig>>(answers.boxed())
+        };
+        Box::pin(async { Ok(futures::stream::once(answers).try_flatten().boxed()) })
     }
+}
+
+impl NetVote<TypeConfig> for ReplicaClient {
     async fn vote(
         &mut self,
-        _rpc: VoteRequest<TypeConfig>,
-        _option: RPCOption,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(self.unreachable().into())
+        self.ask_vote(request, false, option).await
     }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_vote(request, true, option).await
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for ReplicaClient {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = to_transfer(self.to.clone(), &request);
+        self.ask(&option, async |mut client| client.transfer(request).await).await?;
+        Ok(Ok(()))
+    }
+}
+
+impl NetBackoff<TypeConfig> for ReplicaClient {
+    /// As the group's configuration says.
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}
+
+impl NetSnapshot<TypeConfig> for ReplicaClient {
+    type SnapshotData = SnapshotData;
+
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotData>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: Vote,
+        snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(self.unreachable().into())
+        let SnapshotData::Outgoing(export) = snapshot.snapshot else {
+            unreachable!("a snapshot to send is read from the store");
+        };
+        let header = to_snapshot_header(self.to.clone(), &vote, &snapshot.meta);
+        let remote = self.remote()?;
+        let mut client = client(&remote.connections()?.snapshots);
+        let (parts, receiver) = mpsc::channel(PARTS_AHEAD);
+        let exchange = async {
+            let answer = std::pin::pin!(client.snapshot(body(receiver)));
+            exchange(header, export, parts, answer).await
+        };
+        // Whatever ends this early, the stream goes without its last part, and the other side forgets it.
+        let answer = tokio::select! {
+            closed = cancel => return Err(closed.into()),
+            () = remote.gone.cancelled() => return Err(unreachable("the node is not there any more").into()),
+            answer = exchange => answer?,
+        };
+        let answer = from_vote(answer.vote).map_err(unreachable)?;
+        // openraft takes every vote that is not higher for a success.
+        if answer != vote && answer.partial_cmp(&vote).is_none_or(Ordering::is_lt) {
+            return Err(unreachable(format!("the snapshot of {vote} was answered with {answer}")).into());
+        }
+        Ok(SnapshotResponse::new(answer))
+    }
+}
+
+/// Sends the snapshot and waits until it is installed; the answer may come before all of it is sent.
+async fn exchange(
+    header: peer::SnapshotHeader,
+    export: Export,
+    parts: mpsc::Sender<peer::SnapshotRequest>,
+    mut answer: impl Future<Output = Result<Response<peer::SnapshotResponse>, Status>> + Unpin,
+) -> Result<peer::SnapshotResponse, StreamingError<TypeConfig>> {
+    let early = tokio::select! {
+        biased;
+        early = &mut answer => Some(early),
+        sent = send_parts(header, export, parts) => {
+            sent?;
+            None
+        }
+    };
+    let answer = match early {
+        Some(early) => early,
+        None => {
+            let answer = timeout(INSTALL_WITHIN, answer).await;
+            answer.map_err(|_| unreachable("the snapshot is sent, but not installed"))?
+        }
+    };
+    Ok(answer.map_err(|status| refused(&status))?.into_inner())
+}
+
+async fn send_parts(
+    header: peer::SnapshotHeader,
+    mut export: Export,
+    parts: mpsc::Sender<peer::SnapshotRequest>,
+) -> Result<(), StreamingError<TypeConfig>> {
+    send_part(&parts, Part::Header(header)).await?;
+    let mut sent = 0;
+    while let Some(chunk) = export.chunks.recv().await {
+        let rows = chunk.map_err(read_failed)?;
+        sent += rows.len() as u64;
+        let (keys, values) = rows.into_iter().map(|(key, value)| (key.into(), value.into())).unzip();
+        if !send_part(&parts, Part::Rows(peer::SnapshotRows { keys, values })).await? {
+            return Ok(());
+        }
+    }
+    send_part(&parts, Part::End(peer::SnapshotEnd { rows: sent })).await?;
+    Ok(())
+}
+
+/// False when the call is over; its answer says why.
+async fn send_part(parts: &mpsc::Sender<peer::SnapshotRequest>, part: Part) -> Result<bool, Unreachable<TypeConfig>> {
+    let sent = timeout(SNAPSHOT_STALLED_AFTER, parts.send(part.into())).await;
+    let stalled = |_| unreachable(format!("nothing of the snapshot was taken for {SNAPSHOT_STALLED_AFTER:?}"));
+    sent.map(|sent| sent.is_ok()).map_err(stalled)
+}
+
+fn read_failed(error: StoreError) -> StreamingError<TypeConfig> {
+    StorageError::read_snapshot(None, ErrorSource::from_error(&error)).into()
+}
+
+impl From<Part> for peer::SnapshotRequest {
+    fn from(part: Part) -> Self {
+        Self { part: Some(part) }
     }
 }

@@ -85,6 +85,10 @@ pub fn term_of(id: &LogId) -> u64 {
     id.committed_leader_id().term
 }
 
+pub fn vote(term: u64, voted_for: ReplicaId, committed: bool) -> Vote {
+    Vote { leader_id: leader_id_std::LeaderId { term, voted_for }, committed }
+}
+
 /// A log entry on disk and on its way to a peer.
 #[derive(Serialize, Deserialize)]
 struct EntryRow {
@@ -160,7 +164,6 @@ impl From<&Vote> for VoteRow {
 
 impl From<VoteRow> for Vote {
     fn from(row: VoteRow) -> Self {
-        let leader_id = leader_id_std::LeaderId { term: row.term, voted_for: row.voted_for };
-        Vote { leader_id, committed: row.committed }
+        vote(row.term, row.voted_for, row.committed)
     }
 }

@@ -13,8 +13,8 @@ use super::bench::Ignore;
 use super::crash::{Child, tell};
 use super::world::{World, seed};
 use crate::raft::groups::{Group, Groups, Parts};
-use crate::raft::network::PeerNetwork;
 use crate::raft::types::{Command, Replies};
+use crate::raft::{Begin, PeerNetwork};
 use crate::shard::Batch;
 use crate::store::dump::{Digest, digest, dump};
 use crate::store::keys::Key;
@@ -46,7 +46,8 @@ impl Node {
             store: store.clone(),
             syncer: syncer.clone(),
             staging: folder.join("staging"),
-            network: PeerNetwork::default(),
+            network: PeerNetwork::new("test", 1),
+            begin: Begin::Alone,
             observer: Arc::new(Ignore),
         };
         let groups = Groups::start(parts).await.expect("the groups start");
@@ -307,7 +308,8 @@ async fn a_group_whose_state_was_lost_does_not_start() {
         store: node.store.clone(),
         syncer: node.syncer.clone(),
         staging: temp.path().join("staging"),
-        network: PeerNetwork::default(),
+        network: PeerNetwork::new("test", 1),
+        begin: Begin::Alone,
         observer: Arc::new(Ignore),
     };
     let error = Groups::start(parts).await.err().expect("it does not start").to_string();

@@ -1,0 +1,722 @@
+//! Replicas on several nodes of one process, over real connections.
+//!
+//! Each node has its own folder, store, groups and port; a replica's id is its node's. Nothing here sleeps to let
+//! something happen: what can be awaited is, and what must not happen is awaited until the wait gives up.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use boomerang::raft::groups::Parts;
+use boomerang::raft::network::ReplicaClient;
+use boomerang::raft::types::{Command, LogId, Membership, MembershipRow, TypeConfig, Vote, log_id, term_of, vote};
+use boomerang::raft::{Begin, Groups, Member, Observer, PeerNetwork, PeerService, Raft, ReplicaId, peer_service};
+use boomerang::shard::{Batch, Effect, Register, Request};
+use boomerang::store::keys::Key;
+use boomerang::store::rows::ShardMetaRow;
+use boomerang::store::syncer::Syncer;
+use boomerang::store::{Row, Store, codec};
+use boomerang::task::{Callback, ClientId, GroupId, Policy, Protocol, Retry, ShardId, TaskId};
+use boomerang::wire::peer;
+use boomerang::wire::peer::peer_client::PeerClient;
+use boomerang::wire::peer::peer_server::{Peer, PeerServer};
+use boomerang::wire::peer::snapshot_request::Part;
+use bytes::Bytes;
+use futures::future::join_all;
+use futures::{Stream, StreamExt};
+use openraft::RaftMetrics;
+use openraft::network::{NetStreamAppend, NetVote, RPCOption, RaftNetworkFactory};
+use openraft::raft::{AppendEntriesRequest, VoteRequest};
+use openraft::rt::WatchReceiver as _;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Response, Status, Streaming};
+
+const CLUSTER: &str = "test";
+const GROUP: GroupId = GroupId(1);
+/// No single step takes this long unless something is broken.
+const WITHIN: Duration = Duration::from_secs(15);
+/// Longer than any election timeout.
+const SURELY_ELECTED: Duration = Duration::from_millis(3_500);
+
+struct Deaf;
+
+impl Observer for Deaf {
+    fn applied(&self, _: GroupId, _: &ShardMetaRow, _: &[Effect]) {}
+}
+
+struct Node {
+    id: u64,
+    groups: Groups,
+    network: PeerNetwork,
+    store: Store,
+    syncer: Syncer,
+    folder: Arc<TempDir>,
+    server: Option<Server>,
+}
+
+struct Server {
+    address: SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Node {
+    async fn start(id: u64, shards: u16, begin: Begin) -> Self {
+        Self::start_in(Arc::new(tempfile::tempdir().unwrap()), id, shards, begin).await
+    }
+
+    async fn start_in(folder: Arc<TempDir>, id: u64, shards: u16, begin: Begin) -> Self {
+        let store = Store::open(&folder.path().join("db")).unwrap();
+        let (syncer, _thread) = Syncer::start(store.clone());
+        let network = PeerNetwork::new(CLUSTER, id);
+        let parts = Parts {
+            cluster: CLUSTER.to_owned(),
+            node_id: id,
+            shards,
+            store: store.clone(),
+            syncer: syncer.clone(),
+            staging: folder.path().join("staging"),
+            network: network.clone(),
+            observer: Arc::new(Deaf),
+            begin,
+        };
+        let groups = Groups::start(parts).await.unwrap();
+        let mut node = Self { id, groups, network, store, syncer, folder, server: None };
+        node.serve().await;
+        node
+    }
+
+    async fn serve(&mut self) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let service = PeerService::new(self.groups.clone());
+        let stopped = stop.clone().cancelled_owned();
+        let task = tokio::spawn(async { peer_service::serve(listener, service, stopped).await.unwrap() });
+        self.server = Some(Server { address, stop, task });
+    }
+
+    /// Nobody is heard any more.
+    async fn stop_serving(&mut self) {
+        let server = self.server.take().unwrap();
+        server.stop.cancel();
+        server.task.await.unwrap();
+    }
+
+    fn raft(&self, group: GroupId) -> Raft {
+        self.groups.get(group).unwrap().raft
+    }
+
+    fn address(&self) -> String {
+        self.server.as_ref().unwrap().address.to_string()
+    }
+
+    async fn client(&self) -> PeerClient<Channel> {
+        PeerClient::connect(format!("http://{}", self.address())).await.unwrap()
+    }
+
+    fn rows(&self, group: GroupId) -> Vec<Row> {
+        let (from, until) = Key::group_range(group);
+        self.store.scan_state(&from, &until, usize::MAX).unwrap()
+    }
+
+    fn staging(&self) -> Vec<PathBuf> {
+        let Ok(found) = std::fs::read_dir(self.folder.path().join("staging")) else { return Vec::new() };
+        found.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn vote(&self, group: GroupId) -> Vote {
+        self.raft(group).metrics().borrow_watched().vote
+    }
+
+    fn applied(&self, group: GroupId) -> Option<LogId> {
+        self.raft(group).metrics().borrow_watched().last_applied
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.syncer.stop();
+    }
+}
+
+fn connect(nodes: &[Node]) {
+    for from in nodes {
+        for to in nodes {
+            // A node is told its own address too, as the placement does; it must not use it.
+            from.network.set(to.id, &to.address());
+        }
+    }
+}
+
+/// Nodes 1 to `count`, all voters of every group; node 1 leads.
+async fn cluster(count: u64, shards: u16) -> Vec<Node> {
+    let starts = (1..=count).map(|id| {
+        let begin = if id == 1 { Begin::Alone } else { Begin::Wait { replica: id } };
+        Node::start(id, shards, begin)
+    });
+    let nodes = join_all(starts).await;
+    connect(&nodes);
+    let voters: BTreeSet<ReplicaId> = (1..=count).collect();
+    let joins = (0..=shards).map(|group| {
+        let raft = nodes[0].raft(GroupId(group));
+        let voters = voters.clone();
+        async move {
+            // The first entry of its term; before it, no membership can be changed.
+            raft.wait(Some(WITHIN)).applied_index_at_least(Some(1), "leads alone").await.unwrap();
+            for id in 2..=count {
+                raft.add_learner(id, Member { node_id: id }, true).await.unwrap();
+            }
+            raft.change_membership(voters, false).await.unwrap();
+        }
+    });
+    join_all(joins).await;
+    nodes
+}
+
+fn register(number: u64, payload_bytes: usize) -> Command {
+    let callback = Callback::new(Protocol::Tcp, "127.0.0.1:1").unwrap();
+    let policy = Policy { callback, retry: Retry::default(), dead_letter: None };
+    let register = Register {
+        id: TaskId::new(1_700_000_000_000 + number, ShardId(0), rand::random()),
+        client: "test".parse::<ClientId>().unwrap(),
+        policy: 0,
+        due_ms: 1_800_000_000_000 + number,
+        interval_ms: 0,
+        payload: Bytes::from(rand::random_iter().take(payload_bytes).collect::<Vec<u8>>()),
+    };
+    let requests = vec![Request::Register(register)];
+    Command(Batch { now_ms: number, armed_ms: 0, policies: vec![policy], requests }.encode(payload_bytes + 256))
+}
+
+async fn write_many(raft: &Raft, count: u64, payload_bytes: usize) {
+    let writes = (0..count).map(|number| raft.client_write(register(number, payload_bytes)));
+    for written in join_all(writes).await {
+        written.unwrap();
+    }
+}
+
+/// Waits until all `nodes` have applied the same, and returns how many rows they agree on.
+async fn agree(nodes: &[&Node], group: GroupId) -> usize {
+    let last = nodes.iter().filter_map(|node| node.raft(group).metrics().borrow_watched().last_log_index).max();
+    for node in nodes {
+        node.raft(group).wait(Some(WITHIN)).applied_index(last, "agree").await.unwrap();
+    }
+    let first = nodes[0].rows(group);
+    for node in &nodes[1..] {
+        assert_eq!(node.applied(group), nodes[0].applied(group));
+        assert!(node.rows(group) == first, "node {} differs in {group}", node.id);
+    }
+    first.len()
+}
+
+/// Makes the log of the leader on `node` begin after what is applied now.
+async fn purge(node: &Node, group: GroupId) -> LogId {
+    let raft = node.raft(group);
+    let applied = node.applied(group).unwrap();
+    node.store.flush_state(true).unwrap();
+    raft.trigger().snapshot().await.unwrap();
+    let wait = || raft.wait(Some(WITHIN));
+    wait().metrics(|metrics| metrics.snapshot >= Some(applied), "marked").await.unwrap();
+    raft.trigger().purge_log(applied.index).await.unwrap();
+    wait().metrics(|metrics| metrics.purged >= Some(applied), "purged").await.unwrap();
+    applied
+}
+
+/// A test that hangs has failed.
+async fn bounded(test: impl Future<Output = ()>) {
+    tokio::time::timeout(Duration::from_secs(45), test).await.expect("the test is done in time");
+}
+
+/// For what nobody tells about: files that come and go.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < WITHIN, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_reaches_every_replica() {
+    bounded(async {
+        let nodes = cluster(3, 2).await;
+        let all: Vec<&Node> = nodes.iter().collect();
+        join_all((0..=2).map(|group| {
+            let raft = nodes[0].raft(GroupId(group));
+            async move { write_many(&raft, 200, 100).await }
+        }))
+        .await;
+        for group in 0..=2 {
+            assert!(agree(&all, GroupId(group)).await > 400);
+        }
+        // One entry larger than all that is replicated in one go.
+        write_many(&nodes[0].raft(GROUP), 1, 6 * 1024 * 1024).await;
+        agree(&all, GROUP).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_node_leads_when_the_leader_stops() {
+    bounded(async {
+        let mut nodes = cluster(3, 1).await;
+        write_many(&nodes[0].raft(GROUP), 20, 100).await;
+        let mut old = nodes.remove(0);
+        let term = old.vote(GROUP).leader_id.term;
+        old.stop_serving().await;
+        old.groups.stop().await.unwrap();
+        let folder = old.folder.clone();
+        let database = folder.path().join("db");
+        drop(old);
+
+        let raft = nodes[0].raft(GROUP);
+        let later = |metrics: &RaftMetrics<TypeConfig>| {
+            metrics.current_term > term && metrics.current_leader.is_some_and(|leader| leader != 1)
+        };
+        let metrics = raft.wait(Some(WITHIN)).metrics(later, "a new leader").await.unwrap();
+        let leader = nodes.iter().find(|node| Some(node.id) == metrics.current_leader).unwrap();
+        let raft = leader.raft(GROUP);
+        raft.wait(Some(WITHIN)).leader_with_quorum_acked(None, "with a majority").await.unwrap();
+        write_many(&raft, 20, 100).await;
+        assert!(agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await > 80);
+
+        // It comes back as what it was, wherever it is now, and is told what it has missed. Its database is free once
+        // the last task of its groups has ended.
+        until("the database is closed", || Store::open(&database).is_ok()).await;
+        let leads = leader.vote(GROUP);
+        nodes.push(Node::start_in(folder, 1, 1, Begin::Wait { replica: 99 }).await);
+        connect(&nodes);
+        assert_eq!(nodes[2].groups.get(GROUP).unwrap().replica, 1);
+        assert!(agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await > 80);
+        assert_eq!(nodes[2].vote(GROUP), leads);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_hears_nobody_disturbs_nobody() {
+    bounded(async {
+        let mut nodes = cluster(3, 1).await;
+        write_many(&nodes[0].raft(GROUP), 5, 100).await;
+        agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await;
+        let before = nodes[0].vote(GROUP);
+
+        // Node 3 is heard, but hears nothing: it will want to lead, and ask.
+        nodes[2].stop_serving().await;
+        for other in &nodes[..2] {
+            other.network.remove(3);
+        }
+        let raft = nodes[2].raft(GROUP);
+        let campaigns = |metrics: &RaftMetrics<TypeConfig>| metrics.current_term > before.leader_id.term;
+        let campaigned = raft.wait(Some(SURELY_ELECTED)).metrics(campaigns, "campaigns").await;
+        assert!(campaigned.is_err(), "it went into a term of its own");
+        write_many(&nodes[0].raft(GROUP), 5, 100).await;
+
+        // What it has been told meanwhile, again, and in words.
+        let last = nodes[0].applied(GROUP);
+        let mut client = client(&nodes[2], 1).await;
+        let request = VoteRequest::new(vote(before.leader_id.term + 1, 3, false), last);
+        let answer = client.pre_vote(request, RPCOption::new(WITHIN)).await.unwrap();
+        assert!(!answer.vote_granted, "a leader lives");
+        assert_eq!(answer.vote, before, "asking changes nothing");
+
+        nodes[2].serve().await;
+        connect(&nodes);
+        agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await;
+        for node in &nodes {
+            assert_eq!(node.vote(GROUP), before, "node {}", node.id);
+        }
+    })
+    .await;
+}
+
+async fn client(from: &Node, to: u64) -> ReplicaClient {
+    from.network.for_group(GROUP).new_client(to, &Member { node_id: to }).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_goes_where_it_is_sent() {
+    bounded(async {
+        let nodes = cluster(3, 1).await;
+        write_many(&nodes[0].raft(GROUP), 5, 100).await;
+        let all: Vec<&Node> = nodes.iter().collect();
+        agree(&all, GROUP).await;
+        let begun = Instant::now();
+        nodes[0].raft(GROUP).trigger().transfer_leader(2).await.unwrap();
+        let raft = nodes[1].raft(GROUP);
+        raft.wait(Some(WITHIN)).leader_with_quorum_acked(None, "node 2 leads").await.unwrap();
+        assert!(begun.elapsed() < Duration::from_millis(800), "that was an election timeout: {:?}", begun.elapsed());
+        write_many(&raft, 5, 100).await;
+        agree(&all, GROUP).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_far_behind_gets_a_snapshot_while_writes_go_on() {
+    bounded(async {
+        let mut nodes = cluster(2, 1).await;
+        let raft = nodes[0].raft(GROUP);
+        write_many(&raft, 600, 4_000).await;
+        let purged = purge(&nodes[0], GROUP).await;
+
+        let stop = CancellationToken::new();
+        let writer = tokio::spawn({
+            let (raft, stop) = (raft.clone(), stop.clone());
+            async move {
+                let mut written = 0;
+                while !stop.is_cancelled() {
+                    write_many(&raft, 8, 500).await;
+                    written += 8;
+                }
+                written
+            }
+        });
+        nodes.push(Node::start(3, 1, Begin::Wait { replica: 3 }).await);
+        connect(&nodes);
+        raft.add_learner(3, Member { node_id: 3 }, true).await.unwrap();
+        raft.change_membership(BTreeSet::from([1, 2, 3]), false).await.unwrap();
+        // Beyond the snapshot, so that the log has taken over from it.
+        let reached = nodes[0].applied(GROUP).unwrap().index + 50;
+        let new = nodes[2].raft(GROUP);
+        let metrics = new.wait(Some(WITHIN)).applied_index_at_least(Some(reached), "catches up").await.unwrap();
+        assert!(metrics.snapshot >= Some(purged), "it cannot have had the log");
+        stop.cancel();
+        assert!(writer.await.unwrap() > 0);
+        assert!(agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await > 1_200);
+        assert_eq!(nodes[2].staging(), Vec::<PathBuf>::new());
+    })
+    .await;
+}
+
+/// A snapshot of `from` as somebody might send it.
+struct Forged {
+    header: peer::SnapshotHeader,
+    rows: Vec<Row>,
+}
+
+impl Forged {
+    fn of(from: &Node, to: ReplicaId) -> Self {
+        let metrics = from.raft(GROUP).metrics().borrow_watched().clone();
+        let membership: &Membership = metrics.membership_config.membership();
+        let header = peer::SnapshotHeader {
+            to: Some(address(CLUSTER, GROUP, to)),
+            vote: Some(to_peer_vote(&metrics.vote)),
+            last_log_id: metrics.last_applied.as_ref().map(to_peer_id),
+            membership: codec::encode(&MembershipRow::from(membership)).into(),
+            membership_log_id: metrics.membership_config.log_id().as_ref().map(to_peer_id),
+        };
+        Self { header, rows: from.rows(GROUP) }
+    }
+
+    fn header(&self) -> Part {
+        Part::Header(self.header.clone())
+    }
+
+    fn rows(&self, count: usize) -> Part {
+        let (keys, values) = self.rows[..count].iter().map(|(k, v)| (k.clone().into(), v.clone().into())).unzip();
+        Part::Rows(peer::SnapshotRows { keys, values })
+    }
+
+    fn end(rows: usize) -> Part {
+        Part::End(peer::SnapshotEnd { rows: rows as u64 })
+    }
+}
+
+fn address(cluster: &str, group: GroupId, replica: ReplicaId) -> peer::Address {
+    peer::Address { cluster: cluster.to_owned(), group: group.0.into(), replica }
+}
+
+fn to_peer_vote(vote: &Vote) -> peer::Vote {
+    peer::Vote { term: vote.leader_id.term, replica: vote.leader_id.voted_for, committed: vote.committed }
+}
+
+fn to_peer_id(id: &LogId) -> peer::LogId {
+    peer::LogId { term: term_of(id), index: id.index }
+}
+
+async fn send(node: &Node, parts: Vec<Part>) -> Result<peer::SnapshotResponse, Status> {
+    let parts = parts.into_iter().map(|part| peer::SnapshotRequest { part: Some(part) });
+    let answer = node.client().await.snapshot(futures::stream::iter(parts)).await;
+    answer.map(Response::into_inner)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_is_not_whole_leaves_no_trace() {
+    bounded(async {
+        let mut nodes = cluster(1, 1).await;
+        write_many(&nodes[0].raft(GROUP), 300, 2_000).await;
+        purge(&nodes[0], GROUP).await;
+        nodes.push(Node::start(2, 1, Begin::Wait { replica: 2 }).await);
+        let new = &nodes[1];
+        let forged = Forged::of(&nodes[0], 2);
+        let all = forged.rows.len();
+        let untouched = || assert!(new.rows(GROUP).is_empty() && new.staging().is_empty());
+
+        // Ends without its last part; claims another number; lacks the row that says what was applied; says another.
+        let cut = send(new, vec![forged.header(), forged.rows(all)]).await.unwrap_err();
+        assert_eq!(cut.code(), Code::Aborted, "{cut}");
+        untouched();
+        let short = send(new, vec![forged.header(), forged.rows(all), Forged::end(all + 1)]).await.unwrap_err();
+        assert_eq!(short.code(), Code::DataLoss, "{short}");
+        let headless = send(new, vec![forged.header(), forged.rows(10), Forged::end(10)]).await.unwrap_err();
+        assert_eq!(headless.code(), Code::DataLoss, "{headless}");
+        let disordered = vec![forged.header(), forged.rows(10), forged.rows(10), Forged::end(20)];
+        assert_eq!(send(new, disordered).await.unwrap_err().code(), Code::DataLoss);
+        untouched();
+
+        // The sender dies while its rows are being put into files.
+        let (parts, mut receiver) = mpsc::channel(4);
+        let mut client = new.client().await;
+        let call = tokio::spawn(async move {
+            client.snapshot(futures::stream::poll_fn(move |context| receiver.poll_recv(context))).await
+        });
+        for part in [forged.header(), forged.rows(all / 2)] {
+            parts.send(peer::SnapshotRequest { part: Some(part) }).await.unwrap();
+        }
+        until("the rows are on the way", || !new.staging().is_empty()).await;
+        call.abort();
+        until("they are gone", || new.staging().is_empty()).await;
+        untouched();
+        assert_eq!(new.applied(GROUP), None);
+
+        connect(&nodes);
+        nodes[0].raft(GROUP).add_learner(2, Member { node_id: 2 }, true).await.unwrap();
+        assert!(agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await > 600);
+        assert_eq!(nodes[1].staging(), Vec::<PathBuf>::new());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_wrong_are_refused_and_harm_nobody() {
+    bounded(async {
+        let nodes = cluster(2, 1).await;
+        write_many(&nodes[0].raft(GROUP), 5, 100).await;
+        agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await;
+        let leads = nodes[0].vote(GROUP);
+        let mut client = nodes[1].client().await;
+
+        for (to, code, text) in [
+            (None, Code::InvalidArgument, "to: is missing"),
+            (Some(address("other", GROUP, 2)), Code::FailedPrecondition, "'test', not 'other'"),
+            (Some(address(CLUSTER, GroupId(9), 2)), Code::NotFound, "node 2 holds nothing of group 9"),
+            (Some(address(CLUSTER, GROUP, 7)), Code::FailedPrecondition, "holds replica 2 of g1, not 7"),
+        ] {
+            let refuse = |status: Status| {
+                assert_eq!(status.code(), code, "{status}");
+                assert!(status.message().contains(text), "{status}");
+            };
+            let ask = peer::VoteRequest { to: to.clone(), vote: Some(to_peer_vote(&leads)), ..Default::default() };
+            refuse(client.vote(ask).await.unwrap_err());
+            let transfer =
+                peer::TransferRequest { to: to.clone(), from: Some(to_peer_vote(&leads)), ..Default::default() };
+            refuse(client.transfer(transfer).await.unwrap_err());
+            let append = peer::AppendRequest { to: to.clone(), vote: Some(to_peer_vote(&leads)), ..Default::default() };
+            let mut answers = client.append(futures::stream::iter([append])).await.unwrap().into_inner();
+            refuse(answers.message().await.unwrap_err());
+            let mut forged = Forged::of(&nodes[0], 2);
+            forged.header.to = to;
+            refuse(send(&nodes[1], vec![forged.header()]).await.unwrap_err());
+        }
+
+        // Entries that do not follow each other, a leader that is none, a leader that is the follower itself.
+        let right = peer::AppendRequest {
+            to: Some(address(CLUSTER, GROUP, 2)),
+            vote: Some(to_peer_vote(&leads)),
+            ..Default::default()
+        };
+        let log = nodes[0].store.scan_log(&Key::log_entry(GROUP, 2), &Key::log_end(GROUP), 3).unwrap();
+        let entries = |picked: [usize; 2]| picked.map(|at| Bytes::from(log[at].1.clone())).to_vec();
+        let wrong = [
+            peer::AppendRequest { entries: entries([0, 2]), ..right.clone() },
+            peer::AppendRequest { entries: vec![Bytes::from_static(b"nonsense")], ..right.clone() },
+            peer::AppendRequest { vote: Some(to_peer_vote(&vote(leads.leader_id.term, 1, false))), ..right.clone() },
+            peer::AppendRequest { vote: Some(to_peer_vote(&vote(leads.leader_id.term + 1, 2, true))), ..right.clone() },
+            peer::AppendRequest { vote: None, ..right.clone() },
+        ];
+        for wrong in wrong {
+            // The request before it is answered all the same.
+            let requests = futures::stream::iter([right.clone(), wrong]);
+            let mut answers = client.append(requests).await.unwrap().into_inner();
+            let accepted = answers.message().await.unwrap().unwrap();
+            assert!(matches!(accepted.result, Some(peer::append_response::Result::Accepted(_))));
+            assert_eq!(answers.message().await.unwrap_err().code(), Code::InvalidArgument);
+        }
+
+        // Of a leader that is not one any more; of one that contradicts what is committed; of what is here already.
+        let mut old = Forged::of(&nodes[0], 2);
+        old.header.vote = Some(to_peer_vote(&vote(leads.leader_id.term - 1, 1, true)));
+        old.header.last_log_id = Some(to_peer_id(&log_id(leads.leader_id.term - 1, 999)));
+        old.header.membership_log_id = None;
+        let overruled = send(&nodes[1], vec![old.header()]).await.unwrap();
+        assert_eq!(overruled.vote, Some(to_peer_vote(&leads)));
+        let mut liar = Forged::of(&nodes[0], 2);
+        liar.header.vote = Some(to_peer_vote(&vote(leads.leader_id.term + 1, 1, true)));
+        liar.header.last_log_id = Some(to_peer_id(&log_id(leads.leader_id.term + 1, 2)));
+        liar.header.membership_log_id = None;
+        assert_eq!(send(&nodes[1], vec![liar.header()]).await.unwrap_err().code(), Code::FailedPrecondition);
+        let known = send(&nodes[1], vec![Forged::of(&nodes[0], 2).header()]).await.unwrap();
+        assert_eq!(known.vote, Some(to_peer_vote(&leads)));
+
+        write_many(&nodes[0].raft(GROUP), 5, 100).await;
+        agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await;
+        assert_eq!(nodes[1].vote(GROUP), leads);
+    })
+    .await;
+}
+
+/// Takes every request of a stream, and answers the first few of its life.
+#[derive(Clone, Default)]
+struct Silent {
+    answers: Arc<AtomicUsize>,
+    streams: Arc<AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl Peer for Silent {
+    type AppendStream = futures::stream::BoxStream<'static, Result<peer::AppendResponse, Status>>;
+
+    async fn append(
+        &self,
+        requests: tonic::Request<Streaming<peer::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        self.streams.fetch_add(1, Relaxed);
+        let silent = self.clone();
+        let answers = requests.into_inner().filter_map(move |_| {
+            let left = silent.answers.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+            let answer = left.ok().map(|_| {
+                let accepted = peer::Accepted { last_log_id: None };
+                Ok(peer::AppendResponse { result: Some(peer::append_response::Result::Accepted(accepted)) })
+            });
+            std::future::ready(answer)
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn vote(&self, _: tonic::Request<peer::VoteRequest>) -> Result<Response<peer::VoteResponse>, Status> {
+        std::future::pending().await
+    }
+
+    async fn transfer(
+        &self,
+        _: tonic::Request<peer::TransferRequest>,
+    ) -> Result<Response<peer::TransferResponse>, Status> {
+        std::future::pending().await
+    }
+
+    async fn snapshot(
+        &self,
+        _: tonic::Request<Streaming<peer::SnapshotRequest>>,
+    ) -> Result<Response<peer::SnapshotResponse>, Status> {
+        std::future::pending().await
+    }
+}
+
+fn heartbeat() -> AppendEntriesRequest<TypeConfig> {
+    AppendEntriesRequest { vote: vote(1, 1, true), prev_log_id: None, entries: Vec::new(), leader_commit: None }
+}
+
+fn once() -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin + Send + 'static {
+    futures::stream::iter([heartbeat()])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_does_not_answer_is_unreachable_and_one_that_is_not_asked_is_fine() {
+    bounded(async {
+        let silent = Silent::default();
+        silent.answers.store(3, Relaxed);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let network = PeerNetwork::new(CLUSTER, 1);
+        network.set(2, &listener.local_addr().unwrap().to_string());
+        let server = tonic::transport::Server::builder().add_service(PeerServer::new(silent.clone()));
+        let server = tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        let mut client = network.for_group(GROUP).new_heartbeat_client(2, &Member { node_id: 2 }).await;
+        let option = || RPCOption::new(Duration::from_millis(200));
+        let streams = || silent.streams.load(Relaxed);
+
+        // Two heartbeats, one lane.
+        for _ in 0..2 {
+            let answers = client.stream_append(once(), option()).await.unwrap();
+            let answers: Vec<_> = answers.collect().await;
+            assert!(matches!(&answers[..], [Ok(Ok(None))]), "{answers:?}");
+        }
+        assert_eq!(streams(), 1);
+
+        // One more answer, and then none.
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let input = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
+        let mut answers = client.stream_append(input, option()).await.unwrap();
+        sender.send(heartbeat()).unwrap();
+        assert!(answers.next().await.unwrap().is_ok());
+        // Nothing is asked, so nothing is missing.
+        let idle = tokio::time::timeout(Duration::from_millis(3_300), answers.next()).await;
+        assert!(idle.is_err(), "an idle stream ended: {idle:?}");
+        sender.send(heartbeat()).unwrap();
+        let begun = Instant::now();
+        let error = answers.next().await.unwrap().unwrap_err();
+        assert!(matches!(error, openraft::errors::RPCError::Unreachable(_)), "{error}");
+        assert!(begun.elapsed() > Duration::from_millis(2_900), "{:?}", begun.elapsed());
+        assert!(answers.next().await.is_none());
+        drop(answers);
+
+        // A heartbeat given up half way takes its lane with it: its answer must not be the next one's.
+        let mut answers = client.stream_append(once(), option()).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), answers.next()).await.is_err());
+        drop(answers);
+        silent.answers.store(1, Relaxed);
+        let before = streams();
+        let answers: Vec<_> = client.stream_append(once(), option()).await.unwrap().collect().await;
+        assert!(matches!(&answers[..], [Ok(Ok(None))]), "{answers:?}");
+        assert_eq!(streams(), before + 1);
+
+        // A vote is not waited for longer than openraft says.
+        let begun = Instant::now();
+        assert!(client.vote(VoteRequest::new(vote(1, 1, false), None), option()).await.is_err());
+        assert!(begun.elapsed() < Duration::from_secs(1));
+
+        // A node that is removed is not spoken to any more, even where a stream is open.
+        let (_sender, mut receiver) = mpsc::unbounded_channel();
+        let input = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
+        let mut answers = client.stream_append(input, option()).await.unwrap();
+        let removed = async {
+            tokio::task::yield_now().await;
+            network.remove(2);
+        };
+        let (answer, ()) = tokio::join!(answers.next(), removed);
+        assert!(matches!(answer, Some(Err(openraft::errors::RPCError::Unreachable(_)))));
+        server.abort();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nobody_speaks_to_oneself_or_to_nowhere() {
+    bounded(async {
+        let network = PeerNetwork::new(CLUSTER, 1);
+        network.set(1, "127.0.0.1:1");
+        network.set(3, "not an address");
+        network.set(4, "127.0.0.1:1");
+        for (node_id, why) in [(1, "is this node"), (2, "no address is known"), (3, "is not an address"), (4, "")] {
+            let mut client = network.for_group(GROUP).new_client(9, &Member { node_id }).await;
+            let option = || RPCOption::new(WITHIN);
+            let refused =
+                client.vote(VoteRequest::new(vote(1, 1, false), None), option()).await.unwrap_err().to_string();
+            assert!(refused.contains("Unreachable") && refused.contains(why), "{refused}");
+            let answers: Vec<_> = client.stream_append(once(), option()).await.unwrap().collect().await;
+            assert!(matches!(&answers[..], [Err(openraft::errors::RPCError::Unreachable(_))]), "{answers:?}");
+        }
+    })
+    .await;
+}
