@@ -152,7 +152,7 @@ pub struct DrainBench {
     long_about = "What the timing wheel costs by itself, next to two others; needs no node.\n\n\
         Each structure gets the same timers in the same order: all are inserted, half are cancelled in random order, \
         the others expire. The counts and 'latency_us' (one turn of 'expire', a tick of 1 ms) are those of Boomerang's \
-        wheel. Memory is what the resident memory of the process grew by. The delay queue of tokio runs by the real \
+        wheel. Nanoseconds are processor time. Memory is what the resident memory of the process grew by. The delay queue of tokio runs by the real \
         clock, so a run takes at least --spread; --alone leaves both others out.",
     after_help = "\
 Examples:

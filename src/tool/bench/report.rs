@@ -98,6 +98,8 @@ impl Report {
         );
         for (name, value) in &self.more {
             match value {
+                Value::Null => {}
+                Value::Object(values) if values.is_empty() => {}
                 Value::Array(values) => lines.extend(values.iter().map(pairs)),
                 value => lines.push(format!("{name}: {}", pairs(value))),
             }
