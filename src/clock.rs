@@ -77,22 +77,29 @@ fn wall_us() -> i64 {
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// Both clocks at one moment. A thread that is put aside between the two readings would make us run ahead.
+fn both_us() -> (i64, i64) {
+    loop {
+        let (before, wall, after) = (boot_us(), wall_us(), boot_us());
+        if after - before <= READING_US_MAX {
+            return (after, wall);
+        }
+    }
+}
+
 impl SystemClock {
     #[allow(clippy::new_without_default, reason = "reading the clock is not a default")]
     pub fn new() -> Self {
-        Self { slew: Mutex::new(Slew { at_us: boot_us(), said_us: wall_us(), behind_us: 0 }) }
+        let (at_us, said_us) = both_us();
+        Self { slew: Mutex::new(Slew { at_us, said_us, behind_us: 0 }) }
     }
 
     /// Compares with the wall clock; to be called now and then. Returns by how many microseconds the wall clock is
     /// ahead, zero while both agree.
     pub fn look(&self) -> i64 {
         let mut slew = self.slew.lock().expect("no panic under this lock");
-        loop {
-            let (before, wall, after) = (boot_us(), wall_us(), boot_us());
-            if after - before <= READING_US_MAX {
-                return slew.look(after, wall);
-            }
-        }
+        let (boot_us, wall_us) = both_us();
+        slew.look(boot_us, wall_us)
     }
 }
 
