@@ -45,6 +45,8 @@ pub enum AuthError {
 pub struct Identity {
     pub client: ClientId,
     pub row: ClientRow,
+    /// The API key it came in with.
+    pub key_id: Option<String>,
 }
 
 /// Lets clients in.
@@ -71,7 +73,7 @@ impl Auth {
         let row: Option<ClientRow> = get_row(&self.store, "a client", &Key::client(client.as_str()))?;
         if self.open {
             let row = row.unwrap_or_else(|| anyone(true));
-            return Ok(Identity { client, row: ClientRow { admin: true, ..row } });
+            return Ok(Identity { client, row: ClientRow { admin: true, ..row }, key_id: None });
         }
         if password.len() > PASSWORD_BYTES_MAX {
             return Err(AuthError::PasswordTooLong(password.len()));
@@ -82,7 +84,7 @@ impl Auth {
         let checked = tokio::task::spawn_blocking(move || verify(&password, &hash));
         let right = checked.await.expect("argon2 does not panic");
         match row {
-            Some(row) if right => Ok(Identity { client, row }),
+            Some(row) if right => Ok(Identity { client, row, key_id: None }),
             _ => Err(AuthError::WrongPassword),
         }
     }
@@ -93,7 +95,7 @@ impl Auth {
         let row = row.filter(|row| same(&row.secret_hash, &hash_secret(secret))).ok_or(AuthError::WrongKey)?;
         let client: Option<ClientRow> = get_row(&self.store, "a client", &Key::client(row.client.as_str()))?;
         let client = client.ok_or(AuthError::WrongKey)?;
-        Ok(Identity { client: row.client, row: client })
+        Ok(Identity { client: row.client, row: client, key_id: Some(key_id.to_owned()) })
     }
 
     pub fn knows_admin(&self) -> Result<bool, StoreError> {

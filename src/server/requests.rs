@@ -212,7 +212,7 @@ async fn try_authenticate(
     request: proto::AuthHandshake,
     extended: bool,
 ) -> Result<(String, InstantMs), Problem> {
-    let Identity { client, row } = if request.token.is_empty() {
+    let Identity { client, row, key_id } = if request.token.is_empty() {
         service.auth.with_password(request.client_id.parse::<ClientId>()?, request.password).await?
     } else {
         service.auth.with_key(&request.token)?
@@ -220,7 +220,7 @@ async fn try_authenticate(
     let policy =
         policy_over(row.policy.as_ref(), request.callback.as_ref(), request.retry.as_ref(), request.dlq.as_ref())?;
     policy.as_ref().map_or(Ok(()), check_policy)?;
-    Ok(service.sessions.open(client, row.admin, policy, extended, service.clock.now_ms())?)
+    Ok(service.sessions.open(client, row.admin, key_id, policy, extended, service.clock.now_ms())?)
 }
 
 /// Refuses what could never be delivered when it is set, not when it is due.
@@ -507,6 +507,9 @@ async fn revoke_key(
     administrator(session)?;
     match ask_cluster(service, Request::RemoveApiKey(key_id.clone())).await? {
         Reply::NotFound => Err(Problem::new(Status::NotFound, format!("API key '{key_id}' is not known"))),
-        _ => Ok(()),
+        _ => {
+            service.sessions.end_all_of_key(&key_id);
+            Ok(())
+        }
     }
 }

@@ -15,6 +15,8 @@ const SESSION_ID_BYTES: usize = 16;
 pub struct Session {
     pub client: ClientId,
     pub admin: bool,
+    /// The API key it was opened with.
+    pub key_id: Option<String>,
     /// What the session's tasks are registered with: the client's defaults with the session's own settings over them.
     pub policy: Option<Arc<Policy>>,
     /// Understands the fields from 20 up.
@@ -50,13 +52,14 @@ impl Sessions {
         &self,
         client: ClientId,
         admin: bool,
+        key_id: Option<String>,
         policy: Option<Policy>,
         extended: bool,
         now_ms: InstantMs,
     ) -> Result<(String, InstantMs), SessionError> {
         let expires_at_ms = now_ms + self.lifetime_ms;
         let policy = policy.map(Arc::new);
-        let session = Session { client, admin, policy, extended, expires_at_ms: AtomicU64::new(expires_at_ms) };
+        let session = Session { client, admin, key_id, policy, extended, expires_at_ms: AtomicU64::new(expires_at_ms) };
         let mut sessions = self.sessions.write().expect("no panic under this lock");
         if sessions.len() >= self.sessions_max {
             sessions.retain(|_, session| session.expires_at_ms.load(Ordering::Relaxed) > now_ms);
@@ -95,6 +98,12 @@ impl Sessions {
         self.sessions.write().expect("no panic under this lock").retain(|_, session| session.client != *client);
     }
 
+    /// Ends all sessions that were opened with an API key that was revoked.
+    pub fn end_all_of_key(&self, key_id: &str) {
+        let mut sessions = self.sessions.write().expect("no panic under this lock");
+        sessions.retain(|_, session| session.key_id.as_deref() != Some(key_id));
+    }
+
     /// Forgets what expired more than one lifetime ago.
     pub fn sweep(&self, now_ms: InstantMs) {
         let oldest = now_ms.saturating_sub(self.lifetime_ms);
@@ -118,7 +127,7 @@ mod tests {
     #[test]
     fn a_session_ends_unless_it_is_refreshed() {
         let sessions = Sessions::new(100, 10);
-        let (id, expires) = sessions.open(client("a"), false, None, false, 1_000).unwrap();
+        let (id, expires) = sessions.open(client("a"), false, None, None, false, 1_000).unwrap();
         assert_eq!(expires, 1_100);
         assert!(sessions.get(&id, 1_099).is_ok());
         assert_eq!(sessions.refresh(&id, 1_050).unwrap(), 1_150);
@@ -135,10 +144,10 @@ mod tests {
     fn their_number_is_bounded_and_expired_ones_make_room() {
         let sessions = Sessions::new(100, 2);
         for _ in 0..2 {
-            sessions.open(client("a"), false, None, false, 1_000).unwrap();
+            sessions.open(client("a"), false, None, None, false, 1_000).unwrap();
         }
-        assert_eq!(sessions.open(client("b"), false, None, false, 1_050).unwrap_err(), SessionError::TooMany(2));
-        sessions.open(client("b"), false, None, false, 1_100).unwrap();
+        assert_eq!(sessions.open(client("b"), false, None, None, false, 1_050).unwrap_err(), SessionError::TooMany(2));
+        sessions.open(client("b"), false, None, None, false, 1_100).unwrap();
         sessions.end_all(&client("b"));
         assert_eq!(sessions.count(), 0);
     }
