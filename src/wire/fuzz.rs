@@ -63,7 +63,7 @@ mod tests {
                 delay_ms: rng.random(),
                 ..Default::default()
             }),
-            2 => Payload::CancellationRequest(proto::CancellationRequest { task_id: text(rng), ..Default::default() }),
+            2 => Payload::CancellationRequest(proto::CancellationRequest { task_id: text(rng) }),
             3 => Payload::SessionRefresh(proto::SessionRefreshRequest::default()),
             4 => Payload::CallbackRequest(proto::CallbackRequest {
                 task_id: text(rng),

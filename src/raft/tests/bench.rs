@@ -132,7 +132,11 @@ pub fn copy(folder: &Path) -> tempfile::TempDir {
         for entry in std::fs::read_dir(from).unwrap() {
             let path = entry.unwrap().path();
             let target = to.join(path.file_name().unwrap());
-            if path.is_dir() { copy_into(&path, &target) } else { drop(std::fs::copy(&path, &target).unwrap()) }
+            if path.is_dir() {
+                copy_into(&path, &target);
+            } else {
+                std::fs::copy(&path, &target).unwrap();
+            }
         }
     }
     let to = tempfile::tempdir().unwrap();

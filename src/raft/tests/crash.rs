@@ -30,8 +30,10 @@ const MODE: &str = "BOOMERANG_TEST_CHILD";
 const FOLDER: &str = "BOOMERANG_TEST_FOLDER";
 const CHILD_SEED: &str = "BOOMERANG_TEST_SEED";
 
+type Mode = (&'static str, fn(&Path, u64));
+
 /// What a child does, by name.
-const MODES: [(&str, fn(&Path, u64)); 5] = [
+const MODES: [Mode; 5] = [
     ("churn", |folder, seed| run(churn(folder, seed))),
     ("purge", |folder, seed| run(purge(folder, seed))),
     ("stage", |folder, seed| run(stage(folder, seed, false))),

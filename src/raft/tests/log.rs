@@ -106,7 +106,7 @@ enum Damage {
     Cut,
     Zeros,
     Garbage,
-    /// One bit of the first byte; the rest is as it was.
+    /// One bit; the rest is as it was.
     Bit,
 }
 
