@@ -280,6 +280,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, purged: LogId) -> Result<(), io::Error> {
+        // The marker never goes back: what lies between would be a hole.
+        if self.last_purged()?.is_some_and(|before| before >= purged) {
+            return Ok(());
+        }
         self.make_durable(purged.index)?;
         let marker = codec::encode(&Applied { term: term_of(&purged), index: purged.index });
         let range = LogWrite::DeleteRange(Key::log_entry(self.group, 0), Key::log_entry(self.group, purged.index + 1));

@@ -15,6 +15,7 @@
 //! - [`keys`]: the order of everything stored; [`rows`]: what the values hold; [`codec`]: their bytes
 //! - [`overlay`]: the writes of one `apply`, readable before they are stored
 //! - [`syncer`]: one fsync for all groups of a node; [`folder`]: who may open a data folder; [`space`]: room on the disk
+//! - [`wal`]: damage that RocksDB would not get past
 //! - [`export`]: a shard's rows as a stream, and back; [`dump`]: everything stored, for people
 
 pub mod codec;
@@ -26,6 +27,7 @@ pub mod overlay;
 pub mod rows;
 pub mod space;
 pub mod syncer;
+pub mod wal;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -106,6 +108,7 @@ pub type Row = (Vec<u8>, Vec<u8>);
 impl Store {
     /// Opens the database in `folder`, which the caller has locked, and makes it if it is not there.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        wal::disarm(path)?;
         let buffers = WriteBufferManager::new_write_buffer_manager(WRITE_BUFFERS_BYTES_MAX, false);
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
         let mut options = Options::default();

@@ -30,10 +30,9 @@ const MODE: &str = "BOOMERANG_TEST_CHILD";
 const FOLDER: &str = "BOOMERANG_TEST_FOLDER";
 const CHILD_SEED: &str = "BOOMERANG_TEST_SEED";
 
-/// What a child does, by name.
-/// What a process does until it is killed, by name.
 type Mode = (&'static str, fn(&Path, u64));
 
+/// What a child does, by name.
 const MODES: [Mode; 5] = [
     ("churn", |folder, seed| run(churn(folder, seed))),
     ("purge", |folder, seed| run(purge(folder, seed))),
