@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::ReadPolicy;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -231,10 +232,16 @@ async fn serve_peers(listener: TcpListener, service: PeerService, stop: Cancella
     }
 }
 
+/// Leads all groups, and holds everything that was acknowledged before the start. The state reopens at an older point
+/// and the log is applied to it while we wait: a node that answered before its end would not know its own clients.
 async fn wait_until_leading(groups: &Groups) -> Result<(), NodeError> {
     let deadline = Instant::now() + READY_WITHIN;
     for group in groups.all() {
-        while group.leads(Duration::ZERO).is_none() {
+        loop {
+            let leads = group.leads(Duration::ZERO).is_some();
+            if leads && group.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok() {
+                break;
+            }
             if Instant::now() > deadline {
                 return Err(NodeError::NotReady(group.id));
             }

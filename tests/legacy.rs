@@ -395,15 +395,47 @@ fn a_receiver_that_closes_after_each_answer_gets_everything() {
 
 #[test]
 fn a_receiver_of_one_connection_at_a_time_gets_everything() {
-    const TASKS: usize = 20;
+    // More than there may be connections, all due at about the same time, and each is tried once.
+    const TASKS: usize = 100;
     let receiver = Receiver::start(Serves::OneAtATime, |_, _| Does::Accept);
-    let (node, mut client) = world(&["--callback-timeout", "300ms"], &receiver, fixed(5, 50));
-    let mut missing: BTreeSet<String> = (0..TASKS).map(|_| client.throw(b"x", 500).0).collect();
-    let begun = Instant::now();
-    while !missing.is_empty() {
-        missing.remove(&receiver.next().task_id);
+    let (node, mut client) = world(&[], &receiver, fixed(1, 0));
+    for round in 0..2 {
+        let task = Task { payload: b"x".to_vec(), delay_ms: 500, repeat_interval_ms: 0 };
+        let register = client.frame(Payload::RegistrationRequest(task));
+        client.raw.send_bytes(&register.repeat(TASKS));
+        let mut missing = BTreeSet::new();
+        for _ in 0..TASKS {
+            let Payload::RegistrationResponse(answer) = client.answer() else { panic!() };
+            missing.insert(answer.task_id);
+        }
+        let begun = Instant::now();
+        while !missing.is_empty() {
+            assert!(missing.remove(&receiver.next().task_id), "twice");
+        }
+        eprintln!("round {round}: {TASKS} tasks in {:?}", begun.elapsed());
+        node.wait_for_metric("boomerang_pending", 0.0);
+        assert_eq!(node.metric("boomerang_dead_letters"), 0.0);
     }
-    eprintln!("{TASKS} tasks in {:?}", begun.elapsed());
+    assert_eq!(node.metric("boomerang_failed_attempts_total"), 0.0);
+}
+
+#[test]
+fn a_receiver_of_many_connections_keeps_them() {
+    const ROUNDS: usize = 20;
+    const TASKS: usize = 20;
+    let receiver = Receiver::that_accepts();
+    let (node, mut client) = world(&[], &receiver, fixed(1, 0));
+    let task = Task { payload: b"x".to_vec(), delay_ms: 50, repeat_interval_ms: 0 };
+    let register = client.frame(Payload::RegistrationRequest(task));
+    let mut connections = BTreeSet::new();
+    for _ in 0..ROUNDS {
+        client.raw.send_bytes(&register.repeat(TASKS));
+        for _ in 0..TASKS {
+            client.answer();
+        }
+        connections.extend((0..TASKS).map(|_| receiver.next().connection));
+    }
     node.wait_for_metric("boomerang_pending", 0.0);
-    assert_eq!(node.metric("boomerang_dead_letters"), 0.0);
+    eprintln!("{} connections for {} callbacks", connections.len(), ROUNDS * TASKS);
+    assert!(connections.len() < ROUNDS * TASKS / 4, "{} connections", connections.len());
 }

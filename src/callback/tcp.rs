@@ -4,12 +4,16 @@
 //! request at a time, and a destination gets as many connections as it needs. As soon as an answer echoes the number of
 //! its request, the destination is known to keep them apart, and one connection carries all requests, in any order.
 //!
+//! A simple receiver of the original protocol serves one connection until its end, and only then looks at the next: a
+//! connection that we kept open would make the others run into their timeouts. So connections are kept for long only
+//! when a receiver has shown that it serves several: while one that has answered was still open, another one answered.
+//!
 //! A request is never sent twice by itself, not even when a pooled connection turns out to be closed: the receiver may
 //! have seen it, and a second copy would carry the same fence. That is a failed attempt, and the next one has a larger
 //! fence.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +22,7 @@ use futures::StreamExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
@@ -29,6 +33,8 @@ use crate::wire::{FRAME_BYTES_MAX, decode_envelope, encode_frame, frame_codec};
 
 /// Frames gathered into one write.
 const FRAMES_PER_WRITE: usize = 256;
+/// How long a connection that has answered stays open for a receiver that may not look at the next one before.
+const KEPT_WITHOUT_PROOF: Duration = Duration::from_millis(20);
 /// How much of a receiver's text is kept.
 const ERROR_CHARS_MAX: usize = 500;
 
@@ -42,6 +48,12 @@ pub struct Destination {
     /// Connections for one request at a time that have none now.
     idle: Mutex<Vec<(Single, Instant)>>,
     connections: Arc<Semaphore>,
+    /// Requests under way on these.
+    unanswered: AtomicUsize,
+    /// Counts the answers that came on these.
+    answers: watch::Sender<u64>,
+    /// The receiver has been seen to serve several connections side by side.
+    side_by_side: AtomicBool,
     /// The connection to a receiver that numbers its answers.
     shared: Mutex<Option<Arc<Shared>>>,
     in_pipeline: Semaphore,
@@ -70,6 +82,9 @@ impl Destination {
             numbers: AtomicU64::new(1),
             idle: Mutex::default(),
             connections: Arc::new(Semaphore::new(settings.connections_max)),
+            unanswered: AtomicUsize::new(0),
+            answers: watch::Sender::new(0),
+            side_by_side: AtomicBool::new(false),
             shared: Mutex::default(),
             in_pipeline: Semaphore::new(settings.pipeline_max),
         }
@@ -87,7 +102,7 @@ impl Destination {
         !idle.is_empty() || shared.is_some()
     }
 
-    pub async fn deliver(&self, delivery: &Delivery) -> Answer {
+    pub async fn deliver(self: &Arc<Self>, delivery: &Delivery) -> Answer {
         let request = self.request(delivery);
         if let Some(shared) = self.shared() {
             return self.deliver_shared(&shared, request).await;
@@ -98,16 +113,54 @@ impl Destination {
             drop(permit);
             return self.deliver_shared(&shared, request).await;
         }
-        let mut connection = self.connection().await?;
         let number = request.request_id;
+        // Counted before the pool is looked at: whoever puts a connection back knows of us, or we find it there.
+        let unanswered = Unanswered::new(&self.unanswered);
+        let mut connection = self.connection().await?;
         let answered = timeout(self.settings.answer_timeout, connection.ask(request)).await;
-        let answer = answered.map_err(|_| self.no_answer())?.map_err(|why| format!("{}: {why}", self.endpoint))?;
+        drop(unanswered);
+        let answered = answered.map_err(|_| {
+            // Perhaps nobody looks at that connection: be careful again.
+            self.side_by_side.store(false, Ordering::Relaxed);
+            self.no_answer()
+        })?;
+        let answer = answered.map_err(|why| format!("{}: {why}", self.endpoint))?;
         if answer.request_id == number {
             self.share(connection);
         } else {
-            self.idle.lock().expect("no panic under this lock").push((connection, Instant::now()));
+            self.answers.send_modify(|count| *count += 1);
+            self.keep(connection);
         }
         verdict(answer)
+    }
+
+    /// Puts back a connection that has answered, for as long as that does no harm.
+    fn keep(self: &Arc<Self>, connection: Single) {
+        let mut idle = self.idle.lock().expect("no panic under this lock");
+        if self.side_by_side.load(Ordering::Relaxed) {
+            idle.push((connection, Instant::now()));
+            return;
+        }
+        let destination = self.clone();
+        if self.unanswered.load(Ordering::SeqCst) == 0 {
+            idle.push((connection, Instant::now()));
+            tokio::spawn(async move {
+                tokio::time::sleep(KEPT_WITHOUT_PROOF).await;
+                if !destination.side_by_side.load(Ordering::Relaxed) {
+                    let mut idle = destination.idle.lock().expect("no panic under this lock");
+                    idle.retain(|(_, since)| since.elapsed() < KEPT_WITHOUT_PROOF);
+                }
+            });
+            return;
+        }
+        // Not to be used meanwhile: it may be what the others wait for the end of.
+        let mut answers = self.answers.subscribe();
+        tokio::spawn(async move {
+            if timeout(KEPT_WITHOUT_PROOF, answers.changed()).await.is_ok() && connection.is_alive() {
+                destination.side_by_side.store(true, Ordering::Relaxed);
+                destination.idle.lock().expect("no panic under this lock").push((connection, Instant::now()));
+            }
+        });
     }
 
     fn request(&self, delivery: &Delivery) -> BoomerangEnvelope {
@@ -193,6 +246,22 @@ impl Destination {
             *place = Some(Shared::start(connection, self.settings.pipeline_max));
             self.idle.lock().expect("no panic under this lock").clear();
         }
+    }
+}
+
+/// A request on a connection of its own, until it is answered.
+struct Unanswered<'a>(&'a AtomicUsize);
+
+impl<'a> Unanswered<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
