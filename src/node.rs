@@ -35,8 +35,8 @@ use crate::store::syncer::Syncer;
 use crate::store::{Store, StoreError};
 use crate::task::{ClientId, GroupId};
 
-/// A node that is alone leads within milliseconds; only a broken one takes longer.
-const READY_WITHIN: Duration = Duration::from_secs(30);
+/// A node that is alone leads within milliseconds, and applies what its log is ahead of its state in seconds.
+const READY_WITHIN: Duration = Duration::from_secs(120);
 const LEADS_LOOK_EVERY: Duration = Duration::from_millis(2);
 /// How long callbacks that are out may take to come back when the node stops.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
