@@ -265,13 +265,18 @@ async fn a_group_that_panics_is_built_again_while_the_others_go_on() {
     let mut worlds = worlds(seed, 3);
     let terms = join_all(node.groups.all().iter().map(leads)).await;
     write(&node, &mut worlds, 20).await;
-    let looking = tokio::spawn(node.groups.clone().look_after());
 
     // The core of one and the state machine of another: each panics in a way of its own.
     let [core, machine, well] = [1, 2, 3].map(|id| node.groups.get(GroupId(id)).unwrap());
     core.raft.external_request(|_| panic!("on purpose, in the core")).await.unwrap();
     machine.raft.with_state_machine::<_, ()>(|_| panic!("on purpose, in the state machine")).await.unwrap_err();
 
+    let mut metrics = core.raft.metrics();
+    while metrics.changed().await.is_ok() {}
+    assert_eq!(core.leads(Duration::ZERO), None, "what is dead leads nobody, whatever it said last");
+    assert_eq!(well.leads(Duration::ZERO), Some(terms[3]));
+
+    let looking = tokio::spawn(node.groups.clone().look_after());
     let world = worlds.get_mut(&well.id).unwrap();
     propose(&well, world.batch()).await;
     assert_eq!(leads(&well).await, terms[3], "it was not disturbed");
