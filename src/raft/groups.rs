@@ -67,6 +67,9 @@ impl Group {
     /// The term this replica leads in, if it is sure of that now: it is the only voter, or a majority has answered it
     /// within its lease, less `margin`.
     pub fn leads(&self, margin: Duration) -> Option<u64> {
+        if self.core_has_panicked() {
+            return None;
+        }
         let receiver = self.raft.metrics();
         let metrics = receiver.borrow_watched();
         if metrics.state != ServerState::Leader || metrics.running_state.is_err() {
@@ -79,6 +82,15 @@ impl Group {
         let lease = Duration::from_millis(ELECTION_MAX_MS).saturating_sub(margin);
         let fresh = || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < lease);
         (lone || fresh()).then_some(term)
+    }
+
+    /// openraft tells of a panic only when it is asked something: the last metrics of its core say that all is well, and
+    /// nobody is left to change them.
+    fn core_has_panicked(&self) -> bool {
+        let mut metrics = self.raft.metrics();
+        let running = metrics.borrow_and_update().running_state.is_ok();
+        // Closed, though it did not say why. `changed` is ready at once when it is.
+        running && matches!(metrics.changed().now_or_never(), Some(Err(_)))
     }
 }
 
@@ -276,16 +288,10 @@ impl Groups {
         Ok(())
     }
 
-    /// openraft tells of a panic only when it is asked something: the last metrics of its core say that all is well,
-    /// and nobody is left to change them; and when it is the state machine that has panicked, the core goes on until
-    /// it has something to apply.
+    /// When it is the state machine that has panicked, the core goes on until it next has something to apply.
     fn has_panicked(&self, group: &Group) -> bool {
-        let mut metrics = group.raft.metrics();
-        let running = metrics.borrow_and_update().running_state.is_ok();
-        // Closed, though it did not say why.
-        let core = running && matches!(metrics.changed().now_or_never(), Some(Err(_)));
         let chairs = self.inner.chairs.lock().expect("no panic under this lock");
-        core || chairs.get(&group.id).is_some_and(|chair| chair.panicked.load(Ordering::Acquire))
+        group.core_has_panicked() || chairs.get(&group.id).is_some_and(|chair| chair.panicked.load(Ordering::Acquire))
     }
 
     async fn rebuild(&self, broken: &Group) -> Result<(), GroupError> {

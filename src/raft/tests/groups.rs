@@ -8,18 +8,19 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use openraft::rt::WatchReceiver as _;
+use openraft::storage::RaftLogStorage;
 
-use super::bench::Ignore;
+use super::bench::{Bench, Ignore, append};
 use super::crash::{Child, tell};
-use super::world::{World, seed};
-use crate::raft::groups::{Group, Groups, Parts};
-use crate::raft::types::{Command, Replies};
+use super::world::{TERM, World, seed};
+use crate::raft::groups::{Group, GroupError, Groups, Parts};
+use crate::raft::types::{Command, Replies, log_id};
 use crate::raft::{Begin, PeerNetwork};
 use crate::shard::Batch;
+use crate::store::Store;
 use crate::store::dump::{Digest, digest, dump};
 use crate::store::keys::Key;
 use crate::store::syncer::Syncer;
-use crate::store::{LogWrite, Store, codec};
 use crate::task::GroupId;
 
 /// Of one replica: an own majority needs no timeout.
@@ -37,6 +38,10 @@ struct Node {
 
 impl Node {
     async fn start(folder: &Path, shards: u16) -> Self {
+        Self::try_start(folder, shards).await.expect("the groups start")
+    }
+
+    async fn try_start(folder: &Path, shards: u16) -> Result<Self, GroupError> {
         let store = Store::open(&folder.join("db")).unwrap();
         let (syncer, thread) = Syncer::start(store.clone());
         let parts = Parts {
@@ -50,8 +55,8 @@ impl Node {
             begin: Begin::Alone,
             observer: Arc::new(Ignore),
         };
-        let groups = Groups::start(parts).await.expect("the groups start");
-        Self { groups, store, syncer, thread }
+        let groups = Groups::start(parts).await?;
+        Ok(Self { groups, store, syncer, thread })
     }
 
     async fn stop(self) {
@@ -261,13 +266,18 @@ async fn a_group_that_panics_is_built_again_while_the_others_go_on() {
     let mut worlds = worlds(seed, 3);
     let terms = join_all(node.groups.all().iter().map(leads)).await;
     write(&node, &mut worlds, 20).await;
-    let looking = tokio::spawn(node.groups.clone().look_after());
 
     // The core of one and the state machine of another: each panics in a way of its own.
     let [core, machine, well] = [1, 2, 3].map(|id| node.groups.get(GroupId(id)).unwrap());
     core.raft.external_request(|_| panic!("on purpose, in the core")).await.unwrap();
     machine.raft.with_state_machine::<_, ()>(|_| panic!("on purpose, in the state machine")).await.unwrap_err();
 
+    let mut metrics = core.raft.metrics();
+    while metrics.changed().await.is_ok() {}
+    assert_eq!(core.leads(Duration::ZERO), None, "what is dead leads nobody, whatever it said last");
+    assert_eq!(well.leads(Duration::ZERO), Some(terms[3]));
+
+    let looking = tokio::spawn(node.groups.clone().look_after());
     let world = worlds.get_mut(&well.id).unwrap();
     propose(&well, world.batch()).await;
     assert_eq!(leads(&well).await, terms[3], "it was not disturbed");
@@ -295,23 +305,13 @@ async fn a_group_that_panics_is_built_again_while_the_others_go_on() {
 /// What openraft would take for a new group: an empty state over a log that was purged.
 #[tokio::test]
 async fn a_group_whose_state_was_lost_does_not_start() {
+    const GROUP: GroupId = GroupId(1);
     let temp = tempfile::tempdir().unwrap();
-    let node = Node::start(temp.path(), 1).await;
-    leads(&node.groups.get(GroupId(1)).unwrap()).await;
-    let purged = codec::encode(&crate::store::rows::Applied { term: 1, index: 1_000 });
-    node.store.write_log(vec![LogWrite::Put(Key::log_purged(GroupId(1)), purged)]).unwrap();
-    node.groups.stop().await.unwrap();
-    let parts = Parts {
-        cluster: "test".into(),
-        node_id: 1,
-        shards: 1,
-        store: node.store.clone(),
-        syncer: node.syncer.clone(),
-        staging: temp.path().join("staging"),
-        network: PeerNetwork::new("test", 1),
-        begin: Begin::Alone,
-        observer: Arc::new(Ignore),
-    };
-    let error = Groups::start(parts).await.err().expect("it does not start").to_string();
-    assert!(error.contains("the state is damaged") && error.contains("the log begins after"), "{error}");
+    let bench = Bench::open(temp.path());
+    let mut log = bench.log(GROUP);
+    append(&mut log, &World::new(seed(), GROUP).take(10)).await;
+    log.purge(log_id(TERM, 5)).await.unwrap();
+    drop((log, bench));
+    let error = Node::try_start(temp.path(), 1).await.err().expect("it does not start").to_string();
+    assert!(error.contains("the state is damaged: it holds nothing and the log begins after"), "{error}");
 }
