@@ -12,7 +12,7 @@ need build-essential 'command -v c++ && command -v make'
 need clang 'command -v clang'
 need libclang-dev 'ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* 2>/dev/null | grep -q .'
 need protobuf-compiler 'command -v protoc'
-# The tests start their own etcd; the service that comes with the package is not used.
+# For the tests of clusters, which start their own; the service that comes with the package is not used.
 need etcd-server 'command -v etcd'
 need iproute2 'command -v ip'
 
@@ -30,16 +30,15 @@ if ! command -v apt-get >/dev/null 2>&1; then
 fi
 echo "Installing:$missing"
 if [ "$(id -u)" = 0 ]; then sudo=""; else sudo="sudo"; fi
-export DEBIAN_FRONTEND=noninteractive
 # A service that a package starts by itself would take the default ports.
 policy=/usr/sbin/policy-rc.d
 made_policy=""
+trap 'if [ -n "$made_policy" ]; then $sudo rm -f "$policy"; fi' EXIT
+trap 'exit 130' INT TERM
 if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
     $sudo chmod +x "$policy"
     made_policy=yes
 fi
-status=0
-$sudo apt-get update -qq && $sudo apt-get install -y -qq --no-install-recommends $missing >/dev/null || status=$?
-if [ -n "$made_policy" ]; then $sudo rm -f "$policy"; fi
-exit $status
+$sudo env DEBIAN_FRONTEND=noninteractive apt-get update -q
+$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing

@@ -64,8 +64,9 @@ impl DiskGuard {
             }
             free = self.free();
         }
-        // RocksDB recovers by itself once there is room, a little later.
-        if free < self.stop_bytes || self.store.writes_stopped() {
+        // RocksDB recovers by itself once there is room, a little later. On a disk with room, writes that are stopped
+        // only wait for a flush.
+        if free < self.stop_bytes || (free < self.low_bytes && self.store.writes_stopped()) {
             return (
                 DiskState::Full(format!("the disk is full: {} MiB are free; nothing is written", free / MIB)),
                 free,

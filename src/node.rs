@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ReadPolicy;
+use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -27,6 +28,7 @@ use crate::raft::groups::{GroupError, Parts as GroupParts};
 use crate::raft::{Begin, Groups, PeerNetwork, PeerService, peer_service};
 use crate::server::auth::{Auth, random_hex};
 use crate::server::sessions::Sessions;
+use crate::server::tcp::TcpSettings;
 use crate::server::{Service, http, tcp};
 use crate::settings::Settings;
 use crate::shard::{PutClient, Request};
@@ -136,6 +138,7 @@ impl Node {
             clock: clock.clone(),
             dispatches: ledger.clone(),
             disk: disk.clone(),
+            store: store.clone(),
             shards: settings.shards,
         });
         wait_until_leading(&groups).await?;
@@ -174,7 +177,7 @@ impl Node {
             metrics: metrics.clone(),
         });
         let listeners = vec![
-            tokio::spawn(tcp::serve(tcp_listener, service.clone(), settings.tcp, stop.clone())),
+            tokio::spawn(tcp::serve(tcp_listener, service.clone(), within_file_limit(settings.tcp), stop.clone())),
             tokio::spawn(serve_http(http_listener, watched, stop.clone())),
             tokio::spawn(serve_peers(peer_listener, PeerService::new(groups.clone()), stop.clone())),
         ];
@@ -210,6 +213,20 @@ impl Node {
         joined.await.expect("joining does not panic").expect("the syncer does not panic");
         Ok(())
     }
+}
+
+/// No more client connections than leave files for the store and for receivers.
+fn within_file_limit(tcp: TcpSettings) -> TcpSettings {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let left = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
+    if tcp.connections_max > left {
+        tracing::warn!(
+            files,
+            connections_max = left,
+            "fewer client connections than set: the limit of open files is low"
+        );
+    }
+    TcpSettings { connections_max: tcp.connections_max.min(left), ..tcp }
 }
 
 async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {

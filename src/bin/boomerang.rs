@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use boomerang::node::{Node, NodeError};
 use boomerang::settings::{Given, Settings, SettingsError};
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return usage(&error.to_string()),
     };
+    raise_file_limit();
     // RocksDB makes a thread wait when it has too much to flush: a few more threads than cores keep the rest going.
     let threads = std::thread::available_parallelism().map_or(THREADS_MIN, |cores| cores.get().max(THREADS_MIN));
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
@@ -86,6 +88,15 @@ fn usage(error: &str) -> ExitCode {
 fn failed(error: &str) -> ExitCode {
     eprintln!("error: {error}");
     ExitCode::FAILURE
+}
+
+/// Connections and the store's files need more than the 1,024 that most systems begin with; running out of them would be a
+/// storage error. Whatever may be had without asking anybody is taken.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 fn settings(cli: Cli) -> Result<Settings, SettingsError> {

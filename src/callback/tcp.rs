@@ -104,13 +104,19 @@ impl Destination {
 
     pub async fn deliver(self: &Arc<Self>, delivery: &Delivery) -> Answer {
         let request = self.request(delivery);
-        if let Some(shared) = self.shared() {
-            return self.deliver_shared(&shared, request).await;
+        if self.shared().is_some() {
+            // The connection is picked when there is room on it: one that breaks meanwhile takes only along what it
+            // was given.
+            let _room = self.in_pipeline.acquire().await.expect("the semaphore is never closed");
+            if let Some(shared) = self.shared() {
+                return self.deliver_shared(&shared, request).await;
+            }
         }
         let permit = self.connections.acquire().await.expect("the semaphore is never closed");
         // While we waited for a connection, another one may have found out that one is enough.
         if let Some(shared) = self.shared() {
             drop(permit);
+            let _room = self.in_pipeline.acquire().await.expect("the semaphore is never closed");
             return self.deliver_shared(&shared, request).await;
         }
         let number = request.request_id;
@@ -194,7 +200,6 @@ impl Destination {
     }
 
     async fn deliver_shared(&self, shared: &Arc<Shared>, request: BoomerangEnvelope) -> Answer {
-        let _room = self.in_pipeline.acquire().await.expect("the semaphore is never closed");
         let number = request.request_id;
         let (out, answer) = oneshot::channel();
         shared.waiting.lock().expect("no panic under this lock").insert(number, out);

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::Parts;
 use super::ledger::Due;
-use crate::propose::{Ask, Proposer, Refused};
+use crate::propose::{Ask, Refused};
 use crate::raft::Group;
 use crate::shard::{self, Reply, Settle};
 use crate::store::StoreError;
@@ -20,7 +20,7 @@ use crate::store::rows::{CursorRow, PolicyRow, TaskRow};
 use crate::store::{Store, codec};
 use crate::task::{Delivery, Fence, GroupId, InstantMs, Outcome, Policy, PolicyId, TaskId};
 
-/// The lease must last at least this much longer when a batch leaves: more than it takes to hand it to the sockets.
+/// The lease must last at least this much longer when a batch is handed to its receivers' connections.
 const LEASE_MARGIN: Duration = Duration::from_millis(100);
 /// A settled attempt that could not be stored is proposed again after this.
 const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -35,10 +35,10 @@ pub(super) fn armer(parts: Arc<Parts>) -> impl Fn(GroupId, InstantMs) + Send + '
         runtime.spawn(async move {
             match parts.proposer.ask(group, Ask::Arm(up_to)).await {
                 Ok(_) => {}
-                // The leadership is over, and the shard's timers with it.
-                Err(Refused::NotLeader { .. } | Refused::Stopping) => {}
+                Err(Refused::Stopping) => {}
+                // If the leadership is over, so is this; if only the lease was, the driver asks again.
                 Err(refused) => {
-                    tracing::warn!(%group, %refused, "the watermark could not be raised; trying again");
+                    tracing::debug!(%group, %refused, "the watermark could not be raised; trying again");
                     tokio::time::sleep(SETTLE_AGAIN_AFTER).await;
                     parts.ledger.arm_failed(group);
                 }
@@ -56,7 +56,7 @@ pub(super) async fn run(group: &Group, term: u64, mut dues: mpsc::UnboundedRecei
             return;
         }
         if let Err(error) = dispatch(group.id, term, &due, &mut policies, parts) {
-            tracing::error!(group = %group.id, %error, "cannot read what is due");
+            parts.groups.fail(&error.to_string());
             return;
         }
     }
@@ -71,8 +71,10 @@ fn dispatch(
 ) -> Result<(), StoreError> {
     let standing = tokio::task::block_in_place(|| read(&parts.store, group, due, policies))?;
     for ((due_ms, id), standing) in due.iter().zip(standing) {
-        let Some((task, cursor, policy)) = standing.filter(|(_, cursor, _)| cursor.due_ms == *due_ms) else {
-            parts.ledger.forget(group, term, *id);
+        let stands_at = standing.as_ref().map(|(_, cursor, _)| cursor.due_ms);
+        // Only what is due by the instant that was handed over, which is armed.
+        let Some((task, cursor, policy)) = standing.filter(|(_, cursor, _)| cursor.due_ms <= *due_ms) else {
+            parts.ledger.put_back(group, term, *id, stands_at);
             continue;
         };
         let CursorRow { occurrence, attempt, .. } = cursor;
@@ -151,21 +153,22 @@ async fn deliver(group: GroupId, term: u64, delivery: Delivery, parts: Arc<Parts
             parts.metrics.failed_attempts.inc()
         }
     };
-    settle(&parts.proposer, group, term, id, Settle { id, occurrence, attempt, outcome }).await;
+    settle(&parts, group, term, id, Settle { id, occurrence, attempt, outcome }).await;
 }
 
 /// Stores how an attempt ended, however long that takes: until then the task counts as out.
-async fn settle(proposer: &Proposer, group: GroupId, term: u64, id: TaskId, settle: Settle) {
+async fn settle(parts: &Parts, group: GroupId, term: u64, id: TaskId, settle: Settle) {
     loop {
-        match proposer.ask(group, Ask::Settle(settle.clone())).await {
+        match parts.proposer.ask(group, Ask::Settle(settle.clone())).await {
             Ok(Reply::Settled | Reply::Stale) => return,
             Ok(other) => unreachable!("a settle is never answered with {other:?}"),
+            Err(Refused::Stopping) => return,
             // The next leader delivers again, with a larger fence.
-            Err(Refused::NotLeader { .. } | Refused::Stopping) => {
+            Err(Refused::NotLeader { .. }) if !parts.ledger.leads(group, term) => {
                 tracing::debug!(task = %id, term, "could not be settled: the leadership is over");
                 return;
             }
-            Err(refused @ (Refused::Overloaded { .. } | Refused::Unknown)) => {
+            Err(refused) => {
                 tracing::warn!(task = %id, %refused, "not settled yet");
                 tokio::time::sleep(SETTLE_AGAIN_AFTER).await;
             }

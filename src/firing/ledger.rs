@@ -6,7 +6,7 @@
 //! What is in the wheel may be stale (the window is read beside `apply`), what is not loaded is never dispatched: the
 //! dispatcher checks each id against the state before it goes out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use tokio::sync::{Notify, mpsc};
@@ -45,8 +45,6 @@ struct Leading {
     horizon: Horizon,
     /// Handed to the dispatcher and not settled; the attempt, once the dispatcher has looked it up.
     in_flight: HashMap<TaskId, Option<(u64, u32)>>,
-    /// Not to be dispatched: a cancellation is under way. The due instant, if it came meanwhile.
-    held: HashMap<TaskId, Option<InstantMs>>,
     armed_ms: InstantMs,
     /// The watermark as it was when this term began: what is due up to it may have been dispatched by an earlier leader.
     armed_before_ms: InstantMs,
@@ -64,6 +62,10 @@ struct State {
     /// The term a group was led in last, and the deliveries of that term: a lease that is lost and won back within one
     /// term must not give a fence twice.
     fences: HashMap<GroupId, (u64, u64)>,
+    /// Not to be dispatched: a cancellation is under way, which outlives a lease that is lost and won back.
+    held: HashMap<GroupId, HashSet<TaskId>>,
+    /// Whose turn is first, so that none is always the last to get what room there is.
+    first: usize,
     in_flight: usize,
     timers: usize,
     /// Until when the driver means to sleep. Whatever makes an earlier turn worthwhile lowers it and wakes the driver.
@@ -86,12 +88,8 @@ impl State {
 }
 
 impl Leading {
-    /// Marks what leaves the wheel as out, unless it is held back or out already.
-    fn hand_over(&mut self, due_ms: InstantMs, id: TaskId) -> bool {
-        if let Some(held) = self.held.get_mut(&id) {
-            *held = Some(due_ms);
-            return false;
-        }
+    /// Marks what leaves the wheel as out, unless it is out already.
+    fn hand_over(&mut self, id: TaskId) -> bool {
         match self.in_flight.entry(id) {
             // A stale row of the window: the attempt that is out settles first.
             std::collections::hash_map::Entry::Occupied(_) => false,
@@ -124,6 +122,8 @@ impl Ledger {
             leading: BTreeMap::new(),
             metas: HashMap::new(),
             fences: HashMap::new(),
+            held: HashMap::new(),
+            first: 0,
             in_flight: 0,
             timers: 0,
             sleeping_until_ms: 0,
@@ -163,13 +163,17 @@ impl Ledger {
         let armed_ms = stored.into_iter().chain(state.metas.get(&group).copied()).map(|meta| meta.armed_ms).max();
         let armed_ms = armed_ms.unwrap_or(0);
         state.drop_leading(group);
-        let fence_seq = state.fences.get(&group).filter(|(before, _)| *before == term).map_or(0, |(_, seq)| *seq);
+        let before = state.fences.get(&group).filter(|(before, _)| *before == term).map(|(_, seq)| *seq);
+        if before.is_none() {
+            // Whatever was under way belonged to another term, and is void.
+            state.held.remove(&group);
+        }
+        let fence_seq = before.unwrap_or(0);
         let leading = Leading {
             term,
             wheel: Wheel::new(self.settings.wheel, self.clock.now_ms()),
             horizon: (0, None),
             in_flight: HashMap::new(),
-            held: HashMap::new(),
             armed_ms,
             armed_before_ms: armed_ms,
             arming: false,
@@ -206,28 +210,41 @@ impl Ledger {
     pub(super) fn load(&self, group: GroupId, term: u64, rows: &[(InstantMs, TaskId)]) -> Option<bool> {
         let Some((last_due_ms, last)) = rows.last() else { return Some(true) };
         let mut state = self.lock();
-        let timers_before = state.timers;
-        let leading = state.led(group, term)?;
+        let share = self.share(&state);
+        let State { leading: all, held, timers, .. } = &mut *state;
+        let leading = all.get_mut(&group).filter(|leading| leading.term == term)?;
+        let held = held.get(&group);
+        let is_held = |id: &TaskId| held.is_some_and(|held| held.contains(id));
         let added: usize = rows
             .iter()
             // A held task comes back by itself if its cancellation fails.
-            .filter(|(_, id)| !leading.in_flight.contains_key(id) && !leading.held.contains_key(id))
+            .filter(|(_, id)| !leading.in_flight.contains_key(id) && !is_held(id))
             .map(|(due_ms, id)| usize::from(leading.wheel.insert(*due_ms, *id)))
             .sum();
-        let timers = timers_before + added;
-        let room = timers < self.settings.timers_max;
+        *timers += added;
+        let room = leading.wheel.len() < share;
         if !room {
             leading.horizon = (*last_due_ms, Some(*last));
         }
         let wake_ms = leading.wheel.next_wake_ms().unwrap_or(InstantMs::MAX);
-        state.timers = timers;
         self.wake_at(&mut state, wake_ms.saturating_sub(ARM_BEFORE_MS));
         Some(room)
     }
 
-    /// Whether enough timers have gone since there was no room.
-    pub(super) fn has_room(&self) -> bool {
-        self.lock().timers < self.settings.timers_max / 4 * 3
+    /// How many timers of all one shard may have: an equal share, so that none waits for room that others took.
+    fn share(&self, state: &State) -> usize {
+        (self.settings.timers_max / state.leading.len().max(1)).max(1)
+    }
+
+    /// Whether enough of the shard's timers have gone since there was no room; also when the term is over.
+    pub(super) fn has_room(&self, group: GroupId, term: u64) -> bool {
+        let mut state = self.lock();
+        let share = self.share(&state);
+        state.led(group, term).is_none_or(|leading| leading.wheel.len() < share.div_ceil(4) * 3)
+    }
+
+    pub(super) fn leads(&self, group: GroupId, term: u64) -> bool {
+        self.lock().led(group, term).is_some()
     }
 
     /// One turn of the driver: hands over what is due and armed. `arm` asks for a higher watermark; it must not block.
@@ -239,7 +256,13 @@ impl Ledger {
         }
         let now_ms = self.clock.now_ms();
         let mut sleep_until_ms = InstantMs::MAX;
-        for (group, leading) in &mut state.leading {
+        state.first = state.first.wrapping_add(1);
+        let mut order: Vec<GroupId> = state.leading.keys().copied().collect();
+        let first = state.first.checked_rem(order.len()).unwrap_or(0);
+        order.rotate_left(first);
+        for group in &order {
+            let leading = state.leading.get_mut(group).expect("it was there");
+            let held = state.held.get(group);
             let room = self.settings.in_flight_max.saturating_sub(state.in_flight).min(DUE_PER_TURN_MAX);
             if room > 0 {
                 let mut due = Due::new();
@@ -247,7 +270,7 @@ impl Ledger {
                 leading.wheel.expire(now_ms.min(leading.armed_ms), room, &mut due);
                 if !due.is_empty() {
                     state.timers -= due.len();
-                    due.retain(|(due_ms, id)| leading.hand_over(*due_ms, *id));
+                    due.retain(|(_, id)| !held.is_some_and(|held| held.contains(id)) && leading.hand_over(*id));
                     state.in_flight += due.len();
                     // The receiver goes only when the leadership does, and then this is void.
                     let _ = leading.due.send(due);
@@ -309,19 +332,32 @@ impl Ledger {
     pub(super) fn begin(&self, group: GroupId, term: u64, id: TaskId, occurrence: u64, attempt: u32) -> Option<u64> {
         let mut state = self.lock();
         let leading = state.led(group, term)?;
-        *leading.in_flight.get_mut(&id)? = Some((occurrence, attempt));
+        let known = leading.in_flight.get_mut(&id)?;
+        // It can be handed over twice, for an earlier due instant and for the present one.
+        if *known == Some((occurrence, attempt)) {
+            return None;
+        }
+        *known = Some((occurrence, attempt));
         leading.fence_seq += 1;
         Some(leading.fence_seq)
     }
 
-    /// What was handed over turned out not to be due: it was settled, moved or removed meanwhile.
-    pub(super) fn forget(&self, group: GroupId, term: u64, id: TaskId) {
-        let mut state = self.lock();
-        let Some(leading) = state.led(group, term) else { return };
-        if leading.in_flight.remove(&id).is_some() {
-            state.in_flight -= 1;
-            self.wake_if_full(&mut state);
+    /// What was handed over turned out not to be due: it was settled or removed meanwhile, or is due at `due_ms`.
+    pub(super) fn put_back(&self, group: GroupId, term: u64, id: TaskId, due_ms: Option<InstantMs>) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
+        if leading.in_flight.get(&id) != Some(&None) {
+            // Another attempt is out by now; when it settles, the next one is scheduled.
+            return;
         }
+        leading.in_flight.remove(&id);
+        state.in_flight -= 1;
+        if let Some(due_ms) = due_ms.filter(|due_ms| is_before(*due_ms, id, leading.horizon)) {
+            state.timers += usize::from(leading.wheel.reschedule(due_ms, id).is_none());
+            self.wake_at(state, due_ms.saturating_sub(ARM_BEFORE_MS));
+        }
+        self.wake_if_full(state);
     }
 
     /// After one attempt has come back: if there was no room for more, now there is.
@@ -383,9 +419,8 @@ impl Observer for Ledger {
             state.in_flight -= usize::from(leading.in_flight.remove(id).is_some());
             match effect {
                 Effect::Scheduled { id, due_ms } => {
-                    if let Some(held) = leading.held.get_mut(id) {
-                        *held = Some(*due_ms);
-                    } else if is_before(*due_ms, *id, leading.horizon) {
+                    let is_held = state.held.get(&group).is_some_and(|held| held.contains(id));
+                    if !is_held && is_before(*due_ms, *id, leading.horizon) {
                         state.timers += usize::from(leading.wheel.reschedule(*due_ms, *id).is_none());
                         wake_ms = wake_ms.min(due_ms.saturating_sub(ARM_BEFORE_MS));
                         if *due_ms <= leading.armed_ms {
@@ -394,7 +429,7 @@ impl Observer for Ledger {
                     }
                 }
                 Effect::Ended { id } => {
-                    leading.held.remove(id);
+                    state.held.get_mut(&group).map(|held| held.remove(id));
                     state.timers -= usize::from(leading.wheel.cancel(id).is_some());
                 }
             }
@@ -407,26 +442,24 @@ impl Observer for Ledger {
 }
 
 impl Dispatches for Ledger {
-    fn hold(&self, group: GroupId, id: TaskId) -> Claim {
+    fn hold(&self, group: GroupId, term: u64, id: TaskId) -> Claim {
         let known = {
             let mut guard = self.lock();
             let state = &mut *guard;
-            let Some(leading) = state.leading.get_mut(&group) else {
-                // Nothing is known yet in this term. The shard's leader is this node, but the ledger is not open yet.
+            let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else {
+                // This node leads the shard, but what it knows is of another term, or not there yet.
                 return Claim::Unknown;
             };
+            // In any case: the attempt that is out may settle before the cancellation, and the next must not follow.
+            state.held.entry(group).or_default().insert(id);
+            state.timers -= usize::from(leading.wheel.cancel(&id).is_some());
             match leading.in_flight.get(&id) {
                 Some(Some((occurrence, attempt))) => {
                     return Claim::MayBeOut { occurrence: *occurrence, attempt: *attempt };
                 }
                 // Handed over, and so as good as out; the state says which attempt it is.
                 Some(None) => None,
-                None => {
-                    let due_ms = leading.wheel.cancel(&id);
-                    state.timers -= usize::from(due_ms.is_some());
-                    leading.held.insert(id, due_ms);
-                    Some(leading.armed_before_ms)
-                }
+                None => Some(leading.armed_before_ms),
             }
         };
         // Only this node's own tasks are read, which are applied here; a storage error shows itself to `apply` as well.
@@ -446,12 +479,25 @@ impl Dispatches for Ledger {
     }
 
     fn release(&self, group: GroupId, id: TaskId) {
-        let mut state = self.lock();
+        // The state, not the ledger, says when it is due: it may not have been in the wheel, or have moved.
+        let due_ms = match shard::read_task(&self.store, group, id) {
+            Ok(found) => found.map(|(_, cursor)| cursor.due_ms),
+            Err(error) => {
+                tracing::error!(%error, "cannot read a task");
+                None
+            }
+        };
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if let Some(held) = state.held.get_mut(&group) {
+            held.remove(&id);
+        }
         let Some(leading) = state.leading.get_mut(&group) else { return };
-        if let Some(Some(due_ms)) = leading.held.remove(&id) {
-            let added = usize::from(leading.wheel.insert(due_ms, id));
-            state.timers += added;
-            self.wake_at(&mut state, due_ms.saturating_sub(ARM_BEFORE_MS));
+        if let Some(due_ms) = due_ms.filter(|due_ms| is_before(*due_ms, id, leading.horizon))
+            && !leading.in_flight.contains_key(&id)
+        {
+            state.timers += usize::from(leading.wheel.reschedule(due_ms, id).is_none());
+            self.wake_at(state, due_ms.saturating_sub(ARM_BEFORE_MS));
         }
     }
 }

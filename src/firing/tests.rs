@@ -175,7 +175,7 @@ fn a_full_wheel_ends_the_window_and_tells_of_room() {
     let mut bench = Bench::new(FiringSettings { timers_max: 1_000, ..FiringSettings::default() }, 0);
     let rows: Vec<_> = (0..1_000).map(|n| (2_000 + n, id(n))).collect();
     assert_eq!(bench.ledger.load(GROUP, TERM, &rows), Some(false));
-    assert!(!bench.ledger.has_room());
+    assert!(!bench.ledger.has_room(GROUP, TERM));
     bench.schedule(5_000, 900_000);
     assert_eq!(bench.ledger.counts().timers, 1_000, "behind the end of the window");
     bench.schedule(5_001, 2_500);
@@ -183,7 +183,7 @@ fn a_full_wheel_ends_the_window_and_tells_of_room() {
     assert_eq!(bench.ledger.widen(GROUP, TERM, (1_000_000, None)), Some((2_999, Some(id(999)))));
     bench.arm(10_000);
     assert_eq!(bench.at(2_300).len(), 301);
-    assert!(bench.ledger.has_room());
+    assert!(bench.ledger.has_room(GROUP, TERM));
     let mut told = tokio_test_poll(bench.room.notified());
     assert!(told(), "whoever reads ahead is woken");
 }
@@ -208,7 +208,7 @@ fn no_more_are_out_than_allowed() {
     assert_eq!(bench.at(2_000), NOTHING);
     bench.applied(&[Effect::Ended { id: id(3) }, Effect::Ended { id: id(4) }]);
     assert_eq!(bench.at(2_000), [10, 11]);
-    bench.ledger.forget(GROUP, TERM, id(5));
+    bench.ledger.put_back(GROUP, TERM, id(5), None);
     assert_eq!(bench.at(2_000), [12]);
 }
 
@@ -218,18 +218,86 @@ fn a_held_task_stays_and_goes_on_when_it_is_released() {
     bench.arm(10_000);
     bench.store_task(1, 1_500);
     bench.schedule(1, 1_500);
-    assert_eq!(bench.ledger.hold(GROUP, id(1)), Claim::NotDispatched);
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), Claim::NotDispatched);
     assert_eq!(bench.at(1_600), NOTHING, "held");
     // The window is read beside it.
     bench.ledger.load(GROUP, TERM, &[(1_500, id(1))]);
     assert_eq!(bench.at(1_600), NOTHING, "still held");
     bench.ledger.release(GROUP, id(1));
     assert_eq!(bench.at(1_600), [1]);
-    assert_eq!(bench.ledger.hold(GROUP, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 }, "handed over");
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 }, "handed over");
     assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 1), Some(1));
-    assert_eq!(bench.ledger.hold(GROUP, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 }, "out");
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 }, "out");
     bench.applied(&[Effect::Ended { id: id(1) }]);
     assert_eq!(bench.at(1_700), NOTHING);
+}
+
+/// Somebody cancels what is not theirs: the state says no, and the task goes on as if nothing had happened.
+#[test]
+fn a_refused_cancellation_leaves_no_trace() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    bench.store_task(1, 1_500);
+    bench.schedule(1, 1_500);
+    bench.ledger.hold(GROUP, TERM, id(1));
+    bench.ledger.hold(GROUP, TERM, id(1));
+    bench.ledger.release(GROUP, id(1));
+    assert_eq!(bench.ledger.counts().timers, 1);
+    assert_eq!(bench.at(1_600), [1]);
+    // It fails, is due again, and an attempt to cancel it is refused while the first attempt is out.
+    bench.ledger.begin(GROUP, TERM, id(1), 0, 1);
+    bench.ledger.hold(GROUP, TERM, id(1));
+    bench.schedule(1, 1_700);
+    assert_eq!(bench.at(1_800), NOTHING, "held: no attempt follows the one the claim names");
+    bench.ledger.release(GROUP, id(1));
+    assert_eq!(bench.at(1_800), [1]);
+}
+
+#[test]
+fn a_task_stays_held_when_the_lease_comes_back_and_not_in_a_new_term() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    bench.store_task(1, 1_500);
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), Claim::NotDispatched);
+    bench.ledger.unlead(GROUP, TERM);
+    (bench.dues, bench.room) = bench.ledger.lead(GROUP, TERM).unwrap();
+    bench.ledger.load(GROUP, TERM, &[(1_500, id(1))]);
+    assert_eq!(bench.at(1_600), NOTHING, "the cancellation is still under way");
+    assert_eq!(bench.ledger.hold(GROUP, TERM + 1, id(1)), Claim::Unknown, "of a term it knows nothing of");
+    (bench.dues, bench.room) = bench.ledger.lead(GROUP, TERM + 1).unwrap();
+    bench.ledger.load(GROUP, TERM + 1, &[(1_500, id(1))]);
+    assert_eq!(bench.at(1_600), [1]);
+}
+
+/// An old batch and a new one both hold the task: it goes out once, for where it stands.
+#[test]
+fn a_stale_row_puts_the_task_back_to_where_it_stands() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    bench.schedule(1, 1_100);
+    assert_eq!(bench.at(1_100), [1]);
+    bench.ledger.put_back(GROUP, TERM, id(1), Some(1_300));
+    assert_eq!(bench.at(1_299), NOTHING);
+    assert_eq!(bench.at(1_300), [1]);
+    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 2), Some(1));
+    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 2), None, "not twice");
+    bench.ledger.put_back(GROUP, TERM, id(1), Some(1_400));
+    assert_eq!(bench.ledger.counts().in_flight, 1, "an attempt is out; what follows is scheduled when it settles");
+}
+
+/// Two shards and little room: each has its share, and is told of room by its own timers.
+#[test]
+fn each_shard_has_its_share_of_the_timers() {
+    let bench = Bench::new(FiringSettings { timers_max: 1_000, ..FiringSettings::default() }, 0);
+    let other = GroupId(2);
+    let (_dues, _room) = bench.ledger.lead(other, TERM).unwrap();
+    bench.ledger.widen(other, TERM, (1_000_000, None)).unwrap();
+    let rows: Vec<_> = (0..500).map(|n| (2_000 + n, id(n))).collect();
+    assert_eq!(bench.ledger.load(GROUP, TERM, &rows), Some(false));
+    assert!(!bench.ledger.has_room(GROUP, TERM));
+    assert!(bench.ledger.has_room(other, TERM));
+    assert_eq!(bench.ledger.load(other, TERM, &rows[..10]), Some(true), "what one took is not missing for the other");
+    assert!(bench.ledger.has_room(GROUP, TERM + 1), "nobody waits for room in a term that is over");
 }
 
 #[test]
@@ -240,12 +308,12 @@ fn a_task_an_earlier_leader_had_armed_may_be_out() {
     bench.ledger.load(GROUP, TERM, &[(1_500, id(1)), (1_501, id(2))]);
     bench.meta.armed_ms = 10_000;
     bench.applied(&[]);
-    assert_eq!(bench.ledger.hold(GROUP, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 });
-    assert_eq!(bench.ledger.hold(GROUP, id(2)), Claim::NotDispatched, "armed in this term, and not dispatched");
-    assert_eq!(bench.ledger.hold(GROUP, id(3)), Claim::NotDispatched, "unknown");
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 });
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(2)), Claim::NotDispatched, "armed in this term, and not dispatched");
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(3)), Claim::NotDispatched, "unknown");
     assert_eq!(bench.at(2_000), NOTHING);
     bench.ledger.unlead(GROUP, TERM);
-    assert_eq!(bench.ledger.hold(GROUP, id(2)), Claim::Unknown);
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(2)), Claim::Unknown);
 }
 
 #[test]

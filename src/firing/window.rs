@@ -25,6 +25,7 @@ use crate::task::{GroupId, InstantMs, TaskId};
 const ROWS_PER_CHUNK: usize = 2_048;
 /// After a failed attempt to begin a term, and while a group is built again.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs as long as the node dispatches.
 pub(super) async fn follow(id: GroupId, parts: Arc<Parts>) {
@@ -39,7 +40,8 @@ pub(super) async fn follow(id: GroupId, parts: Arc<Parts>) {
 
 async fn follow_replica(group: &Group, parts: &Arc<Parts>) {
     let mut server = group.raft.server_metrics();
-    loop {
+    // openraft's last words may be that it leads: a group that was built again is another one.
+    while parts.groups.get(group.id).is_some_and(|now| now.life == group.life) {
         let term = {
             let metrics = server.borrow_watched();
             let leads = metrics.state == ServerState::Leader;
@@ -90,7 +92,7 @@ async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<
         () = changed => {}
         result = read_ahead(group.id, term, parts, &room) => {
             if let Err(error) = result {
-                tracing::error!(group = %group.id, %error, "cannot read the timeline");
+                parts.groups.fail(&error.to_string());
             }
         }
         // Ends when the lease is not valid: then everything is read again as soon as it is.
@@ -106,13 +108,17 @@ async fn read_ahead(group: GroupId, term: u64, parts: &Arc<Parts>, room: &Notify
         let Some(from) = parts.ledger.widen(group, term, until) else { return Ok(()) };
         if from < until && !load(group, term, from, until, parts).await? {
             // The window is as long as memory allows; go on when some of it has fired.
-            while !parts.ledger.has_room() {
-                room.notified().await;
+            while !parts.ledger.has_room(group, term) {
+                // Told when timers have fired; those that were cancelled are found by looking.
+                let _ = tokio::time::timeout(LOOK_EVERY, room.notified()).await;
             }
             continue;
         }
-        // Half a window before its end it is time for the next half.
-        tokio::time::sleep(Duration::from_millis(window_ms / 2).max(RETRY_AFTER)).await;
+        // Half a window before its end it is time for the next half. In short sleeps, because those stand still while
+        // the machine is suspended, and the clock does not.
+        while parts.clock.now_ms() + window_ms / 2 < until.0 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 }
 

@@ -7,7 +7,8 @@
 //!
 //! Bounds: asks waiting per group, payload bytes waiting per node, requests and bytes per entry. Who asks waits for room.
 //!
-//! A refusal says whether the request may have been stored: [`Refused::Unknown`] is the only one where it may.
+//! A refusal says whether the request may have been stored: [`Refused::Unknown`] and, when it comes to those who
+//! already waited, [`Refused::Stopping`] are the ones where it may.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,6 +26,10 @@ use crate::clock::Clock;
 use crate::raft::types::{Command, leader_of};
 use crate::raft::{Group, Groups};
 use crate::shard::{Batch, Cancel, Claim, Register, Reply, Request, Settle};
+use crate::store::Store;
+use crate::store::keys::Key;
+use crate::store::overlay::get_row;
+use crate::store::rows::ShardMetaRow;
 use crate::task::{ClientId, GroupId, InstantMs, Policy, PolicyId, TaskId};
 
 /// How far ahead of now the armed watermark is set. After a failover a cancel of what is due within this span can only
@@ -50,7 +55,7 @@ pub enum Refused {
     Overloaded { why: String, retry_after_ms: u64 },
     #[error("the answer did not come in time; the request may have been stored")]
     Unknown,
-    #[error("the node is stopping")]
+    #[error("the node is stopping; the request may have been stored")]
     Stopping,
 }
 
@@ -116,8 +121,8 @@ impl fmt::Debug for Ask {
 /// What the leader knows about dispatches; the firing room is the one who does.
 pub trait Dispatches: Send + Sync + 'static {
     /// Holds the task back from now on, and says whether its current attempt may be out.
-    fn hold(&self, group: GroupId, id: TaskId) -> Claim;
-    /// The cancellation was not stored: the task goes on as before.
+    fn hold(&self, group: GroupId, term: u64, id: TaskId) -> Claim;
+    /// The cancellation did not end the task: it goes on as before.
     fn release(&self, group: GroupId, id: TaskId);
 }
 
@@ -158,6 +163,7 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub dispatches: Arc<dyn Dispatches>,
     pub disk: watch::Receiver<DiskState>,
+    pub store: Store,
     pub shards: u16,
 }
 
@@ -225,6 +231,7 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         group,
         clock: parts.clock.clone(),
         dispatches: parts.dispatches.clone(),
+        term: 0,
         last_stamp: 0,
         armed_ms: 0,
         random: SmallRng::from_rng(&mut rand::rng()),
@@ -252,9 +259,12 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         };
         let fits = fitting(&waiting);
         let rest = waiting.split_off(fits);
-        let entry = maker.entry(&mut waiting);
-        if let Some(entry) = entry {
-            propose(&node, term, entry, &*parts.dispatches).await;
+        maker.begin(term, &parts.store);
+        if let Some(entry) = maker.entry(&mut waiting) {
+            let armed_ms = entry.armed_ms;
+            if propose(&node, term, entry, &*parts.dispatches).await {
+                maker.armed_ms = armed_ms;
+            }
         }
         waiting.extend(rest);
     }
@@ -280,11 +290,19 @@ fn fitting(waiting: &[Waiting]) -> usize {
 struct Entry {
     bytes: Bytes,
     /// One per request.
-    answers: Vec<(Answer, Option<OwnedSemaphorePermit>)>,
+    answers: Vec<Waited>,
     /// Asks that are no requests.
     others: Vec<Answer>,
-    held: Vec<TaskId>,
+    armed_ms: InstantMs,
     group: GroupId,
+}
+
+/// Who waits for the reply to one request.
+struct Waited {
+    answer: Answer,
+    _room: Option<OwnedSemaphorePermit>,
+    /// The task that is held back until the reply is known.
+    held: Option<TaskId>,
 }
 
 /// Makes log entries: the only place where the leader's time, ids and knowledge become values.
@@ -292,12 +310,26 @@ struct Maker {
     group: GroupId,
     clock: Arc<dyn Clock>,
     dispatches: Arc<dyn Dispatches>,
+    term: u64,
     last_stamp: InstantMs,
+    /// As far as it is stored.
     armed_ms: InstantMs,
     random: SmallRng,
 }
 
 impl Maker {
+    /// What was known in an earlier term counts no more; the shard's time goes on from where it stands.
+    fn begin(&mut self, term: u64, store: &Store) {
+        if self.term == term {
+            return;
+        }
+        self.term = term;
+        self.armed_ms = 0;
+        // A storage error shows itself to `apply` as well, and ends the node there.
+        let meta = get_row::<ShardMetaRow>(store, "shard meta", &Key::shard_meta(self.group)).ok().flatten();
+        self.last_stamp = self.last_stamp.max(meta.map_or(0, |meta| meta.now_ms));
+    }
+
     /// `None` when nothing has to be written.
     fn entry(&mut self, waiting: &mut Vec<Waiting>) -> Option<Entry> {
         let now_ms = self.clock.now_ms().max(self.last_stamp);
@@ -306,11 +338,12 @@ impl Maker {
         let mut policies: BTreeMap<PolicyId, u16> = BTreeMap::new();
         let mut last_policy: Option<(Arc<Policy>, u16)> = None;
         let mut entry =
-            Entry { bytes: Bytes::new(), answers: Vec::new(), others: Vec::new(), held: Vec::new(), group: self.group };
+            Entry { bytes: Bytes::new(), answers: Vec::new(), others: Vec::new(), armed_ms: 0, group: self.group };
         let mut arm_up_to = 0;
         let mut size = 0;
         for Waiting { ask, answer, _room } in waiting.drain(..) {
             size += ask.payload_bytes() + REQUEST_BYTES;
+            let mut held = None;
             let request = match ask {
                 Ask::Register { client, policy, due, interval_ms, payload } => {
                     // Sessions share their policy, so most neighbours have the very same.
@@ -331,8 +364,8 @@ impl Maker {
                     Request::Register(Register { id, client, policy: position, due_ms, interval_ms, payload })
                 }
                 Ask::Cancel { id, owner } => {
-                    let claim = self.dispatches.hold(self.group, id);
-                    entry.held.push(id);
+                    let claim = self.dispatches.hold(self.group, self.term, id);
+                    held = Some(id);
                     Request::Cancel(Cancel { id, owner, claim })
                 }
                 Ask::Settle(settle) => Request::Settle(settle),
@@ -344,7 +377,7 @@ impl Maker {
                 }
             };
             batch.requests.push(request);
-            entry.answers.push((answer, _room));
+            entry.answers.push(Waited { answer, _room, held });
         }
         if batch.requests.is_empty() && arm_up_to <= self.armed_ms {
             for answer in entry.others {
@@ -353,16 +386,16 @@ impl Maker {
             return None;
         }
         if self.group.shard().is_some() {
-            self.armed_ms = self.armed_ms.max(now_ms + ARM_AHEAD_MS).max(arm_up_to);
-            batch.armed_ms = self.armed_ms;
+            batch.armed_ms = self.armed_ms.max(now_ms + ARM_AHEAD_MS).max(arm_up_to);
         }
+        entry.armed_ms = batch.armed_ms;
         entry.bytes = batch.encode(size);
         Some(entry)
     }
 }
 
-/// Replicates one entry and hands out what came of it.
-async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &dyn Dispatches) {
+/// Replicates one entry and hands out what came of it. Returns whether it is stored for sure.
+async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &dyn Dispatches) -> bool {
     // In this term or not at all: what the entry claims about dispatches is known by this leader only.
     let (responder, reply) = ProgressResponder::complete_only();
     let write = node.raft.write(Command(entry.bytes)).with_leader(leader_of(term)).responder(responder);
@@ -377,22 +410,30 @@ async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &dyn Dispatc
     match result {
         Ok(replies) => {
             assert_eq!(replies.len(), entry.answers.len(), "one reply per request");
-            for ((answer, _room), reply) in entry.answers.into_iter().zip(replies) {
+            for (Waited { answer, _room, held }, reply) in entry.answers.into_iter().zip(replies) {
+                let ended = matches!(reply, Reply::Cancelled | Reply::TooLate { .. });
+                if let Some(id) = held.filter(|_| !ended) {
+                    dispatches.release(entry.group, id);
+                }
                 answer(Ok(reply));
             }
             for answer in entry.others {
                 answer(Ok(Reply::Stored));
             }
+            true
         }
         Err(refused) => {
-            if refused != Refused::Unknown {
-                for id in entry.held {
+            for Waited { answer, _room, held } in entry.answers {
+                // What may have been stored stays held back: it is applied later, or the term is over.
+                if let Some(id) = held.filter(|_| refused != Refused::Unknown) {
                     dispatches.release(entry.group, id);
                 }
-            }
-            for answer in entry.answers.into_iter().map(|(answer, _room)| answer).chain(entry.others) {
                 answer(Err(refused.clone()));
             }
+            for answer in entry.others {
+                answer(Err(refused.clone()));
+            }
+            false
         }
     }
 }

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -61,6 +61,8 @@ pub struct Group {
     pub id: GroupId,
     pub replica: ReplicaId,
     pub raft: Raft,
+    /// Differs from one start of the group in this process to the next.
+    pub life: u64,
 }
 
 impl Group {
@@ -196,7 +198,8 @@ impl Groups {
             let members = BTreeMap::from([(replica, Member { node_id: parts.node_id })]);
             raft.initialize(members).await.map_err(|why| error("begin")(why.to_string()))?;
         }
-        Ok(Group { id, replica, raft })
+        static LIVES: AtomicU64 = AtomicU64::new(0);
+        Ok(Group { id, replica, raft, life: LIVES.fetch_add(1, Ordering::Relaxed) })
     }
 
     /// Waits for whoever applies to the group, if it was started before.
@@ -253,7 +256,8 @@ impl Groups {
         }
     }
 
-    fn fail(&self, reason: &str) {
+    /// This node's storage has failed; see [`Groups::failed`].
+    pub fn fail(&self, reason: &str) {
         tracing::error!(reason, "storage has failed; the node stops");
         self.inner.failed.send_replace(Some(reason.to_owned()));
     }
@@ -274,16 +278,17 @@ impl Groups {
         group.raft.runtime_config().tick(!lone);
         match running {
             Ok(()) => {}
-            Err(Fatal::Panicked) => return self.rebuild(group).await,
-            Err(Fatal::Stopped) => return Ok(()),
+            // Stopped: an earlier attempt to build it again did not succeed.
+            Err(Fatal::Panicked | Fatal::Stopped) => return self.rebuild(group).await,
             Err(Fatal::StorageError(error)) => {
                 return Err(GroupError::Raft { group: group.id, verb: "go on", why: error.to_string() });
             }
         }
         if progress.durable(&self.inner.parts.store, group.id, applied)? > marked {
             // A trigger that comes while one is under way is dropped; the next round repeats it.
-            let result = group.raft.trigger().snapshot().await;
-            result.map_err(|why| GroupError::Raft { group: group.id, verb: "mark", why: why.to_string() })?;
+            if let Err(error) = group.raft.trigger().snapshot().await {
+                tracing::debug!(group = %group.id, %error, "the marker was not set; the next round looks again");
+            }
         }
         Ok(())
     }

@@ -440,8 +440,12 @@ async fn register_client(
     let policy = policy_over(None, request.callback.as_ref(), request.retry.as_ref(), request.dlq.as_ref())?;
     policy.as_ref().map_or(Ok(()), check_policy)?;
     let password_hash = service.auth.hash(request.password).await?;
-    let put = PutClient { client, password_hash, admin: request.is_admin, policy, only_if_absent: false };
-    ask_cluster(service, Request::PutClient(put)).await.map(|_| ())
+    let put =
+        PutClient { client: client.clone(), password_hash, admin: request.is_admin, policy, only_if_absent: false };
+    ask_cluster(service, Request::PutClient(put)).await?;
+    // Whoever is in with an old password or old rights comes in again with the new ones.
+    service.sessions.end_all(&client);
+    Ok(())
 }
 
 async fn deregister_client(

@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -24,14 +25,15 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodecError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Service;
 use super::requests::{handle, misunderstood};
-use crate::wire::proto::BoomerangEnvelope;
 use crate::wire::proto::boomerang_envelope::Payload;
+use crate::wire::proto::{BoomerangEnvelope, Status};
 use crate::wire::{decode_envelope, encode_frame, frame_codec};
 
 /// Answers to everything but lists and gets are about this long.
@@ -149,18 +151,17 @@ async fn read_loop(
     let window = Arc::new(Semaphore::new(settings.requests_max));
     let answer_bytes = Arc::new(Semaphore::new(settings.answer_bytes_max));
     let mut ordered = 0;
-    let mut known = false;
+    let known = Arc::new(AtomicBool::new(false));
+    let handshake_until = Instant::now() + settings.handshake_timeout;
     loop {
         let room = window.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let frame = if known {
-            frames.next().await
-        } else {
-            match tokio::time::timeout(settings.handshake_timeout, frames.next()).await {
-                Ok(frame) => frame,
-                Err(_) => {
-                    tracing::debug!(%peer, "closed: nothing was asked in time");
-                    return;
-                }
+        let in_time = tokio::time::timeout_at(handshake_until, frames.next());
+        let frame = match if known.load(Ordering::Relaxed) { None } else { in_time.await.ok() } {
+            Some(frame) => frame,
+            None if known.load(Ordering::Relaxed) => frames.next().await,
+            None => {
+                tracing::debug!(%peer, "closed: it did not authenticate in time");
+                return;
             }
         };
         let mut place = |number: u64| match number {
@@ -186,7 +187,9 @@ async fn read_loop(
                     let _ = answers.send(Answer { place: place(0), payload, room: (room, None) });
                 }
                 Ok(envelope) => {
-                    known = true;
+                    if service.sessions.get(&envelope.session_id, service.clock.now_ms()).is_ok() {
+                        known.store(true, Ordering::Relaxed);
+                    }
                     let place = place(envelope.request_id);
                     let large = match &envelope.payload {
                         Some(Payload::ListTasksRequest(_) | Payload::GetTaskRequest(_)) => {
@@ -199,7 +202,11 @@ async fn read_loop(
                         _ => None,
                     };
                     let out = answers.clone();
+                    let known = known.clone();
                     let respond = Box::new(move |payload| {
+                        if matches!(&payload, Payload::AuthResponse(answer) if answer.status == Status::Ok as i32) {
+                            known.store(true, Ordering::Relaxed);
+                        }
                         let _ = out.send(Answer { place, payload, room: (room, large) });
                     });
                     handle(service, envelope, respond).await;

@@ -272,7 +272,7 @@ impl Store {
         of(&self.log()) + of(&self.state())
     }
 
-    /// True after RocksDB has met an error in the background and before it has recovered from it.
+    /// Whether RocksDB makes writers wait: for a flush, or until there is room on the disk.
     pub fn writes_stopped(&self) -> bool {
         self.db.property_int_value("rocksdb.is-write-stopped").ok().flatten().unwrap_or(0) != 0
     }
