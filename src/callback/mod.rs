@@ -1,8 +1,9 @@
 //! What goes out: one attempt to its receiver, and what came of it.
 //!
 //! This room knows connections, not tasks: it changes no state, tries once, and says how it ended. Every failure
-//! becomes a text a person can act on. Destinations are independent of each other: each has its own connections, its
-//! own bounds and its own trouble.
+//! becomes a text a person can act on. Destinations are independent of each other: each has its own connections and
+//! its own bounds on them. What they still share is the number of attempts a node has out at a time: a receiver that hangs
+//! while thousands of tasks for it are due can use that up.
 
 mod tcp;
 

@@ -26,7 +26,7 @@ use crate::store::{LogWrite, Store, StoreError, codec};
 use crate::task::GroupId;
 
 /// What stays in memory per group: enough for entries on their way, little against everything else.
-const RECENT_BYTES_MAX: usize = 512 * 1024;
+const RECENT_BYTES_MAX: usize = 128 * 1024;
 /// Entries read from disk at a time.
 const CHUNK_ENTRIES: usize = 64;
 /// The most one message to a follower carries, well below what a peer accepts; one entry always goes.
