@@ -36,7 +36,7 @@ test: setup ## Run every test
 verify: setup ## Check everything and change nothing: format, lints, documentation, tests (what CI does)
 	cargo fmt --check
 	cargo clippy --all-targets -- --deny warnings
-	RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps
+	RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
 	$(MAKE) test
 
 fix: ## Format, and apply what clippy can mend by itself

@@ -72,7 +72,7 @@ pub struct Given {
     #[arg(long, value_name = "N", env = "BOOMERANG_SHARDS")]
     pub shards: Option<u16>,
     /// Password of the client `admin`, set at the first start. Without one, it is made up and left in
-    /// <data-dir>/admin-password
+    /// `<data-dir>/admin-password`
     #[arg(long, value_name = "PASSWORD", env = "BOOMERANG_ADMIN_PASSWORD", hide_env_values = true)]
     pub admin_password: Option<String>,
     /// How long a session lasts without being refreshed [default: 30m]
