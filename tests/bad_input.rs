@@ -376,14 +376,14 @@ fn clients_and_their_settings_are_checked_when_they_are_set() {
         (proto::AuthHandshake { client_id: String::new(), ..Default::default() }, "client_id"),
         (
             proto::AuthHandshake {
-                callback: Some(proto::CallbackConfig { protocol: 0, endpoint: "nowhere".into() }),
+                callback: Some(proto::CallbackConfig { protocol: 0, endpoint: "nowhere".into(), ..Default::default() }),
                 ..as_admin()
             },
             "callback.endpoint",
         ),
         (
             proto::AuthHandshake {
-                callback: Some(proto::CallbackConfig { protocol: 99, endpoint: "h:1".into() }),
+                callback: Some(proto::CallbackConfig { protocol: 99, endpoint: "h:1".into(), ..Default::default() }),
                 ..as_admin()
             },
             "callback.protocol",

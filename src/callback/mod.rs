@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::task::{Delivery, Endpoint, Outcome, Protocol};
+use crate::task::{Callback, Delivery, Endpoint, Failure, FailureClass, GroupId, InstantMs, Outcome, Protocol, TaskId};
 
 #[derive(Debug, Clone, Copy)]
 pub struct CallbackSettings {
@@ -36,6 +36,28 @@ impl Default for CallbackSettings {
             idle_timeout: Duration::from_secs(60),
         }
     }
+}
+
+/// An attempt that waits for its destination: what the firing room gets back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    pub group: GroupId,
+    pub term: u64,
+    pub task: TaskId,
+    /// As it was handed over.
+    pub due_ms: InstantMs,
+}
+
+/// A place among the attempts that one destination may have out. Given back when it is dropped.
+#[derive(Debug)]
+pub struct Permit {}
+
+/// Who hears of attempts that waited for their destination. Called from any task; must not block.
+pub trait Waiters: Send + Sync + 'static {
+    /// It is their turn, with the place each was given.
+    fn go(&self, admitted: Vec<(Ticket, Permit)>);
+    /// Their destination was found down: each has failed like this, without being sent.
+    fn down(&self, tickets: Vec<Ticket>, failure: &Failure);
 }
 
 /// A handle on all connections to receivers; cheap to clone.
@@ -70,8 +92,17 @@ impl Callbacks {
         matches!(protocol, Protocol::Tcp)
     }
 
+    /// Who is told of attempts that wait. Set once, before the first of them.
+    pub fn set_waiters(&self, _waiters: Arc<dyn Waiters>) {}
+
+    /// A place among the attempts out to `callback`. `None`: there is none now, and the ticket waits in line; the
+    /// waiters hear of it.
+    pub fn admit(&self, _callback: &Callback, _ticket: Ticket) -> Option<Permit> {
+        Some(Permit {})
+    }
+
     /// One attempt.
-    pub async fn deliver(&self, delivery: Delivery) -> Outcome {
+    pub async fn deliver(&self, _permit: Permit, delivery: Delivery) -> Outcome {
         let callback = &delivery.policy.callback;
         let result = match callback.protocol {
             Protocol::Tcp => {
@@ -82,7 +113,7 @@ impl Callbacks {
         };
         match result {
             Ok(()) => Outcome::Acknowledged,
-            Err(why) => Outcome::Failed(why),
+            Err(why) => Outcome::Failed(Failure::new(FailureClass::Broken, why)),
         }
     }
 

@@ -28,7 +28,8 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
 use super::CallbackSettings;
 use crate::task::{Delivery, Endpoint};
-use crate::wire::proto::{BoomerangEnvelope, CallbackRequest, CallbackResponse, Status, boomerang_envelope::Payload};
+use crate::wire::convert::callback_request;
+use crate::wire::proto::{BoomerangEnvelope, CallbackResponse, Status, boomerang_envelope::Payload};
 use crate::wire::{FRAME_BYTES_MAX, decode_envelope, encode_frame, frame_codec};
 
 /// Frames gathered into one write.
@@ -170,20 +171,10 @@ impl Destination {
     }
 
     fn request(&self, delivery: &Delivery) -> BoomerangEnvelope {
-        let request = CallbackRequest {
-            task_id: delivery.task.to_string(),
-            payload: delivery.payload.clone(),
-            client_id: delivery.client.to_string(),
-            occurrence: delivery.occurrence,
-            attempt: delivery.attempt,
-            due_ms: delivery.due_ms,
-            fence_term: delivery.fence.term,
-            fence_seq: delivery.fence.seq,
-        };
         BoomerangEnvelope {
             session_id: String::new(),
             request_id: self.numbers.fetch_add(1, Ordering::Relaxed),
-            payload: Some(Payload::CallbackRequest(request)),
+            payload: Some(Payload::CallbackRequest(callback_request(delivery))),
         }
     }
 

@@ -150,7 +150,7 @@ pub(crate) fn details(random: u64, payload: &'static [u8]) -> proto::TaskDetails
         payload: Bytes::from_static(payload),
         first_due_ms: 1_800_000_000_000,
         attempt: 1,
-        callback: Some(proto::CallbackConfig { protocol: 0, endpoint: "h:1".into() }),
+        callback: Some(proto::CallbackConfig { protocol: 0, endpoint: "h:1".into(), ..Default::default() }),
         ..Default::default()
     }
 }

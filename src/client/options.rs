@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::task::{Backoff, Callback, ClientId, Invalid, Retry};
+use crate::task::{Callback, ClientId, Invalid, Retry};
 use crate::wire::{self, convert, proto};
 
 /// More requests under way than this bring no more throughput, only longer queues.
@@ -111,33 +111,17 @@ impl Options {
             password,
             token,
             callback: self.callback.as_ref().map(convert::callback_to),
-            retry: self.retry.as_ref().map(retry_to),
-            dlq: self.dead_letter.as_deref().map(dead_letter_to),
+            retry: self.retry.as_ref().map(convert::retry_to),
+            dlq: self.dead_letter.as_deref().map(convert::dead_letter_to),
             protocol: wire::PROTOCOL,
         }
     }
 }
 
-pub(super) fn retry_to(retry: &Retry) -> proto::RetryPolicy {
-    let strategy = match retry.backoff {
-        Backoff::Fixed => proto::retry_policy::Strategy::Fixed,
-        Backoff::Exponential => proto::retry_policy::Strategy::Exponential,
-    };
-    proto::RetryPolicy {
-        max_attempts: retry.attempts_max,
-        strategy: strategy.into(),
-        interval_ms: retry.interval_ms,
-        max_interval_ms: retry.interval_max_ms,
-    }
-}
-
-pub(super) fn dead_letter_to(destination: &str) -> proto::DlqPolicy {
-    proto::DlqPolicy { destination: destination.to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::Backoff;
 
     #[test]
     fn wrong_options_name_the_field() {
@@ -165,7 +149,8 @@ mod tests {
 
     #[test]
     fn retries_survive_the_wire() {
-        let retry = Retry { attempts_max: 7, backoff: Backoff::Fixed, interval_ms: 5, interval_max_ms: 9 };
-        assert_eq!(convert::retry_from(&retry_to(&retry)).unwrap(), retry);
+        let retry =
+            Retry { attempts_max: 7, backoff: Backoff::Fixed, interval_ms: 5, interval_max_ms: 9, jitter_percent: 3 };
+        assert_eq!(convert::retry_from(&convert::retry_to(&retry)).unwrap(), retry);
     }
 }

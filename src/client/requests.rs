@@ -9,7 +9,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
-use super::options::{dead_letter_to, retry_to};
 use super::{Client, ClientError, InFlight, session};
 use crate::task::{Callback, ClientId, InstantMs, Retry, TaskId};
 use crate::wire::convert;
@@ -159,13 +158,14 @@ impl Client {
             delay_ms,
             repeat_interval_ms: registration.repeat_interval_ms.unwrap_or(0),
             due_ms,
+            ..Default::default()
         };
         Ok(PendingRegistration(self.submit(Payload::RegistrationRequest(task)).await?))
     }
 
     /// One task; `None` when there is none of this name, for this client.
     pub async fn get(&self, task_id: TaskId) -> Result<Option<TaskView>, ClientError> {
-        let request = proto::GetTaskRequest { task_id: task_id.to_string() };
+        let request = proto::GetTaskRequest { task_id: task_id.to_string(), history: false };
         match self.request(Payload::GetTaskRequest(request)).await {
             Ok(Payload::GetTaskResponse(answer)) => match answer.task {
                 Some(details) => TaskView::from_details(details).map(Some),
@@ -186,6 +186,7 @@ impl Client {
             is_recurring: filter.recurring,
             limit: filter.limit,
             next_token: filter.token,
+            ..Default::default()
         };
         match self.request(Payload::ListTasksRequest(request)).await? {
             Payload::ListTasksResponse(answer) => Ok(Page {
@@ -224,8 +225,9 @@ impl Client {
             password: settings.password,
             is_admin: settings.is_admin,
             callback: settings.callback.as_ref().map(convert::callback_to),
-            retry: settings.retry.as_ref().map(retry_to),
-            dlq: settings.dead_letter.as_deref().map(dead_letter_to),
+            retry: settings.retry.as_ref().map(convert::retry_to),
+            dlq: settings.dead_letter.as_deref().map(convert::dead_letter_to),
+            ..Default::default()
         };
         match self.request(Payload::ClientRegistration(request)).await? {
             Payload::ClientRegistrationResponse(_) => Ok(()),

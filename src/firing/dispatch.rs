@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::Parts;
 use super::ledger::Due;
+use crate::callback::{Permit, Ticket};
 use crate::propose::{Ask, Refused};
 use crate::raft::Group;
 use crate::shard::{self, Reply, Settle};
@@ -83,16 +84,20 @@ fn dispatch(
             task: *id,
             due_ms: shard::occurrence_due(&task, occurrence),
             client: task.client,
+            name: None,
             payload: task.payload,
             occurrence,
             attempt,
             fence: Fence { term, seq },
             policy,
+            dead_letter: None,
         };
         let late_us = parts.clock.now_us().saturating_sub(due_ms * 1000);
         parts.metrics.lateness.observe(Duration::from_micros(late_us).as_secs_f64());
         parts.metrics.dispatches.inc();
-        parts.deliveries.spawn(deliver(group, term, delivery, parts.clone()));
+        let ticket = Ticket { group, term, task: *id, due_ms: *due_ms };
+        let permit = parts.callbacks.admit(&delivery.policy.callback, ticket).expect("there is always room");
+        parts.deliveries.spawn(deliver(group, term, delivery, permit, parts.clone()));
     }
     Ok(())
 }
@@ -143,13 +148,13 @@ impl Policies {
     }
 }
 
-async fn deliver(group: GroupId, term: u64, delivery: Delivery, parts: Arc<Parts>) {
+async fn deliver(group: GroupId, term: u64, delivery: Delivery, permit: Permit, parts: Arc<Parts>) {
     let Delivery { task: id, occurrence, attempt, .. } = delivery;
-    let outcome = parts.callbacks.deliver(delivery).await;
+    let outcome = parts.callbacks.deliver(permit, delivery).await;
     match &outcome {
         Outcome::Acknowledged => parts.metrics.acknowledged.inc(),
         Outcome::Failed(error) => {
-            tracing::debug!(task = %id, occurrence, attempt, error, "an attempt failed");
+            tracing::debug!(task = %id, occurrence, attempt, %error, "an attempt failed");
             parts.metrics.failed_attempts.inc()
         }
     };

@@ -181,7 +181,8 @@ pub(super) async fn handle(service: &Arc<Service>, envelope: proto::BoomerangEnv
         | Payload::GetTaskResponse(_)
         | Payload::ErrorResponse(_)
         | Payload::ApiKeyResponse(_)
-        | Payload::ApiKeyRevocationResponse(_) => {
+        | Payload::ApiKeyRevocationResponse(_)
+        | _ => {
             respond(misunderstood("the envelope holds an answer where a request was expected"));
         }
     }
@@ -414,6 +415,7 @@ pub(super) fn details(
         occurrence: cursor.occurrence,
         attempt: cursor.attempt,
         callback: policy.map(|row| callback_to(&row.policy.callback)),
+        ..Default::default()
     })
 }
 

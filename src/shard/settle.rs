@@ -20,7 +20,7 @@ impl Shard<'_, '_> {
         }
         if let Outcome::Failed(error) = outcome {
             let policy = self.policy(task.policy)?;
-            if let Some(due_ms) = policy.retry.next_due(attempt, self.meta.now_ms) {
+            if let Some(due_ms) = policy.retry.next_due(attempt, self.meta.now_ms, error.retry_after_ms, 0) {
                 // Strictly later, so that the key in the timeline is a new one.
                 let due_ms = due_ms.max(at.due_ms + 1);
                 self.advance(id, &task, at, CursorRow { due_ms, occurrence, attempt: attempt + 1 });
@@ -52,7 +52,7 @@ impl Shard<'_, '_> {
         task: &TaskRow,
         policy: Policy,
         at: CursorRow,
-        error: String,
+        error: crate::task::Failure,
     ) -> Result<(), StoreError> {
         let row = DeadLetterRow {
             client: task.client.clone(),
@@ -61,7 +61,7 @@ impl Shard<'_, '_> {
             occurrence: at.occurrence,
             due_ms: occurrence_due(task, at.occurrence),
             attempts: at.attempt,
-            error,
+            error: error.text,
         };
         // Two occurrences of one task can die within one millisecond; neither may take the other's place.
         let mut died_at = self.meta.now_ms;

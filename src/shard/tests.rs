@@ -12,7 +12,7 @@ use crate::store::codec;
 use crate::store::keys::{Parsed, parse_state};
 use crate::store::overlay::MemoryRows;
 use crate::store::rows::{DeadLetterRow, TimelineRow};
-use crate::task::{Backoff, Callback, Outcome, Policy, Protocol, Retry, ShardId};
+use crate::task::{Backoff, Callback, Failure, FailureClass, Outcome, Policy, Protocol, Retry, ShardId};
 
 const GROUP: GroupId = GroupId(1);
 
@@ -87,7 +87,13 @@ fn policy(retry: Retry) -> Policy {
 
 /// Three tries, 100 ms apart.
 fn three_tries() -> Policy {
-    policy(Retry { attempts_max: 3, backoff: Backoff::Fixed, interval_ms: 100, interval_max_ms: 100 })
+    policy(Retry {
+        attempts_max: 3,
+        backoff: Backoff::Fixed,
+        interval_ms: 100,
+        interval_max_ms: 100,
+        jitter_percent: 0,
+    })
 }
 
 /// Tasks of a script are named by one letter.
@@ -139,7 +145,7 @@ fn parse_request(text: &str) -> Request {
             let (occurrence, attempt) = attempt(rest[0]);
             let outcome = match rest[1] {
                 "ok" => Outcome::Acknowledged,
-                _ => Outcome::Failed("refused".into()),
+                _ => Outcome::Failed(Failure::new(FailureClass::Refused, "refused")),
             };
             Request::Settle(Settle { id, occurrence, attempt, outcome })
         }
@@ -214,7 +220,13 @@ fn failures_are_tried_again_and_end_as_a_dead_letter() {
 
 #[test]
 fn a_retry_is_never_due_at_the_same_instant_again() {
-    let at_once = policy(Retry { attempts_max: 3, backoff: Backoff::Fixed, interval_ms: 0, interval_max_ms: 0 });
+    let at_once = policy(Retry {
+        attempts_max: 3,
+        backoff: Backoff::Fixed,
+        interval_ms: 0,
+        interval_max_ms: 0,
+        jitter_percent: 0,
+    });
     script(
         at_once,
         "
@@ -359,8 +371,11 @@ fn random_log(rng: &mut StdRng) -> Vec<Batch> {
                 }
                 3 => Request::Cancel(Cancel { id, owner: None, claim: Claim::NotDispatched }),
                 _ => {
-                    let outcome =
-                        if rng.random_bool(0.5) { Outcome::Acknowledged } else { Outcome::Failed("no".into()) };
+                    let outcome = if rng.random_bool(0.5) {
+                        Outcome::Acknowledged
+                    } else {
+                        Outcome::Failed(Failure::new(FailureClass::Refused, "no"))
+                    };
                     let (occurrence, attempt) = (rng.random_range(0..3), rng.random_range(1..3));
                     Request::Settle(Settle { id, occurrence, attempt, outcome })
                 }

@@ -1,11 +1,12 @@
 //! One attempt on its way out, and how it ended.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{ClientId, InstantMs, Policy, TaskId};
+use super::{ClientId, DeadLetterId, InstantMs, Policy, TaskId};
 
 /// A pair that only grows from one delivery of an occurrence to the next, whichever node makes it: a new leader has a
 /// larger term, and within a term the leader counts.
@@ -20,6 +21,7 @@ pub struct Fence {
 pub struct Delivery {
     pub task: TaskId,
     pub client: ClientId,
+    pub name: Option<String>,
     pub payload: Bytes,
     pub occurrence: u64,
     pub attempt: u32,
@@ -27,6 +29,16 @@ pub struct Delivery {
     pub due_ms: InstantMs,
     pub fence: Fence,
     pub policy: Arc<Policy>,
+    /// This is the copy of a dead letter.
+    pub dead_letter: Option<DeadLetterNotice>,
+}
+
+/// What the destination of dead letters is told besides the task itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetterNotice {
+    pub id: DeadLetterId,
+    pub attempts: u32,
+    pub failure: Failure,
 }
 
 /// How an attempt ended. Append only: it is stored.
@@ -34,6 +46,71 @@ pub struct Delivery {
 pub enum Outcome {
     /// The receiver said yes.
     Acknowledged,
-    /// It did not, or nobody knows; the text says what happened and is kept with a dead letter.
-    Failed(String),
+    /// It did not, or nobody knows.
+    Failed(Failure),
+}
+
+/// Why an attempt failed. The text says what happened, for a person to act on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub class: FailureClass,
+    pub text: String,
+    /// The receiver wants the next attempt no sooner than so long after this one.
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Failure {
+    /// No more of a text is kept.
+    pub const TEXT_CHARS_MAX: usize = 500;
+
+    pub fn new(class: FailureClass, text: impl Into<String>) -> Self {
+        let mut text: String = text.into();
+        if let Some((end, _)) = text.char_indices().nth(Self::TEXT_CHARS_MAX) {
+            text.truncate(end);
+            text.push_str("...");
+        }
+        Self { class, text, retry_after_ms: None }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.class, self.text)
+    }
+}
+
+/// The ways in which an attempt can fail. Append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FailureClass {
+    /// Nobody listens there.
+    Refused,
+    /// No connection, or no answer, in time.
+    Timeout,
+    /// The receiver answered no.
+    BadStatus,
+    /// Its answer could not be understood.
+    BadAnswer,
+    /// The connection broke before the answer.
+    Broken,
+    /// No such host, no way to it, or no TLS with it.
+    Unreachable,
+    /// More than the protocol can carry.
+    TooLarge,
+    /// Not sent: another attempt had just found the destination down.
+    CircuitOpen,
+}
+
+impl fmt::Display for FailureClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FailureClass::Refused => "refused",
+            FailureClass::Timeout => "timeout",
+            FailureClass::BadStatus => "bad status",
+            FailureClass::BadAnswer => "bad answer",
+            FailureClass::Broken => "broken",
+            FailureClass::Unreachable => "unreachable",
+            FailureClass::TooLarge => "too large",
+            FailureClass::CircuitOpen => "circuit open",
+        })
+    }
 }

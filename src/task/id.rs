@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::{InstantMs, Invalid};
 
@@ -108,6 +109,53 @@ impl fmt::Debug for TaskId {
     }
 }
 
+/// A dead letter's name: the task that died, and when. In text `<task id>@<milliseconds>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DeadLetterId {
+    pub died_ms: InstantMs,
+    pub task: TaskId,
+}
+
+impl FromStr for DeadLetterId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let wrong = || Invalid::new(format!("dead_letter_id: '{}' is not <task id>@<milliseconds>", shown(text)));
+        let (task, died_ms) = text.split_once('@').ok_or_else(wrong)?;
+        Ok(Self { died_ms: died_ms.parse().map_err(|_| wrong())?, task: task.parse().map_err(|_| wrong())? })
+    }
+}
+
+impl fmt::Display for DeadLetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.task, self.died_ms)
+    }
+}
+
+/// What a client's deduplication key is stored and routed by: a hash of both, so that clients do not meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DedupHash(pub [u8; 16]);
+
+impl DedupHash {
+    const KEY_BYTES_MAX: usize = 256;
+
+    pub fn new(client: &ClientId, key: &str) -> Result<Self, Invalid> {
+        if key.len() > Self::KEY_BYTES_MAX {
+            return Err(Invalid::new(format!("dedup_key: {} bytes, the limit is {}", key.len(), Self::KEY_BYTES_MAX)));
+        }
+        let digest = Sha256::new().chain_update(client.as_str()).chain_update([0]).chain_update(key).finalize();
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&digest[..16]);
+        Ok(Self(hash))
+    }
+
+    /// Where it lives: a repeated request meets itself.
+    pub fn shard(self, shards: u16) -> ShardId {
+        let number = u64::from_be_bytes(self.0[..8].try_into().expect("eight bytes")) % u64::from(shards);
+        ShardId(u16::try_from(number).expect("below the number of shards"))
+    }
+}
+
 /// Who a task belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ClientId(String);
@@ -185,6 +233,25 @@ mod tests {
             assert!(error.contains(why), "{text:?}: {error}");
         }
         assert!("x".repeat(1000).parse::<TaskId>().unwrap_err().to_string().len() < 120);
+    }
+
+    #[test]
+    fn a_dead_letter_is_named_by_task_and_instant() {
+        let id = DeadLetterId { died_ms: 77, task: TaskId::new(5, ShardId(3), 9) };
+        assert_eq!(id.to_string().parse::<DeadLetterId>().unwrap(), id);
+        for wrong in ["", "x@1", &id.task.to_string(), &format!("{}@", id.task), &format!("{}@-1", id.task)] {
+            assert!(wrong.parse::<DeadLetterId>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_same_key_of_two_clients_is_not_the_same() {
+        let hash = |client: &str, key: &str| DedupHash::new(&client.parse().unwrap(), key).unwrap();
+        assert_eq!(hash("a", "k"), hash("a", "k"));
+        assert_ne!(hash("a", "k"), hash("b", "k"));
+        assert_ne!(hash("a", "bk"), hash("ab", "k"));
+        assert!(hash("a", "k").shard(16).0 < 16);
+        assert!(DedupHash::new(&"a".parse().unwrap(), &"x".repeat(257)).is_err());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The bounds on what a client may ask for. Whatever is beyond them is refused at once, with the limit in the text.
 
+use serde::{Deserialize, Serialize};
+
 use super::{InstantMs, Invalid};
 
 const YEAR_MS: u64 = 365 * 24 * 3600 * 1000;
@@ -18,7 +20,23 @@ impl Default for Limits {
     }
 }
 
+/// What one client may ask for, where that is less than what the node allows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientLimits {
+    pub delay_max_ms: Option<u64>,
+    pub payload_bytes_max: Option<u64>,
+}
+
 impl Limits {
+    /// The limits of one client.
+    pub fn with(&self, client: ClientLimits) -> Self {
+        let payload = client.payload_bytes_max.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        Self {
+            delay_max_ms: client.delay_max_ms.map_or(self.delay_max_ms, |most| most.min(self.delay_max_ms)),
+            payload_bytes_max: payload.map_or(self.payload_bytes_max, |most| most.min(self.payload_bytes_max)),
+        }
+    }
+
     pub fn check_payload(&self, bytes: usize) -> Result<(), Invalid> {
         if bytes > self.payload_bytes_max {
             return Err(Invalid::new(format!("payload: {bytes} bytes, the limit is {} bytes", self.payload_bytes_max)));
@@ -64,5 +82,7 @@ mod tests {
         assert!(limits.check_due(5, 1_000).is_ok(), "a due instant in the past is due at once");
         assert!(limits.check_due(u64::MAX, 0).is_err());
         assert!(limits.check_payload(limits.payload_bytes_max + 1).is_err());
+        let client = limits.with(ClientLimits { delay_max_ms: Some(10), payload_bytes_max: Some(u64::MAX) });
+        assert!(client.check_delay(11).is_err() && client.payload_bytes_max == limits.payload_bytes_max);
     }
 }

@@ -6,17 +6,22 @@
 //! - [`id`]: task ids, shards, groups, client names
 //! - [`policy`]: where a callback goes, how often it is tried, what happens in the end
 //! - [`delivery`]: one attempt on its way out, with its fence
+//! - [`recurrence`]: how a task goes on; [`tags`]: its name and labels
 //! - [`limits`]: the bounds on what a client may ask for
 
 mod delivery;
 mod id;
 mod limits;
 mod policy;
+mod recurrence;
+mod tags;
 
-pub use delivery::{Delivery, Fence, Outcome};
-pub use id::{ClientId, GroupId, SHARDS_MAX, ShardId, TaskId};
-pub use limits::Limits;
-pub use policy::{Backoff, Callback, Endpoint, Policy, PolicyId, Protocol, Retry};
+pub use delivery::{DeadLetterNotice, Delivery, Failure, FailureClass, Fence, Outcome};
+pub use id::{ClientId, DeadLetterId, DedupHash, GroupId, SHARDS_MAX, ShardId, TaskId};
+pub use limits::{ClientLimits, Limits};
+pub use policy::{Backoff, Callback, CallbackOptions, Endpoint, Policy, PolicyId, Protocol, Retry, Secret};
+pub use recurrence::{Missed, Recurrence};
+pub use tags::Tags;
 
 /// Milliseconds since 1970, as the leader of a shard stamps them.
 pub type InstantMs = u64;

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -15,6 +16,10 @@ const ENDPOINT_BYTES_MAX: usize = 2048;
 const ATTEMPTS_MAX: u32 = 1_000;
 /// No pause between two attempts is longer than this.
 const RETRY_INTERVAL_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
+
+/// No receiver is waited for longer.
+const TIMEOUT_MS_MAX: u64 = 3600 * 1000;
+const SECRET_BYTES_MAX: usize = 256;
 
 /// How a callback travels. Append only: the number is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -36,11 +41,91 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Where a callback goes.
+/// Where a callback goes, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Callback {
     pub protocol: Protocol,
     pub endpoint: Endpoint,
+    pub options: CallbackOptions,
+}
+
+/// What not every receiver needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CallbackOptions {
+    /// HTTP: signs deliveries.
+    pub secret: Option<Secret>,
+    /// How long the receiver may take; `None` is the node's default.
+    pub timeout_ms: Option<u64>,
+    /// UDP: an answering datagram is waited for.
+    pub acknowledge: bool,
+    /// HTTP: version 2 from the start, without TLS.
+    pub http2: bool,
+    /// HTTP.
+    pub follow_redirects: bool,
+}
+
+impl CallbackOptions {
+    fn validate(&self, protocol: Protocol) -> Result<(), Invalid> {
+        let only = |what: &str, for_protocol: Protocol| {
+            Err(Invalid::new(format!("callback.{what}: is for {for_protocol} callbacks, this one goes by {protocol}")))
+        };
+        if self.secret.is_some() && protocol != Protocol::Http {
+            return only("secret", Protocol::Http);
+        }
+        if self.http2 && protocol != Protocol::Http {
+            return only("http2", Protocol::Http);
+        }
+        if self.follow_redirects && protocol != Protocol::Http {
+            return only("follow_redirects", Protocol::Http);
+        }
+        if self.acknowledge && protocol != Protocol::Udp {
+            return only("acknowledge", Protocol::Udp);
+        }
+        if self.timeout_ms.is_some_and(|timeout_ms| timeout_ms == 0 || timeout_ms > TIMEOUT_MS_MAX) {
+            return Err(Invalid::new(format!("callback.timeout_ms: is not within 1 and {TIMEOUT_MS_MAX}")));
+        }
+        Ok(())
+    }
+}
+
+/// What deliveries are signed with. It is stored as it is, and never shown.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: &str) -> Result<Self, Invalid> {
+        if text.is_empty() || text.len() > SECRET_BYTES_MAX {
+            return Err(Invalid::new(format!("callback.secret: is not within 1 and {SECRET_BYTES_MAX} bytes")));
+        }
+        let secret = Self(text.to_owned());
+        if text.starts_with(Self::BASE64_PREFIX) && secret.base64_key().is_none() {
+            return Err(Invalid::new("callback.secret: what follows 'whsec_' is not base64"));
+        }
+        Ok(secret)
+    }
+
+    const BASE64_PREFIX: &str = "whsec_";
+
+    fn base64_key(&self) -> Option<Vec<u8>> {
+        let encoded = self.0.strip_prefix(Self::BASE64_PREFIX)?;
+        base64::engine::general_purpose::STANDARD.decode(encoded).ok().filter(|key| !key.is_empty())
+    }
+
+    /// The bytes to sign with: what follows `whsec_` is base64, any other text is its own bytes.
+    pub fn key(&self) -> Vec<u8> {
+        self.base64_key().unwrap_or_else(|| self.0.as_bytes().to_vec())
+    }
+
+    /// For sending it on; nobody shows it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 /// `host:port` for TCP and UDP, a URL for HTTP and gRPC.
@@ -60,6 +145,23 @@ impl fmt::Display for Endpoint {
 }
 
 impl Callback {
+    /// From a URL: `tcp://`, `udp://`, `grpc://`, `http://` or `https://`. `None` when it is none of these.
+    pub fn from_url(url: &str) -> Option<Result<Self, Invalid>> {
+        let (scheme, rest) = url.split_once("://")?;
+        Some(match scheme {
+            "tcp" => Self::new(Protocol::Tcp, rest),
+            "udp" => Self::new(Protocol::Udp, rest),
+            "grpc" => Self::new(Protocol::Grpc, rest),
+            "http" | "https" => Self::new(Protocol::Http, url),
+            _ => return None,
+        })
+    }
+
+    pub fn with(self, options: CallbackOptions) -> Result<Self, Invalid> {
+        options.validate(self.protocol)?;
+        Ok(Self { options, ..self })
+    }
+
     pub fn new(protocol: Protocol, endpoint: &str) -> Result<Self, Invalid> {
         let refuse = |why: &str| Err(Invalid::new(format!("callback.endpoint: {why}")));
         if endpoint.is_empty() {
@@ -76,7 +178,8 @@ impl Callback {
         let endpoint = match protocol {
             Protocol::Tcp => endpoint.strip_prefix("tcp://").unwrap_or(endpoint),
             Protocol::Udp => endpoint.strip_prefix("udp://").unwrap_or(endpoint),
-            Protocol::Grpc | Protocol::Http => endpoint,
+            Protocol::Grpc => endpoint.strip_prefix("grpc://").unwrap_or(endpoint),
+            Protocol::Http => endpoint,
         };
         match protocol {
             Protocol::Tcp | Protocol::Udp => check_host_port(endpoint)?,
@@ -90,7 +193,7 @@ impl Callback {
                 }
             }
         }
-        Ok(Self { protocol, endpoint: Endpoint(endpoint.to_owned()) })
+        Ok(Self { protocol, endpoint: Endpoint(endpoint.to_owned()), options: CallbackOptions::default() })
     }
 }
 
@@ -120,6 +223,8 @@ pub struct Retry {
     pub backoff: Backoff,
     pub interval_ms: u64,
     pub interval_max_ms: u64,
+    /// Each pause is longer by a random part of itself, up to so many percent.
+    pub jitter_percent: u8,
 }
 
 impl Retry {
@@ -137,14 +242,24 @@ impl Retry {
                 )));
             }
         }
+        if self.jitter_percent > 100 {
+            return Err(Invalid::new(format!("retry.jitter_percent: {} is more than 100", self.jitter_percent)));
+        }
         if self.interval_max_ms < self.interval_ms {
             return Err(Invalid::new("retry.max_interval_ms: is smaller than interval_ms"));
         }
         Ok(())
     }
 
-    /// When to try again after `attempt` (counted from 1) failed; `None` when that was the last one.
-    pub fn next_due(&self, attempt: u32, failed_at: InstantMs) -> Option<InstantMs> {
+    /// When to try again after `attempt` (counted from 1) failed; `None` when that was the last one. `random` decides
+    /// about jitter: a value, so that every replica computes the same.
+    pub fn next_due(
+        &self,
+        attempt: u32,
+        failed_at: InstantMs,
+        retry_after_ms: Option<u64>,
+        random: u64,
+    ) -> Option<InstantMs> {
         if attempt >= self.attempts_max {
             return None;
         }
@@ -155,14 +270,24 @@ impl Retry {
                 self.interval_ms.saturating_mul(1u64 << doublings).min(self.interval_max_ms)
             }
         };
-        Some(failed_at.saturating_add(pause))
+        // In parts of 2^32, so that no pause overflows.
+        let most = u128::from(pause) * u128::from(self.jitter_percent) / 100;
+        let jitter = u64::try_from((most * u128::from(random >> 32)) >> 32).expect("less than the pause");
+        let asked_for = retry_after_ms.unwrap_or(0).min(RETRY_INTERVAL_MS_MAX);
+        Some(failed_at.saturating_add(pause.saturating_add(jitter).max(asked_for)))
     }
 }
 
 impl Default for Retry {
     /// Five tries over about fifteen seconds: rides out a restart of the receiver.
     fn default() -> Self {
-        Self { attempts_max: 5, backoff: Backoff::Exponential, interval_ms: 1_000, interval_max_ms: 60_000 }
+        Self {
+            attempts_max: 5,
+            backoff: Backoff::Exponential,
+            interval_ms: 1_000,
+            interval_max_ms: 60_000,
+            jitter_percent: 0,
+        }
     }
 }
 
@@ -175,7 +300,22 @@ pub struct Policy {
     pub dead_letter: Option<String>,
 }
 
+/// How often the copy of a dead letter is tried: over some hours, for its destination may be down as well.
+const COPY_RETRY: Retry = Retry {
+    attempts_max: 20,
+    backoff: Backoff::Exponential,
+    interval_ms: 1_000,
+    interval_max_ms: 3_600_000,
+    jitter_percent: 20,
+};
+
 impl Policy {
+    /// How the copy of a dead letter travels, if its destination is a URL.
+    pub fn for_copy(&self) -> Option<Policy> {
+        let callback = Callback::from_url(self.dead_letter.as_deref()?)?.ok()?;
+        Some(Policy { callback, retry: COPY_RETRY, dead_letter: None })
+    }
+
     pub fn id(&self) -> PolicyId {
         // Hashed over a form of its own, so that the id survives a change of the stored encoding.
         let mut hash = Sha256::new();
@@ -189,6 +329,12 @@ impl Policy {
             retry.interval_ms,
             retry.interval_max_ms,
             self.dead_letter.as_deref().unwrap_or(""),
+        ));
+        hash.update([0, retry.jitter_percent]);
+        let CallbackOptions { secret, timeout_ms, acknowledge, http2, follow_redirects } = &self.callback.options;
+        hash.update(format!(
+            "\0{}\0{timeout_ms:?}\0{acknowledge}{http2}{follow_redirects}",
+            secret.as_ref().map_or("", Secret::expose)
         ));
         let digest = hash.finalize();
         let mut id = [0u8; PolicyId::LEN];
@@ -246,11 +392,56 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_cap_and_end() {
-        let retry = Retry { attempts_max: 4, backoff: Backoff::Exponential, interval_ms: 100, interval_max_ms: 250 };
-        let pauses: Vec<_> = (1..=4).map(|attempt| retry.next_due(attempt, 1_000)).collect();
+        let retry = Retry {
+            attempts_max: 4,
+            backoff: Backoff::Exponential,
+            interval_ms: 100,
+            interval_max_ms: 250,
+            jitter_percent: 0,
+        };
+        let pauses: Vec<_> = (1..=4).map(|attempt| retry.next_due(attempt, 1_000, None, u64::MAX)).collect();
         assert_eq!(pauses, [Some(1_100), Some(1_200), Some(1_250), None]);
-        let long = Retry { attempts_max: 1_000, interval_max_ms: u64::MAX, ..retry };
-        assert_eq!(long.next_due(999, u64::MAX - 1), Some(u64::MAX));
+        let long = Retry { attempts_max: 1_000, interval_max_ms: u64::MAX, jitter_percent: 100, ..retry };
+        assert_eq!(long.next_due(999, u64::MAX - 1, None, u64::MAX), Some(u64::MAX));
+    }
+
+    #[test]
+    fn jitter_only_lengthens_and_the_receiver_may_ask_for_more() {
+        let retry = Retry { backoff: Backoff::Fixed, interval_ms: 1_000, jitter_percent: 50, ..Retry::default() };
+        assert_eq!(retry.next_due(1, 0, None, 0), Some(1_000));
+        assert_eq!(retry.next_due(1, 0, None, u64::MAX), Some(1_499));
+        assert_eq!(retry.next_due(1, 0, Some(10), 0), Some(1_000));
+        assert_eq!(retry.next_due(1, 0, Some(5_000), 0), Some(5_000));
+        assert_eq!(retry.next_due(1, 0, Some(u64::MAX), 0), Some(RETRY_INTERVAL_MS_MAX));
+    }
+
+    #[test]
+    fn options_belong_to_their_protocol_and_secrets_stay_hidden() {
+        let secret = Secret::new("whsec_aGVsbG8=").unwrap();
+        assert_eq!(secret.key(), b"hello");
+        assert_eq!(Secret::new("plain").unwrap().key(), b"plain");
+        assert!(Secret::new("").is_err() && Secret::new("whsec_!").is_err());
+        let options = CallbackOptions { secret: Some(secret), ..CallbackOptions::default() };
+        assert!(!format!("{options:?}").contains("aGVs"));
+        assert!(Callback::new(Protocol::Tcp, "h:1").unwrap().with(options.clone()).is_err());
+        let http = Callback::new(Protocol::Http, "http://h").unwrap();
+        let signed = http.clone().with(options).unwrap();
+        let policy = |callback| Policy { callback, retry: Retry::default(), dead_letter: None };
+        assert_ne!(policy(http).id(), policy(signed).id());
+    }
+
+    #[test]
+    fn a_destination_that_is_a_url_gets_copies() {
+        let policy = |text: &str| Policy {
+            callback: Callback::new(Protocol::Tcp, "h:1").unwrap(),
+            retry: Retry::default(),
+            dead_letter: Some(text.into()),
+        };
+        let copy = policy("https://dead.example/letters").for_copy().unwrap();
+        assert_eq!((copy.callback.protocol, copy.dead_letter), (Protocol::Http, None));
+        assert_eq!(policy("udp://h:1").for_copy().unwrap().callback.protocol, Protocol::Udp);
+        assert_eq!(policy("ops-team").for_copy(), None);
+        assert_eq!(policy("kafka://topic").for_copy(), None);
     }
 
     #[test]

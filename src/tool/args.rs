@@ -379,6 +379,7 @@ impl PolicyArgs {
             },
             interval_ms,
             interval_max_ms: retry_max_interval.map_or(defaults.interval_max_ms.max(interval_ms), millis),
+            jitter_percent: 0,
         };
         retry.validate()?;
         Ok(Some(retry))

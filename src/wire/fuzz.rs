@@ -78,7 +78,11 @@ mod tests {
             }),
             _ => Payload::ClientRegistration(proto::ClientRegistrationRequest {
                 client_id: text(rng),
-                callback: Some(proto::CallbackConfig { protocol: rng.random_range(0..6), endpoint: text(rng) }),
+                callback: Some(proto::CallbackConfig {
+                    protocol: rng.random_range(0..6),
+                    endpoint: text(rng),
+                    ..Default::default()
+                }),
                 retry: Some(proto::RetryPolicy { max_attempts: rng.random(), ..Default::default() }),
                 ..Default::default()
             }),

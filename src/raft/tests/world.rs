@@ -16,7 +16,9 @@ use crate::store::keys::Key;
 use crate::store::overlay::{MemoryRows, Overlay};
 use crate::store::rows::{Applied, ShardMetaRow};
 use crate::store::{Row, Store};
-use crate::task::{Backoff, Callback, ClientId, GroupId, Outcome, Policy, Protocol, Retry, TaskId};
+use crate::task::{
+    Backoff, Callback, ClientId, Failure, FailureClass, GroupId, Outcome, Policy, Protocol, Retry, TaskId,
+};
 
 pub const TERM: u64 = 1;
 
@@ -75,7 +77,11 @@ impl World {
                 (2..=5, Some(id)) => {
                     let at = shard::read_task(&self.rows, self.group, id).unwrap().expect("live tasks are there").1;
                     let failed = rng.random_ratio(1, 2);
-                    let outcome = if failed { Outcome::Failed("refused".into()) } else { Outcome::Acknowledged };
+                    let outcome = if failed {
+                        Outcome::Failed(Failure::new(FailureClass::Refused, "refused"))
+                    } else {
+                        Outcome::Acknowledged
+                    };
                     Request::Settle(Settle { id, occurrence: at.occurrence, attempt: at.attempt, outcome })
                 }
                 _ => {
@@ -171,7 +177,8 @@ fn client() -> ClientId {
 
 fn policy(attempts_max: u32) -> Policy {
     let callback = Callback::new(Protocol::Tcp, "h:1").unwrap();
-    let retry = Retry { attempts_max, backoff: Backoff::Fixed, interval_ms: 100, interval_max_ms: 100 };
+    let retry =
+        Retry { attempts_max, backoff: Backoff::Fixed, interval_ms: 100, interval_max_ms: 100, jitter_percent: 0 };
     Policy { callback, retry, dead_letter: None }
 }
 
