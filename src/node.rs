@@ -140,6 +140,7 @@ impl Node {
             disk: disk.clone(),
             store: store.clone(),
             shards: settings.shards,
+            keep_history: settings.firing.history_ms > 0,
         });
         wait_until_leading(&groups).await?;
         let auth = Auth::new(store.clone(), settings.open);
@@ -158,6 +159,8 @@ impl Node {
             store: store.clone(),
             clock,
             proposer,
+            dispatches: ledger.clone(),
+            history_ms: settings.firing.history_ms,
             sessions: Sessions::new(settings.session_lifetime_ms, settings.sessions_max),
             auth,
             metrics: metrics.clone(),
@@ -286,7 +289,14 @@ async fn ensure_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> 
     };
     let password_hash = auth.hash(password).await.expect("neither empty nor too long");
     let client = ClientId::ADMIN.parse().expect("a valid name");
-    let put = PutClient { client, password_hash, admin: true, policy: None, only_if_absent: true };
+    let put = PutClient {
+        client,
+        password_hash,
+        admin: true,
+        policy: None,
+        limits: Default::default(),
+        only_if_absent: true,
+    };
     let stored = proposer.ask(GroupId::CLUSTER, Ask::Plain(Request::PutClient(put))).await;
     stored.map(|_| ()).map_err(NodeError::Admin)
 }
@@ -353,6 +363,8 @@ impl http::Watched for Watched {
         metrics.wheel_timers.set(shown(counts.timers));
         metrics.wheel_bytes.set(shown(counts.wheel_bytes));
         metrics.in_flight.set(shown(counts.in_flight));
+        metrics.waiting.set(shown(counts.waiting));
+        metrics.missed.set(shown(counts.missed));
         metrics.groups_led.set(shown(counts.led));
         metrics.sessions.set(shown(self.service.sessions.count()));
         let (syncs, appends) = self.syncer.counts();

@@ -29,6 +29,8 @@ const MIB: u64 = 1024 * 1024;
 const DISK_FREE_MIN_MIB: u64 = 128;
 /// Kept back for finishing what was accepted, when the disk is full.
 const DISK_RESERVE_MIB: u64 = 64;
+/// Whoever wants to look back further wants it somewhere else.
+const HISTORY_MS_MAX: u64 = 31 * 24 * 3_600_000;
 /// More than any disk has.
 const DISK_MIB_MAX: u64 = 1 << 40;
 /// A frame must be able to carry what the protocol needs besides a payload.
@@ -108,6 +110,9 @@ pub struct Given {
     /// Callbacks under way at most [default: 16384]
     #[arg(long, value_name = "N", env = "BOOMERANG_IN_FLIGHT_MAX")]
     pub in_flight_max: Option<usize>,
+    /// How long it is kept what became of each occurrence, for `boomtool task get`; 0s keeps nothing [default: 24h]
+    #[arg(long, value_name = "DURATION", env = "BOOMERANG_HISTORY")]
+    pub history: Option<String>,
     /// How long a receiver may take to answer [default: 10s]
     #[arg(long, value_name = "DURATION", env = "BOOMERANG_CALLBACK_TIMEOUT")]
     pub callback_timeout: Option<String>,
@@ -155,6 +160,7 @@ impl Given {
             window,
             timers_max,
             in_flight_max,
+            history,
             callback_timeout,
             disk_free_min,
             disk_reserve,
@@ -223,6 +229,9 @@ impl Settings {
         firing.timers_max = within("--timers-max", given.timers_max.unwrap_or(firing.timers_max), 1_000, 1 << 31)?;
         let in_flight = given.in_flight_max.unwrap_or(firing.in_flight_max);
         firing.in_flight_max = within("--in-flight-max", in_flight, 1, 1 << 20)?;
+        if let Some(history_ms) = duration_ms("--history", given.history.as_deref())? {
+            firing.history_ms = within("--history", history_ms, 0, HISTORY_MS_MAX)?;
+        }
         let mut callback = CallbackSettings::default();
         if let Some(timeout) = duration_ms("--callback-timeout", given.callback_timeout.as_deref())? {
             callback.answer_timeout = Duration::from_millis(within("--callback-timeout", timeout, 10, 3_600_000)?);

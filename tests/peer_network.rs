@@ -192,11 +192,13 @@ fn register(number: u64, payload_bytes: usize) -> Command {
         client: "test".parse::<ClientId>().unwrap(),
         policy: 0,
         due_ms: 1_800_000_000_000 + number,
-        interval_ms: 0,
+        recurrence: None,
+        tags: None,
+        dedup: None,
         payload: Bytes::from(rand::random_iter().take(payload_bytes).collect::<Vec<u8>>()),
     };
     let requests = vec![Request::Register(register)];
-    Command(Batch { now_ms: number, armed_ms: 0, policies: vec![policy], requests }.encode(payload_bytes + 256))
+    Command(Batch { now_ms: number, policies: vec![policy], requests, ..Batch::default() }.encode(payload_bytes + 256))
 }
 
 async fn write_many(raft: &Raft, count: u64, payload_bytes: usize) {

@@ -2,6 +2,10 @@
 //!
 //! For each batch of due ids: is the lease valid (else the whole term is void here), what does the state say, and only
 //! what still stands at that due instant goes out. The fence (term, count of deliveries in this term) is given here.
+//!
+//! A task whose destination has no room waits in the destination's line, by its id: it is looked up again when it is
+//! its turn. A recurring task that has missed more than it may, or that overlaps itself, is moved on in the state
+//! first, and comes back from there.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,16 +14,16 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Parts;
-use super::ledger::Due;
+use super::ledger::{Due, Handed};
 use crate::callback::{Permit, Ticket};
 use crate::propose::{Ask, Refused};
 use crate::raft::Group;
-use crate::shard::{self, Reply, Settle};
+use crate::shard::{self, CatchUp, Reply, Request, Settle};
 use crate::store::StoreError;
 use crate::store::keys::Key;
-use crate::store::rows::{CursorRow, PolicyRow, TaskRow};
+use crate::store::rows::{CursorRow, PolicyRow, Role, TaskRow};
 use crate::store::{Store, codec};
-use crate::task::{Delivery, Fence, GroupId, InstantMs, Outcome, Policy, PolicyId, TaskId};
+use crate::task::{DeadLetterNotice, Delivery, Failure, Fence, GroupId, InstantMs, Outcome, Policy, PolicyId, TaskId};
 
 /// The lease must last at least this much longer when a batch is handed to its receivers' connections.
 const LEASE_MARGIN: Duration = Duration::from_millis(100);
@@ -49,57 +53,153 @@ pub(super) fn armer(parts: Arc<Parts>) -> impl Fn(GroupId, InstantMs) + Send + '
 }
 
 /// Dispatches what is due until the lease is not valid.
-pub(super) async fn run(group: &Group, term: u64, mut dues: mpsc::UnboundedReceiver<Due>, parts: &Arc<Parts>) {
-    let mut policies = Policies::default();
-    while let Some(due) = dues.recv().await {
+pub(super) async fn run(group: &Group, term: u64, mut handed: mpsc::UnboundedReceiver<Handed>, parts: &Arc<Parts>) {
+    let mut dispatcher = Dispatcher { group: group.id, term, policies: Policies::default(), parts: parts.clone() };
+    while let Some(handed) = handed.recv().await {
         if group.leads(LEASE_MARGIN) != Some(term) {
             tracing::warn!(group = %group.id, term, "the lease is not valid; nothing is dispatched");
             return;
         }
-        if let Err(error) = dispatch(group.id, term, &due, &mut policies, parts) {
+        let dispatched = match handed {
+            Handed::Due(due) => dispatcher.due(&due),
+            Handed::Admitted(admitted) => dispatcher.admitted(admitted),
+            Handed::Down(due, failure) => dispatcher.down(&due, &failure),
+        };
+        if let Err(error) = dispatched {
             parts.groups.fail(&error.to_string());
             return;
         }
     }
 }
 
-fn dispatch(
+/// Of one shard, in one term.
+struct Dispatcher {
     group: GroupId,
     term: u64,
-    due: &Due,
-    policies: &mut Policies,
-    parts: &Arc<Parts>,
-) -> Result<(), StoreError> {
-    let standing = tokio::task::block_in_place(|| read(&parts.store, group, due, policies))?;
-    for ((due_ms, id), standing) in due.iter().zip(standing) {
-        let stands_at = standing.as_ref().map(|(_, cursor, _)| cursor.due_ms);
-        // Only what is due by the instant that was handed over, which is armed.
-        let Some((task, cursor, policy)) = standing.filter(|(_, cursor, _)| cursor.due_ms <= *due_ms) else {
-            parts.ledger.put_back(group, term, *id, stands_at);
-            continue;
-        };
-        let CursorRow { occurrence, attempt, .. } = cursor;
-        let Some(seq) = parts.ledger.begin(group, term, *id, occurrence, attempt) else { continue };
-        let delivery = Delivery {
-            task: *id,
-            due_ms: shard::occurrence_due(&task, occurrence),
-            client: task.client,
-            name: None,
-            payload: task.payload,
-            occurrence,
-            attempt,
-            fence: Fence { term, seq },
-            policy,
-            dead_letter: None,
-        };
-        let late_us = parts.clock.now_us().saturating_sub(due_ms * 1000);
-        parts.metrics.lateness.observe(Duration::from_micros(late_us).as_secs_f64());
-        parts.metrics.dispatches.inc();
-        let ticket = Ticket { group, term, task: *id, due_ms: *due_ms };
-        let permit = parts.callbacks.admit(&delivery.policy.callback, ticket).expect("there is always room");
-        parts.deliveries.spawn(deliver(group, term, delivery, permit, parts.clone()));
+    policies: Policies,
+    parts: Arc<Parts>,
+}
+
+/// A task whose time has come, as it stands.
+struct Ready {
+    id: TaskId,
+    /// The instant that was handed over.
+    due_ms: InstantMs,
+    task: TaskRow,
+    at: CursorRow,
+    policy: Arc<Policy>,
+}
+
+impl Dispatcher {
+    fn due(&mut self, due: &Due) -> Result<(), StoreError> {
+        let now_ms = self.parts.clock.now_ms();
+        for ready in self.ready(due)? {
+            if shard::must_catch_up(&ready.task, &ready.at, now_ms) {
+                let catch_up = CatchUp { id: ready.id, occurrence: ready.at.occurrence };
+                self.go_on(ready.id, move || Ask::Plain(Request::CatchUp(catch_up)));
+                continue;
+            }
+            if ready.task.recurrence.is_some_and(|recurrence| recurrence.overlap) && ready.at.attempt == 1 {
+                let (id, occurrence) = (ready.id, ready.at.occurrence);
+                self.go_on(id, move || Ask::Detach { id, occurrence });
+                continue;
+            }
+            let Self { group, term, .. } = *self;
+            let ticket = Ticket { group, term, task: ready.id, due_ms: ready.due_ms };
+            match self.parts.callbacks.admit(&ready.policy.callback, ticket) {
+                Some(permit) => self.deliver(ready, permit),
+                None => self.parts.ledger.wait(group, term, ready.id),
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn admitted(&mut self, admitted: Vec<(Ticket, Permit)>) -> Result<(), StoreError> {
+        let due: Due = admitted.iter().map(|(ticket, _)| (ticket.due_ms, ticket.task)).collect();
+        let mut permits: HashMap<TaskId, Permit> =
+            admitted.into_iter().map(|(ticket, permit)| (ticket.task, permit)).collect();
+        for ready in self.ready(&due)? {
+            if let Some(permit) = permits.remove(&ready.id) {
+                self.deliver(ready, permit);
+            }
+        }
+        Ok(())
+    }
+
+    /// They fail without being sent.
+    fn down(&mut self, due: &Due, failure: &Failure) -> Result<(), StoreError> {
+        for Ready { id, at, .. } in self.ready(due)? {
+            let CursorRow { occurrence, attempt, .. } = at;
+            if self.parts.ledger.begin(self.group, self.term, id, occurrence, attempt).is_some() {
+                let outcome = Outcome::Failed(failure.clone());
+                self.parts.metrics.failed_attempts.inc();
+                let settled = Settle { id, occurrence, attempt, outcome, dispatched_ms: 0 };
+                let (group, term, parts) = (self.group, self.term, self.parts.clone());
+                self.parts.deliveries.spawn(async move { settle(&parts, group, term, settled).await });
+            }
+        }
+        Ok(())
+    }
+
+    /// What still stands at, or before, the instants that were handed over, which are armed. The rest goes back.
+    fn ready(&mut self, due: &Due) -> Result<Vec<Ready>, StoreError> {
+        let Self { group, term, policies, parts } = self;
+        let standing = tokio::task::block_in_place(|| read(&parts.store, *group, due, policies))?;
+        let mut all = Vec::with_capacity(due.len());
+        for ((due_ms, id), standing) in due.iter().copied().zip(standing) {
+            match standing {
+                Some((task, at, policy)) if at.due_ms <= due_ms => all.push(Ready { id, due_ms, task, at, policy }),
+                other => parts.ledger.put_back(*group, *term, id, other.map(|(_, at, _)| at.due_ms)),
+            }
+        }
+        Ok(all)
+    }
+
+    fn deliver(&self, ready: Ready, permit: Permit) {
+        let Self { group, term, parts, .. } = self;
+        let Ready { id, due_ms, task, at, policy } = ready;
+        let CursorRow { occurrence, attempt, .. } = at;
+        let Some(seq) = parts.ledger.begin(*group, *term, id, occurrence, attempt) else { return };
+        let now_us = parts.clock.now_us();
+        let late = Duration::from_micros(now_us.saturating_sub(due_ms * 1000));
+        parts.metrics.lateness.observe(late.as_secs_f64());
+        parts.metrics.dispatches.inc();
+        let (shown, shown_occurrence) = shard::shown_as(id, &task, occurrence);
+        let dead_letter = match &task.role {
+            Role::Copy(copy) => {
+                Some(DeadLetterNotice { id: copy.letter, attempts: copy.attempts, failure: copy.failure.clone() })
+            }
+            Role::Own | Role::StandIn { .. } => None,
+        };
+        let delivery = Delivery {
+            task: shown,
+            due_ms: shard::shown_due(&task, occurrence),
+            client: task.client,
+            name: task.tags.as_ref().and_then(|tags| tags.name().map(str::to_owned)),
+            payload: task.payload,
+            occurrence: shown_occurrence,
+            attempt,
+            fence: Fence { term: *term, seq },
+            policy,
+            dead_letter,
+        };
+        let attempt = Attempt { id, occurrence, attempt, dispatched_ms: now_us / 1000 };
+        parts.deliveries.spawn(deliver(*group, *term, attempt, delivery, permit, parts.clone()));
+    }
+
+    /// Moves a task on in the state instead of delivering it, and gives it back if it has moved by itself.
+    fn go_on(&self, id: TaskId, ask: impl Fn() -> Ask + Send + 'static) {
+        let (group, term, parts) = (self.group, self.term, self.parts.clone());
+        self.parts.deliveries.spawn(async move {
+            if propose_until_stored(&parts, group, term, id, ask).await == Some(Reply::Stale) {
+                let found = shard::read_task(&parts.store, group, id);
+                match found {
+                    Ok(found) => parts.ledger.put_back(group, term, id, found.map(|(_, at)| at.due_ms)),
+                    Err(error) => parts.groups.fail(&error.to_string()),
+                }
+            }
+        });
+    }
 }
 
 type Standing = Option<(TaskRow, CursorRow, Arc<Policy>)>;
@@ -148,30 +248,50 @@ impl Policies {
     }
 }
 
-async fn deliver(group: GroupId, term: u64, delivery: Delivery, permit: Permit, parts: Arc<Parts>) {
-    let Delivery { task: id, occurrence, attempt, .. } = delivery;
+/// What is settled when it is over.
+struct Attempt {
+    id: TaskId,
+    occurrence: u64,
+    attempt: u32,
+    dispatched_ms: InstantMs,
+}
+
+async fn deliver(group: GroupId, term: u64, attempt: Attempt, delivery: Delivery, permit: Permit, parts: Arc<Parts>) {
+    let Attempt { id, occurrence, attempt, dispatched_ms } = attempt;
     let outcome = parts.callbacks.deliver(permit, delivery).await;
     match &outcome {
         Outcome::Acknowledged => parts.metrics.acknowledged.inc(),
-        Outcome::Failed(error) => {
-            tracing::debug!(task = %id, occurrence, attempt, %error, "an attempt failed");
+        Outcome::Failed(failure) => {
+            tracing::debug!(task = %id, occurrence, attempt, %failure, "an attempt failed");
             parts.metrics.failed_attempts.inc()
         }
     };
-    settle(&parts, group, term, id, Settle { id, occurrence, attempt, outcome }).await;
+    settle(&parts, group, term, Settle { id, occurrence, attempt, outcome, dispatched_ms }).await;
 }
 
 /// Stores how an attempt ended, however long that takes: until then the task counts as out.
-async fn settle(parts: &Parts, group: GroupId, term: u64, id: TaskId, settle: Settle) {
+async fn settle(parts: &Parts, group: GroupId, term: u64, settle: Settle) {
+    let id = settle.id;
+    propose_until_stored(parts, group, term, id, || Ask::Settle(settle.clone())).await;
+}
+
+/// `None` when this node leads no more, or stops.
+async fn propose_until_stored(
+    parts: &Parts,
+    group: GroupId,
+    term: u64,
+    id: TaskId,
+    ask: impl Fn() -> Ask,
+) -> Option<Reply> {
     loop {
-        match parts.proposer.ask(group, Ask::Settle(settle.clone())).await {
-            Ok(Reply::Settled | Reply::Stale) => return,
+        match parts.proposer.ask(group, ask()).await {
+            Ok(reply @ (Reply::Settled | Reply::Stale)) => return Some(reply),
             Ok(other) => unreachable!("a settle is never answered with {other:?}"),
-            Err(Refused::Stopping) => return,
+            Err(Refused::Stopping) => return None,
             // The next leader delivers again, with a larger fence.
             Err(Refused::NotLeader { .. }) if !parts.ledger.leads(group, term) => {
                 tracing::debug!(task = %id, term, "could not be settled: the leadership is over");
-                return;
+                return None;
             }
             Err(refused) => {
                 tracing::warn!(task = %id, %refused, "not settled yet");

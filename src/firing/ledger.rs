@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 
 use super::FiringSettings;
+use crate::callback::{Permit, Ticket, Waiters};
 use crate::clock::Clock;
 use crate::propose::Dispatches;
 use crate::raft::Observer;
@@ -20,7 +21,7 @@ use crate::store::keys::Key;
 use crate::store::overlay::get_row;
 use crate::store::rows::ShardMetaRow;
 use crate::store::{Store, StoreError};
-use crate::task::{GroupId, InstantMs, TaskId};
+use crate::task::{Failure, GroupId, InstantMs, TaskId};
 use crate::wheel::Wheel;
 
 /// The most a shard hands over at a time, so that none keeps the others waiting.
@@ -30,6 +31,29 @@ const ARM_BEFORE_MS: u64 = 500;
 
 /// Ids that are due now, in due order.
 pub type Due = Vec<(InstantMs, TaskId)>;
+
+/// What the dispatcher of a shard is handed.
+#[derive(Debug)]
+pub(super) enum Handed {
+    Due(Due),
+    /// They waited for their destination, and now there is room.
+    Admitted(Vec<(Ticket, Permit)>),
+    /// They waited for their destination, which is down.
+    Down(Due, Failure),
+}
+
+/// How far an attempt is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// With the dispatcher, which looks it up.
+    Handed,
+    /// The same, after it has waited for its destination.
+    Admitted,
+    Out {
+        occurrence: u64,
+        attempt: u32,
+    },
+}
 
 /// A place in the timeline. Everything before it is in the wheel, or out, or done.
 pub type Horizon = (InstantMs, Option<TaskId>);
@@ -43,14 +67,17 @@ struct Leading {
     term: u64,
     wheel: Wheel<TaskId>,
     horizon: Horizon,
-    /// Handed to the dispatcher and not settled; the attempt, once the dispatcher has looked it up.
-    in_flight: HashMap<TaskId, Option<(u64, u32)>>,
+    /// Handed to the dispatcher and not settled.
+    in_flight: HashMap<TaskId, Stage>,
+    /// How many wait for their destinations, neither in the wheel nor in flight. Tasks that ended while they waited are
+    /// counted until it would have been their turn.
+    waiting: usize,
     armed_ms: InstantMs,
     /// The watermark as it was when this term began: what is due up to it may have been dispatched by an earlier leader.
     armed_before_ms: InstantMs,
     arming: bool,
     fence_seq: u64,
-    due: mpsc::UnboundedSender<Due>,
+    due: mpsc::UnboundedSender<Handed>,
     /// Woken when timers have left the wheel.
     room: Arc<Notify>,
 }
@@ -88,13 +115,18 @@ impl State {
 }
 
 impl Leading {
+    /// What takes memory: the timers, and what waits.
+    fn kept(&self) -> usize {
+        self.wheel.len() + self.waiting
+    }
+
     /// Marks what leaves the wheel as out, unless it is out already.
     fn hand_over(&mut self, id: TaskId) -> bool {
         match self.in_flight.entry(id) {
             // A stale row of the window: the attempt that is out settles first.
             std::collections::hash_map::Entry::Occupied(_) => false,
             std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(None);
+                entry.insert(Stage::Handed);
                 true
             }
         }
@@ -154,7 +186,7 @@ impl Ledger {
         &self,
         group: GroupId,
         term: u64,
-    ) -> Result<(mpsc::UnboundedReceiver<Due>, Arc<Notify>), StoreError> {
+    ) -> Result<(mpsc::UnboundedReceiver<Handed>, Arc<Notify>), StoreError> {
         let (due, dues) = mpsc::unbounded_channel();
         let room = Arc::new(Notify::new());
         // Not from `metas`: nothing may have been applied since the start.
@@ -174,6 +206,7 @@ impl Ledger {
             wheel: Wheel::new(self.settings.wheel, self.clock.now_ms()),
             horizon: (0, None),
             in_flight: HashMap::new(),
+            waiting: 0,
             armed_ms,
             armed_before_ms: armed_ms,
             arming: false,
@@ -222,7 +255,7 @@ impl Ledger {
             .map(|(due_ms, id)| usize::from(leading.wheel.insert(*due_ms, *id)))
             .sum();
         *timers += added;
-        let room = leading.wheel.len() < share;
+        let room = leading.kept() < share;
         if !room {
             leading.horizon = (*last_due_ms, Some(*last));
         }
@@ -240,7 +273,7 @@ impl Ledger {
     pub(super) fn has_room(&self, group: GroupId, term: u64) -> bool {
         let mut state = self.lock();
         let share = self.share(&state);
-        state.led(group, term).is_none_or(|leading| leading.wheel.len() < share.div_ceil(4) * 3)
+        state.led(group, term).is_none_or(|leading| leading.kept() < share.div_ceil(4) * 3)
     }
 
     pub(super) fn leads(&self, group: GroupId, term: u64) -> bool {
@@ -273,7 +306,7 @@ impl Ledger {
                     due.retain(|(_, id)| !held.is_some_and(|held| held.contains(id)) && leading.hand_over(*id));
                     state.in_flight += due.len();
                     // The receiver goes only when the leadership does, and then this is void.
-                    let _ = leading.due.send(due);
+                    let _ = leading.due.send(Handed::Due(due));
                     leading.room.notify_one();
                 }
             }
@@ -333,11 +366,12 @@ impl Ledger {
         let mut state = self.lock();
         let leading = state.led(group, term)?;
         let known = leading.in_flight.get_mut(&id)?;
+        let out = Stage::Out { occurrence, attempt };
         // It can be handed over twice, for an earlier due instant and for the present one.
-        if *known == Some((occurrence, attempt)) {
+        if *known == out {
             return None;
         }
-        *known = Some((occurrence, attempt));
+        *known = out;
         leading.fence_seq += 1;
         Some(leading.fence_seq)
     }
@@ -347,7 +381,7 @@ impl Ledger {
         let mut guard = self.lock();
         let state = &mut *guard;
         let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
-        if leading.in_flight.get(&id) != Some(&None) {
+        if matches!(leading.in_flight.get(&id), None | Some(Stage::Out { .. })) {
             // Another attempt is out by now; when it settles, the next one is scheduled.
             return;
         }
@@ -358,6 +392,47 @@ impl Ledger {
             self.wake_at(state, due_ms.saturating_sub(ARM_BEFORE_MS));
         }
         self.wake_if_full(state);
+    }
+
+    /// What was handed over waits for its destination, and takes no room among what is in flight.
+    pub(super) fn wait(&self, group: GroupId, term: u64, id: TaskId) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
+        // Its turn may have come before we got here.
+        if leading.in_flight.get(&id) == Some(&Stage::Handed) {
+            leading.in_flight.remove(&id);
+            leading.waiting += 1;
+            state.in_flight -= 1;
+            self.wake_if_full(state);
+        }
+    }
+
+    /// The wait of a task is over. False when nobody waits for it any more: the term is over, or it is held back.
+    fn wait_is_over(state: &mut State, ticket: &Ticket) -> bool {
+        let State { leading, held, in_flight, .. } = state;
+        let Some(leading) = leading.get_mut(&ticket.group).filter(|leading| leading.term == ticket.term) else {
+            return false;
+        };
+        match leading.in_flight.get(&ticket.task) {
+            // The dispatcher is about to say that it waits.
+            Some(Stage::Handed) => {}
+            // It came another way meanwhile.
+            Some(_) => {
+                leading.waiting = leading.waiting.saturating_sub(1);
+                return false;
+            }
+            None => {
+                leading.waiting = leading.waiting.saturating_sub(1);
+                // It comes back by itself when what it is held back for is over.
+                if held.get(&ticket.group).is_some_and(|held| held.contains(&ticket.task)) {
+                    return false;
+                }
+                *in_flight += 1;
+            }
+        }
+        leading.in_flight.insert(ticket.task, Stage::Admitted);
+        true
     }
 
     /// After one attempt has come back: if there was no room for more, now there is.
@@ -381,6 +456,8 @@ impl Ledger {
             timers: state.timers,
             wheel_bytes: state.leading.values().map(|leading| leading.wheel.allocated_bytes()).sum(),
             in_flight: state.in_flight,
+            waiting: state.leading.values().map(|leading| leading.waiting).sum(),
+            missed: sum(|meta| meta.missed),
             pending: sum(|meta| meta.pending),
             dead_letters: sum(|meta| meta.dead_letters),
         }
@@ -394,6 +471,8 @@ pub struct Counts {
     pub timers: usize,
     pub wheel_bytes: usize,
     pub in_flight: usize,
+    pub waiting: usize,
+    pub missed: u64,
     pub pending: u64,
     pub dead_letters: u64,
 }
@@ -454,11 +533,11 @@ impl Dispatches for Ledger {
             state.held.entry(group).or_default().insert(id);
             state.timers -= usize::from(leading.wheel.cancel(&id).is_some());
             match leading.in_flight.get(&id) {
-                Some(Some((occurrence, attempt))) => {
+                Some(Stage::Out { occurrence, attempt }) => {
                     return Claim::MayBeOut { occurrence: *occurrence, attempt: *attempt };
                 }
                 // Handed over, and so as good as out; the state says which attempt it is.
-                Some(None) => None,
+                Some(Stage::Handed | Stage::Admitted) => None,
                 None => Some(leading.armed_before_ms),
             }
         };
@@ -499,5 +578,58 @@ impl Dispatches for Ledger {
             state.timers += usize::from(leading.wheel.reschedule(due_ms, id).is_none());
             self.wake_at(state, due_ms.saturating_sub(ARM_BEFORE_MS));
         }
+    }
+
+    fn is_out(&self, group: GroupId, id: TaskId) -> bool {
+        let state = self.lock();
+        state.leading.get(&group).is_some_and(|leading| leading.in_flight.contains_key(&id))
+    }
+}
+
+impl Waiters for Ledger {
+    fn go(&self, admitted: Vec<(Ticket, Permit)>) {
+        let mut turns: BTreeMap<GroupId, Vec<(Ticket, Permit)>> = BTreeMap::new();
+        // Nothing of these is dropped under the lock: a place that is given back lets the next one go.
+        let mut void = Vec::new();
+        let mut out = Vec::new();
+        {
+            let mut state = self.lock();
+            for (ticket, permit) in admitted {
+                match Self::wait_is_over(&mut state, &ticket) {
+                    true => turns.entry(ticket.group).or_default().push((ticket, permit)),
+                    false => void.push(permit),
+                }
+            }
+            for (group, turn) in turns {
+                let sender = state.leading.get(&group).expect("it was there").due.clone();
+                out.push((sender, Handed::Admitted(turn)));
+            }
+        }
+        send(out);
+    }
+
+    fn down(&self, tickets: Vec<Ticket>, failure: &Failure) {
+        let mut turns: BTreeMap<GroupId, Due> = BTreeMap::new();
+        let mut out = Vec::new();
+        {
+            let mut state = self.lock();
+            for ticket in tickets {
+                if Self::wait_is_over(&mut state, &ticket) {
+                    turns.entry(ticket.group).or_default().push((ticket.due_ms, ticket.task));
+                }
+            }
+            for (group, turn) in turns {
+                let sender = state.leading.get(&group).expect("it was there").due.clone();
+                out.push((sender, Handed::Down(turn, failure.clone())));
+            }
+        }
+        send(out);
+    }
+}
+
+/// The receiver goes only when the leadership does, and then this is void.
+fn send(out: Vec<(mpsc::UnboundedSender<Handed>, Handed)>) {
+    for (sender, handed) in out {
+        let _ = sender.send(handed);
     }
 }

@@ -17,9 +17,11 @@
 //! - [`driver`]: the thread that sleeps to the next busy slot
 //! - [`window`]: follows leadership, and reads the timeline ahead
 //! - [`dispatch`]: from a due id to a delivery and its outcome
+//! - [`forget`]: what has been kept long enough
 
 mod dispatch;
 mod driver;
+mod forget;
 mod ledger;
 #[cfg(test)]
 mod tests;
@@ -48,11 +50,19 @@ pub struct FiringSettings {
     pub timers_max: usize,
     /// The most attempts that are out at a time.
     pub in_flight_max: usize,
+    /// How long it is kept what became of occurrences; 0 keeps nothing.
+    pub history_ms: u64,
 }
 
 impl Default for FiringSettings {
     fn default() -> Self {
-        Self { wheel: WheelConfig::default(), window_ms: 30 * 60 * 1000, timers_max: 4_000_000, in_flight_max: 16_384 }
+        Self {
+            wheel: WheelConfig::default(),
+            window_ms: 30 * 60 * 1000,
+            timers_max: 4_000_000,
+            in_flight_max: 16_384,
+            history_ms: 24 * 3600 * 1000,
+        }
     }
 }
 
@@ -79,6 +89,7 @@ pub struct Firing {
 
 impl Firing {
     pub fn start(parts: Parts) -> Self {
+        parts.callbacks.set_waiters(parts.ledger.clone());
         let parts = Arc::new(parts);
         let mut followers = tokio::task::JoinSet::new();
         for group in parts.groups.all().into_iter().map(|group| group.id).filter(|id| id.shard().is_some()) {

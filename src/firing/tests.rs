@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::FiringSettings;
 use super::driver;
-use super::ledger::{Due, Ledger};
+use super::ledger::{Due, Handed, Ledger};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::propose::Dispatches;
 use crate::raft::Observer;
@@ -18,7 +18,7 @@ use crate::store::Store;
 use crate::store::codec;
 use crate::store::keys::Key;
 use crate::store::overlay::Write;
-use crate::store::rows::{ShardMetaRow, TaskRow};
+use crate::store::rows::{Role, ShardMetaRow, TaskRow};
 use crate::task::{GroupId, InstantMs, PolicyId, ShardId, TaskId};
 
 const GROUP: GroupId = GroupId(1);
@@ -33,12 +33,19 @@ fn number(id: TaskId) -> u64 {
     u64::from_be_bytes(id.as_bytes()[8..].try_into().unwrap()) & (u64::MAX >> 2)
 }
 
+fn due_of(handed: Handed) -> Due {
+    match handed {
+        Handed::Due(due) => due,
+        other => panic!("nothing waits for a destination here: {other:?}"),
+    }
+}
+
 /// A ledger that leads one shard from 1,000 ms on, with everything before 1,000,000 ms in the window.
 struct Bench {
     ledger: Arc<Ledger>,
     clock: Arc<ManualClock>,
     store: Store,
-    dues: mpsc::UnboundedReceiver<Due>,
+    dues: mpsc::UnboundedReceiver<Handed>,
     room: Arc<Notify>,
     arms: Mutex<Vec<InstantMs>>,
     meta: ShardMetaRow,
@@ -77,7 +84,11 @@ impl Bench {
             client: "me".parse().unwrap(),
             policy: PolicyId([0; 16]),
             first_due_ms,
-            interval_ms: 0,
+            first_occurrence: 0,
+            recurrence: None,
+            version: 1,
+            tags: None,
+            role: Role::Own,
             payload: bytes::Bytes::new(),
         };
         self.store.write_state([(Key::task(GROUP, id(n)), Write::PutOnce(codec::encode(&row)))]).unwrap();
@@ -88,8 +99,8 @@ impl Bench {
         self.clock.advance(Duration::from_millis(now_ms - self.clock.now_ms()));
         while let super::ledger::Turn::Again = self.ledger.turn(&|_, up_to| self.arms.lock().unwrap().push(up_to)) {}
         let mut handed_over = Vec::new();
-        while let Ok(due) = self.dues.try_recv() {
-            for (due_ms, id) in due {
+        while let Ok(handed) = self.dues.try_recv() {
+            for (due_ms, id) in due_of(handed) {
                 assert!(due_ms <= now_ms && due_ms <= self.meta.armed_ms, "{due_ms} is early");
                 handed_over.push(number(id));
             }
@@ -400,7 +411,7 @@ fn feeding_from_several_threads_while_the_clock_runs() {
             let due = tokio::time::timeout(Duration::from_secs(20), dues.recv()).await;
             let due = due.expect("the driver goes on").expect("the shard is led");
             let now_ms = clock.now_ms();
-            for (due_ms, id) in due {
+            for (due_ms, id) in due_of(due) {
                 assert!(due_ms <= now_ms, "{due_ms} was handed over at {now_ms}");
                 assert!(handed_over.insert(number(id), due_ms).is_none(), "handed over twice");
             }

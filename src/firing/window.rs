@@ -15,7 +15,7 @@ use openraft::rt::WatchReceiver as _;
 use tokio::sync::Notify;
 
 use super::ledger::Horizon;
-use super::{Parts, dispatch};
+use super::{Parts, dispatch, forget};
 use crate::raft::Group;
 use crate::store::StoreError;
 use crate::store::keys::{Key, Parsed, parse_state};
@@ -97,6 +97,7 @@ async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<
         }
         // Ends when the lease is not valid: then everything is read again as soon as it is.
         () = dispatch::run(group, term, dues, parts) => {}
+        Err(error) = forget::run(group.id, parts) => parts.groups.fail(&error.to_string()),
     }
 }
 

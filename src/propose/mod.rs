@@ -25,12 +25,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use crate::clock::Clock;
 use crate::raft::types::{Command, leader_of};
 use crate::raft::{Group, Groups};
-use crate::shard::{Batch, Cancel, Claim, Register, Reply, Request, Settle};
+use crate::shard::{
+    Batch, Cancel, Change, Claim, Dedup, Detach, Edit, Pause, Register, Replay, Reply, Request, Settle,
+};
 use crate::store::Store;
 use crate::store::keys::Key;
 use crate::store::overlay::get_row;
 use crate::store::rows::ShardMetaRow;
-use crate::task::{ClientId, GroupId, InstantMs, Policy, PolicyId, TaskId};
+use crate::task::{ClientId, DeadLetterId, DedupHash, GroupId, InstantMs, Policy, PolicyId, Recurrence, Tags, TaskId};
 
 /// How far ahead of now the armed watermark is set. After a failover a cancel of what is due within this span can only
 /// be answered "too late"; the shorter it is, the more entries an otherwise idle shard writes while it fires.
@@ -68,17 +70,52 @@ pub enum Due {
     At(InstantMs),
 }
 
+impl Due {
+    fn at(self, now_ms: InstantMs) -> InstantMs {
+        match self {
+            Due::After(delay_ms) => now_ms.saturating_add(delay_ms),
+            Due::At(due_ms) => due_ms,
+        }
+    }
+}
+
 /// What is asked of a group.
 pub enum Ask {
     Register {
         client: ClientId,
         policy: Arc<Policy>,
         due: Due,
-        interval_ms: u64,
+        recurrence: Option<Recurrence>,
+        tags: Option<Tags>,
+        /// The key, and how long it is remembered.
+        dedup: Option<(DedupHash, u64)>,
         payload: Bytes,
     },
     Cancel {
         id: TaskId,
+        owner: Option<ClientId>,
+    },
+    Edit {
+        id: TaskId,
+        owner: Option<ClientId>,
+        version: Option<u64>,
+        due: Option<Due>,
+        /// Without its due instant.
+        change: Change,
+    },
+    /// Or resume.
+    Pause {
+        id: TaskId,
+        owner: Option<ClientId>,
+        paused: bool,
+    },
+    /// An occurrence goes its own way.
+    Detach {
+        id: TaskId,
+        occurrence: u64,
+    },
+    Replay {
+        letter: DeadLetterId,
         owner: Option<ClientId>,
     },
     Settle(Settle),
@@ -92,6 +129,7 @@ impl Ask {
     fn payload_bytes(&self) -> usize {
         match self {
             Ask::Register { payload, .. } => payload.len(),
+            Ask::Edit { change: Change { payload: Some(payload), .. }, .. } => payload.len(),
             _ => 0,
         }
     }
@@ -99,8 +137,13 @@ impl Ask {
     /// Whether somebody waits for this who should rather be told than wait until there is room on the disk.
     fn refused_by(&self, disk: &DiskState) -> Option<String> {
         match (self, disk) {
-            (Ask::Register { .. } | Ask::Plain(_), DiskState::Low(why) | DiskState::Full(why))
-            | (Ask::Cancel { .. }, DiskState::Full(why)) => Some(why.clone()),
+            // What makes room is let through as long as anything is.
+            (Ask::Plain(Request::Purge(_) | Request::Forget(_)), DiskState::Low(_)) => None,
+            (
+                Ask::Register { .. } | Ask::Edit { .. } | Ask::Replay { .. } | Ask::Plain(_),
+                DiskState::Low(why) | DiskState::Full(why),
+            )
+            | (Ask::Cancel { .. } | Ask::Pause { .. }, DiskState::Full(why)) => Some(why.clone()),
             _ => None,
         }
     }
@@ -111,6 +154,10 @@ impl fmt::Debug for Ask {
         f.write_str(match self {
             Ask::Register { .. } => "register",
             Ask::Cancel { .. } => "cancel",
+            Ask::Edit { .. } => "edit",
+            Ask::Pause { .. } => "pause",
+            Ask::Detach { .. } => "detach",
+            Ask::Replay { .. } => "replay",
             Ask::Settle(_) => "settle",
             Ask::Plain(_) => "plain",
             Ask::Arm(_) => "arm",
@@ -122,8 +169,10 @@ impl fmt::Debug for Ask {
 pub trait Dispatches: Send + Sync + 'static {
     /// Holds the task back from now on, and says whether its current attempt may be out.
     fn hold(&self, group: GroupId, term: u64, id: TaskId) -> Claim;
-    /// The cancellation did not end the task: it goes on as before.
+    /// What it was held back for has not ended the task: it goes on as the state has it.
     fn release(&self, group: GroupId, id: TaskId);
+    /// Whether an attempt is out, as far as this node knows.
+    fn is_out(&self, group: GroupId, id: TaskId) -> bool;
 }
 
 /// How much may be written, by the room that is left on the disk.
@@ -165,6 +214,8 @@ pub struct Parts {
     pub disk: watch::Receiver<DiskState>,
     pub store: Store,
     pub shards: u16,
+    /// What becomes of occurrences is recorded.
+    pub keep_history: bool,
 }
 
 impl Proposer {
@@ -185,6 +236,11 @@ impl Proposer {
             next_shard: AtomicU64::new(0),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// The group of a deduplication key.
+    pub fn shard_of(&self, hash: DedupHash) -> GroupId {
+        GroupId::of_shard(hash.shard(self.inner.shards))
     }
 
     /// The group a new task goes to: each in turn.
@@ -234,6 +290,7 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         term: 0,
         last_stamp: 0,
         armed_ms: 0,
+        keep_history: parts.keep_history,
         random: SmallRng::from_rng(&mut rand::rng()),
     };
     let mut disk = parts.disk.clone();
@@ -314,6 +371,7 @@ struct Maker {
     last_stamp: InstantMs,
     /// As far as it is stored.
     armed_ms: InstantMs,
+    keep_history: bool,
     random: SmallRng,
 }
 
@@ -330,11 +388,16 @@ impl Maker {
         self.last_stamp = self.last_stamp.max(meta.map_or(0, |meta| meta.now_ms));
     }
 
+    fn new_id(&mut self, now_ms: InstantMs) -> TaskId {
+        let shard = self.group.shard().expect("tasks go to shards");
+        TaskId::new(now_ms, shard, self.random.next_u64())
+    }
+
     /// `None` when nothing has to be written.
     fn entry(&mut self, waiting: &mut Vec<Waiting>) -> Option<Entry> {
         let now_ms = self.clock.now_ms().max(self.last_stamp);
         self.last_stamp = now_ms;
-        let mut batch = Batch { now_ms, ..Batch::default() };
+        let mut batch = Batch { now_ms, keep_history: self.keep_history, ..Batch::default() };
         let mut policies: BTreeMap<PolicyId, u16> = BTreeMap::new();
         let mut last_policy: Option<(Arc<Policy>, u16)> = None;
         let mut entry =
@@ -345,7 +408,7 @@ impl Maker {
             size += ask.payload_bytes() + REQUEST_BYTES;
             let mut held = None;
             let request = match ask {
-                Ask::Register { client, policy, due, interval_ms, payload } => {
+                Ask::Register { client, policy, due, recurrence, tags, dedup, payload } => {
                     // Sessions share their policy, so most neighbours have the very same.
                     let position = match &last_policy {
                         Some((last, position)) if Arc::ptr_eq(last, &policy) => *position,
@@ -355,18 +418,32 @@ impl Maker {
                         }),
                     };
                     last_policy = Some((policy, position));
-                    let due_ms = match due {
-                        Due::After(delay_ms) => now_ms.saturating_add(delay_ms),
-                        Due::At(due_ms) => due_ms,
-                    };
-                    let shard = self.group.shard().expect("tasks go to shards");
-                    let id = TaskId::new(now_ms, shard, self.random.next_u64());
-                    Request::Register(Register { id, client, policy: position, due_ms, interval_ms, payload })
+                    let (id, due_ms) = (self.new_id(now_ms), due.at(now_ms));
+                    let dedup = dedup.map(|(hash, ttl_ms)| Dedup { hash, expires_ms: now_ms.saturating_add(ttl_ms) });
+                    let policy = position;
+                    Request::Register(Register { id, client, policy, due_ms, recurrence, tags, dedup, payload })
                 }
                 Ask::Cancel { id, owner } => {
                     let claim = self.dispatches.hold(self.group, self.term, id);
                     held = Some(id);
                     Request::Cancel(Cancel { id, owner, claim })
+                }
+                Ask::Edit { id, owner, version, due, change } => {
+                    let claim = self.dispatches.hold(self.group, self.term, id);
+                    held = Some(id);
+                    let change = Change { due_ms: due.map(|due| due.at(now_ms)), ..change };
+                    Request::Edit(Edit { id, owner, claim, version, change })
+                }
+                Ask::Pause { id, owner, paused } => {
+                    let claim = self.dispatches.hold(self.group, self.term, id);
+                    held = Some(id);
+                    Request::Pause(Pause { id, owner, paused, claim })
+                }
+                Ask::Detach { id, occurrence } => {
+                    Request::Detach(Detach { id, occurrence, stand_in: self.new_id(now_ms) })
+                }
+                Ask::Replay { letter, owner } => {
+                    Request::Replay(Replay { letter, owner, stand_in: self.new_id(now_ms) })
                 }
                 Ask::Settle(settle) => Request::Settle(settle),
                 Ask::Plain(request) => request,
@@ -411,8 +488,8 @@ async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &dyn Dispatc
         Ok(replies) => {
             assert_eq!(replies.len(), entry.answers.len(), "one reply per request");
             for (Waited { answer, _room, held }, reply) in entry.answers.into_iter().zip(replies) {
-                let ended = matches!(reply, Reply::Cancelled | Reply::TooLate { .. });
-                if let Some(id) = held.filter(|_| !ended) {
+                // A task that has ended has been let go by then.
+                if let Some(id) = held.filter(|_| reply != Reply::Cancelled) {
                     dispatches.release(entry.group, id);
                 }
                 answer(Ok(reply));

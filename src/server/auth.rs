@@ -15,7 +15,7 @@ use crate::store::keys::Key;
 use crate::store::overlay::get_row;
 use crate::store::rows::{ApiKeyRow, ClientRow};
 use crate::store::{Store, StoreError};
-use crate::task::ClientId;
+use crate::task::{ClientId, ClientLimits};
 
 /// Each takes about 20 MiB and some 20 ms of a core.
 const PASSWORDS_AT_A_TIME: usize = 2;
@@ -118,7 +118,14 @@ impl Auth {
 
 /// A client nobody has registered, in a node that is open to all.
 fn anyone(admin: bool) -> ClientRow {
-    ClientRow { password_hash: String::new(), admin, policy: None, since_ms: 0, api_keys: Vec::new() }
+    ClientRow {
+        password_hash: String::new(),
+        admin,
+        policy: None,
+        limits: ClientLimits::default(),
+        since_ms: 0,
+        api_keys: Vec::new(),
+    }
 }
 
 fn hash_password(password: &str) -> String {

@@ -1,36 +1,33 @@
-//! Pages of tasks, in due order over all shards.
+//! Pages of tasks, in due order, or in the order of their names or labels.
 //!
-//! A page is a merge of the shards' timelines from a place on. The place is the due instant and id of the last task
-//! that was looked at, which is what the cursor holds: tasks may come and go between two pages, and none is shown twice
-//! or left out because of it, unless it was moved itself. A page that would have to look at too many tasks to find the
-//! ones asked for, or would not fit into a frame, ends early, with a cursor to go on from.
-
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+//! Each filter that narrows much has an index of its own: a client's tasks, a client's names and labels. What the others
+//! (state, recurring) leave out is walked over. A page that would have to walk over too many rows to find the ones asked
+//! for, or would not fit into a frame, ends early, with a cursor to go on from: so it costs the same at a million tasks
+//! as at a thousand.
 
 use prost::Message;
 
 use super::Service;
-use super::requests::{Problem, details};
+use super::requests::Problem;
 use super::sessions::Session;
+use super::tasks::details;
+use super::walk::{Place, Range, Walk, after, place_behind, token};
 use crate::shard;
-use crate::store::keys::{Key, Parsed, parse_state};
-use crate::store::{Store, StoreError};
-use crate::task::{GroupId, InstantMs, Invalid, TaskId};
+use crate::store::keys::{Key, TagKind, client_hash};
+use crate::store::rows::{CursorRow, NEVER, Role, TaskRow, TimelineRow};
+use crate::store::{StoreError, codec};
+use crate::task::{ClientId, GroupId, InstantMs, Invalid, TaskId};
 use crate::wire::FRAME_BYTES_MAX;
-use crate::wire::proto::{ListTasksRequest, ListTasksResponse, Status, TaskDetails};
+use crate::wire::proto::{ListTasksRequest, ListTasksResponse, Status, TaskDetails, TaskState};
 
 const TASKS_DEFAULT: u32 = 100;
 const TASKS_MAX: u32 = 1_000;
-/// Looked at for one page.
-const LOOKED_AT_MAX: usize = 20_000;
+/// Rows walked over for one page.
+const WALKED_MAX: usize = 20_000;
 /// What a page takes besides its tasks: the envelope, the status and the cursor.
-const PAGE_BYTES: usize = 128;
-/// What a task takes in a page besides itself: a tag and a length.
-const TASK_BYTES: usize = 8;
-const ROWS_PER_READ: usize = 256;
-
-type Place = (InstantMs, TaskId);
+pub(super) const PAGE_BYTES: usize = 512;
+/// What an item takes in a page besides itself: a tag and a length.
+pub(super) const ITEM_BYTES: usize = 8;
 
 pub(super) fn page(
     service: &Service,
@@ -42,20 +39,25 @@ pub(super) fn page(
         0 => TASKS_DEFAULT,
         limit => limit.min(TASKS_MAX),
     };
-    let mut merge = Merge::new(&service.store, service.shards, filter.from, filter.until_ms)?;
+    let (range_from, range_until) = filter.range();
+    let index = filter.order.index();
+    let from = match request.next_token.as_str() {
+        "" => range_from,
+        token => place_behind(index, token)
+            .ok_or_else(|| Invalid::new("next_token: is not one that an earlier page of this list answered with"))?,
+    };
+    let prefix = |group: GroupId| filter.order.prefix(group);
+    let mut walk = Walk::new(&service.store, service.shards, &Range { prefix: &prefix, from, until: range_until })?;
     let mut tasks = Vec::new();
     let room = service.frame_bytes_max.min(FRAME_BYTES_MAX) - PAGE_BYTES;
     let mut bytes = 0;
-    let mut looked_at = 0;
-    let mut last = None;
-    while tasks.len() < limit as usize && looked_at < LOOKED_AT_MAX {
-        let Some((group, place)) = merge.next()? else { return Ok(answer(tasks, None)) };
-        looked_at += 1;
-        // It may have fired since its row was read.
-        let read = shard::read_task(&service.store, group, place.1)?;
-        if let Some((task, cursor)) = read.filter(|(task, _)| filter.takes(task.client.as_str(), task.interval_ms)) {
-            let task = details(service, group, place.1, task, cursor)?;
-            bytes += TASK_BYTES + task.encoded_len();
+    let mut walked = 0;
+    let mut last: Option<Place> = None;
+    while tasks.len() < limit as usize && walked < WALKED_MAX {
+        let Some((group, place, row)) = walk.next()? else { return Ok(answer(tasks, index, None)) };
+        walked += 1;
+        if let Some(task) = filter.take(service, group, &place, &row)? {
+            bytes += ITEM_BYTES + task.encoded_len();
             if bytes > room && !tasks.is_empty() {
                 // The next page begins with it.
                 break;
@@ -64,143 +66,138 @@ pub(super) fn page(
         }
         last = Some(place);
     }
-    Ok(answer(tasks, last))
+    Ok(answer(tasks, index, last))
 }
 
-fn answer(tasks: Vec<TaskDetails>, last: Option<Place>) -> ListTasksResponse {
-    let next_token = last.map_or_else(String::new, |(due_ms, id)| format!("{due_ms:016x}{id}"));
+fn answer(tasks: Vec<TaskDetails>, index: char, last: Option<Place>) -> ListTasksResponse {
+    let next_token = last.map_or_else(String::new, |place| token(index, &place));
     ListTasksResponse { status: Status::Ok as i32, tasks, next_token, ..Default::default() }
 }
 
+/// Which index a list walks along.
+enum Order {
+    /// Everybody's tasks, by due instant.
+    Timeline,
+    OfClient([u8; 8]),
+    /// One client's, by name or label.
+    Tag([u8; 8], TagKind, String),
+}
+
+impl Order {
+    fn index(&self) -> char {
+        match self {
+            Order::Timeline => 't',
+            Order::OfClient(_) => 'c',
+            Order::Tag(_, TagKind::Name, _) => 'n',
+            Order::Tag(_, TagKind::Label, _) => 'l',
+        }
+    }
+
+    fn prefix(&self, group: GroupId) -> Key {
+        match self {
+            Order::Timeline => Key::timeline_prefix(group),
+            Order::OfClient(client) => Key::by_client_prefix(group, *client),
+            Order::Tag(client, kind, _) => Key::by_tag_prefix(group, *client, *kind),
+        }
+    }
+}
+
 struct Filter {
-    client: Option<String>,
+    order: Order,
+    client: Option<ClientId>,
     recurring: Option<bool>,
-    /// Behind this place; at this instant or later when there is no id.
-    from: (InstantMs, Option<TaskId>),
+    state: TaskState,
+    from_ms: InstantMs,
     until_ms: InstantMs,
 }
 
 impl Filter {
     fn new(session: &Session, request: &ListTasksRequest) -> Result<Self, Problem> {
-        let client = match (request.client_id.as_str(), session.admin) {
-            ("", true) => None,
-            ("", false) => Some(session.client.to_string()),
-            (client, admin) if admin || client == session.client.as_str() => Some(client.to_owned()),
-            _ => return Err(Problem::unauthorized("only an administrator sees the tasks of others")),
+        let client = whose(session, &request.client_id)?;
+        let state = TaskState::try_from(request.state)
+            .map_err(|_| Invalid::new(format!("state: {} is unknown", request.state)))?;
+        let tag = match (request.name_prefix.as_str(), request.label_prefix.as_str()) {
+            ("", "") => None,
+            (name, "") => Some((TagKind::Name, name)),
+            ("", label) if label.contains('=') => Some((TagKind::Label, label)),
+            ("", _) => return Err(Invalid::new("label_prefix: is not key=beginning of the value").into()),
+            _ => return Err(Invalid::new("label_prefix: cannot be given together with name_prefix").into()),
         };
-        let from = match request.next_token.as_str() {
-            "" => (request.scheduled_after, None),
-            token => {
-                let (due_ms, id) = parse_token(token)
-                    .ok_or_else(|| Invalid::new("next_token: is not one that an earlier page answered with"))?;
-                (due_ms, Some(id))
+        let order = match (&client, tag) {
+            (Some(client), Some((kind, text))) => Order::Tag(client_hash(client), kind, text.to_owned()),
+            (Some(client), None) => Order::OfClient(client_hash(client)),
+            (None, None) => Order::Timeline,
+            (None, Some(_)) => {
+                return Err(
+                    Invalid::new("client_id: names and labels belong to a client; give it with a prefix").into()
+                );
             }
         };
         // 0 is what a client leaves out.
         let until_ms = if request.scheduled_before == 0 { InstantMs::MAX } else { request.scheduled_before };
-        Ok(Self { client, recurring: request.is_recurring, from, until_ms })
+        Ok(Self { order, client, recurring: request.is_recurring, state, from_ms: request.scheduled_after, until_ms })
     }
 
-    fn takes(&self, client: &str, interval_ms: u64) -> bool {
-        self.client.as_ref().is_none_or(|wanted| wanted == client)
-            && self.recurring.is_none_or(|wanted| wanted == (interval_ms > 0))
-    }
-}
-
-fn parse_token(token: &str) -> Option<Place> {
-    let (due, id) = token.split_at_checked(16)?;
-    Some((InstantMs::from_str_radix(due, 16).ok()?, id.parse().ok()?))
-}
-
-/// The timelines of all shards as one.
-struct Merge<'a> {
-    store: &'a Store,
-    until_ms: InstantMs,
-    shards: Vec<Timeline>,
-    /// The first unread place of each shard that has one.
-    heads: BinaryHeap<Reverse<(Place, usize)>>,
-}
-
-struct Timeline {
-    group: GroupId,
-    read: VecDeque<Place>,
-    next: Option<Key>,
-}
-
-impl<'a> Merge<'a> {
-    fn new(
-        store: &'a Store,
-        shards: u16,
-        from: (InstantMs, Option<TaskId>),
-        until_ms: InstantMs,
-    ) -> Result<Self, StoreError> {
-        let mut merge = Self { store, until_ms, shards: Vec::new(), heads: BinaryHeap::new() };
-        for group in (1..=shards).map(GroupId) {
-            let next = match from {
-                (due_ms, None) => Key::timeline_from(group, due_ms),
-                (due_ms, Some(id)) => behind(group, (due_ms, id)),
-            };
-            merge.shards.push(Timeline { group, read: VecDeque::new(), next: Some(next) });
-            merge.pull(usize::from(group.0 - 1))?;
+    /// The places to walk along, from the first and before the second.
+    fn range(&self) -> (Place, Option<Place>) {
+        if let Order::Tag(_, _, text) = &self.order {
+            return (text.as_bytes().to_vec(), after(text.as_bytes()));
         }
-        Ok(merge)
+        let place = |due_ms: InstantMs| due_ms.to_be_bytes().to_vec();
+        // What is paused is due never, and so behind everything else.
+        let from_ms = if self.state == TaskState::Paused { NEVER } else { self.from_ms };
+        let until_ms = match self.state {
+            TaskState::Paused | TaskState::Unspecified => None,
+            _ => Some(NEVER),
+        };
+        let until_ms = Some(self.until_ms).filter(|until_ms| *until_ms < NEVER).or(until_ms);
+        (place(from_ms), until_ms.map(place))
     }
 
-    /// The next place of all.
-    fn next(&mut self) -> Result<Option<(GroupId, Place)>, StoreError> {
-        let Some(Reverse((place, at))) = self.heads.pop() else { return Ok(None) };
-        self.pull(at)?;
-        Ok(Some((self.shards[at].group, place)))
-    }
-
-    /// Puts the next place of one shard among the heads.
-    fn pull(&mut self, at: usize) -> Result<(), StoreError> {
-        let shard = &mut self.shards[at];
-        if shard.read.is_empty()
-            && let Some(from) = shard.next.take()
-        {
-            let until = if self.until_ms == InstantMs::MAX {
-                Key::timeline_end(shard.group)
-            } else {
-                Key::timeline_from(shard.group, self.until_ms)
-            };
-            // The range may be empty, the wrong way round.
-            let rows = if from < until { self.store.scan_state(&from, &until, ROWS_PER_READ)? } else { Vec::new() };
-            let whole = rows.len() == ROWS_PER_READ;
-            for (key, _) in rows {
-                match parse_state(&key) {
-                    Some((_, Parsed::Timeline(due_ms, id))) => shard.read.push_back((due_ms, id)),
-                    other => return Err(StoreError::damaged("the timeline", format!("it holds {other:?}"))),
-                }
+    fn take(
+        &self,
+        service: &Service,
+        group: GroupId,
+        place: &[u8],
+        row: &[u8],
+    ) -> Result<Option<TaskDetails>, Problem> {
+        let id = place.last_chunk::<16>().copied().map(TaskId::from_stored);
+        let id = id.ok_or_else(|| StoreError::damaged("an index of tasks", "a key is too short"))?;
+        if !matches!(self.order, Order::Tag(..)) {
+            // Enough to pass over most without reading them.
+            let row: TimelineRow = codec::decode("a row of the timeline", row)?;
+            if self.recurring.is_some_and(|wanted| wanted != row.recurring)
+                || (self.state == TaskState::Retrying && row.attempt == 1)
+                || (self.state == TaskState::Scheduled && row.attempt > 1)
+            {
+                return Ok(None);
             }
-            shard.next = shard.read.back().filter(|_| whole).map(|last| behind(shard.group, *last));
         }
-        if let Some(place) = shard.read.pop_front() {
-            self.heads.push(Reverse((place, at)));
+        // It may have fired since its row was read.
+        let Some((task, at)) = shard::read_task(&service.store, group, id)? else { return Ok(None) };
+        if !self.takes(&task, &at) {
+            return Ok(None);
         }
-        Ok(())
+        let details = details(service, group, id, task, at)?;
+        let state_fits = self.state == TaskState::Unspecified || details.state == self.state as i32;
+        Ok(state_fits.then_some(details))
+    }
+
+    fn takes(&self, task: &TaskRow, at: &CursorRow) -> bool {
+        let in_time = at.due_ms >= self.from_ms && (at.due_ms < self.until_ms || self.until_ms == InstantMs::MAX);
+        self.client.as_ref().is_none_or(|wanted| *wanted == task.client)
+            && self.recurring.is_none_or(|wanted| wanted == task.recurrence.is_some())
+            && in_time
+            && !matches!(task.role, Role::Copy(_))
     }
 }
 
-/// The first key behind a place.
-fn behind(group: GroupId, (due_ms, id): Place) -> Key {
-    let mut key = Key::timeline(group, due_ms, id).into_bytes();
-    key.push(0);
-    Key::from_stored(key)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::task::ShardId;
-
-    #[test]
-    fn a_cursor_is_a_place_and_nothing_else_is_a_cursor() {
-        let id = TaskId::new(5, ShardId(1), 9);
-        let token = answer(Vec::new(), Some((77, id))).next_token;
-        assert_eq!(parse_token(&token), Some((77, id)));
-        for wrong in ["", "x", &token[1..], &token[..token.len() - 1], "zzzzzzzzzzzzzzzz", "é".repeat(30).as_str()] {
-            assert_eq!(parse_token(wrong), None, "{wrong}");
-        }
+/// Whose things are listed; `None` is everybody's. A client sees its own only.
+pub(super) fn whose(session: &Session, client: &str) -> Result<Option<ClientId>, Problem> {
+    match (client, session.admin) {
+        ("", true) => Ok(None),
+        ("", false) => Ok(Some(session.client.clone())),
+        (client, admin) if admin || client == session.client.as_str() => Ok(Some(client.parse()?)),
+        _ => Err(Problem::unauthorized("only an administrator sees what belongs to others")),
     }
 }

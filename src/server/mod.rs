@@ -5,23 +5,27 @@
 //! refusals.
 //!
 //! - [`tcp`]: one connection: frames in, frames out, bounds on both
-//! - [`requests`]: what each message means
-//! - [`list`]: pages of tasks over all shards
+//! - [`requests`]: where each message goes; [`tasks`], [`letters`], [`clients`]: what it does
+//! - [`list`]: pages of tasks; [`walk`]: an index of all shards as one
 //! - [`sessions`]: who is who until when; [`auth`]: passwords and API keys
 //! - [`http`]: health, readiness, metrics
 
 pub mod auth;
+mod clients;
 pub mod http;
+mod letters;
 mod list;
 mod requests;
 pub mod sessions;
+mod tasks;
 pub mod tcp;
+mod walk;
 
 use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-use crate::propose::Proposer;
+use crate::propose::{Dispatches, Proposer};
 use crate::store::Store;
 use crate::task::Limits;
 use auth::Auth;
@@ -32,6 +36,9 @@ pub struct Service {
     pub store: Store,
     pub clock: Arc<dyn Clock>,
     pub proposer: Proposer,
+    /// Which attempts are out.
+    pub dispatches: Arc<dyn Dispatches>,
+    pub history_ms: u64,
     pub sessions: Sessions,
     pub auth: Auth,
     pub metrics: Arc<Metrics>,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use super::auth::random_hex;
-use crate::task::{ClientId, InstantMs, Policy};
+use crate::task::{ClientId, ClientLimits, InstantMs, Policy};
 
 /// 128 bits: not to be guessed.
 const SESSION_ID_BYTES: usize = 16;
@@ -19,9 +19,21 @@ pub struct Session {
     pub key_id: Option<String>,
     /// What the session's tasks are registered with: the client's defaults with the session's own settings over them.
     pub policy: Option<Arc<Policy>>,
+    pub limits: ClientLimits,
     /// Understands the fields from 20 up.
     pub extended: bool,
     expires_at_ms: AtomicU64,
+}
+
+/// A session as it begins.
+#[derive(Debug)]
+pub struct Opened {
+    pub client: ClientId,
+    pub admin: bool,
+    pub key_id: Option<String>,
+    pub policy: Option<Policy>,
+    pub limits: ClientLimits,
+    pub extended: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -48,18 +60,12 @@ impl Sessions {
     }
 
     /// Returns the session's id and when it ends.
-    pub fn open(
-        &self,
-        client: ClientId,
-        admin: bool,
-        key_id: Option<String>,
-        policy: Option<Policy>,
-        extended: bool,
-        now_ms: InstantMs,
-    ) -> Result<(String, InstantMs), SessionError> {
+    pub fn open(&self, opened: Opened, now_ms: InstantMs) -> Result<(String, InstantMs), SessionError> {
+        let Opened { client, admin, key_id, policy, limits, extended } = opened;
         let expires_at_ms = now_ms + self.lifetime_ms;
         let policy = policy.map(Arc::new);
-        let session = Session { client, admin, key_id, policy, extended, expires_at_ms: AtomicU64::new(expires_at_ms) };
+        let expires = AtomicU64::new(expires_at_ms);
+        let session = Session { client, admin, key_id, policy, limits, extended, expires_at_ms: expires };
         let mut sessions = self.sessions.write().expect("no panic under this lock");
         if sessions.len() >= self.sessions_max {
             sessions.retain(|_, session| session.expires_at_ms.load(Ordering::Relaxed) > now_ms);
@@ -124,10 +130,21 @@ mod tests {
         name.parse().unwrap()
     }
 
+    fn opened(name: &str) -> Opened {
+        Opened {
+            client: client(name),
+            admin: false,
+            key_id: None,
+            policy: None,
+            limits: ClientLimits::default(),
+            extended: false,
+        }
+    }
+
     #[test]
     fn a_session_ends_unless_it_is_refreshed() {
         let sessions = Sessions::new(100, 10);
-        let (id, expires) = sessions.open(client("a"), false, None, None, false, 1_000).unwrap();
+        let (id, expires) = sessions.open(opened("a"), 1_000).unwrap();
         assert_eq!(expires, 1_100);
         assert!(sessions.get(&id, 1_099).is_ok());
         assert_eq!(sessions.refresh(&id, 1_050).unwrap(), 1_150);
@@ -144,10 +161,10 @@ mod tests {
     fn their_number_is_bounded_and_expired_ones_make_room() {
         let sessions = Sessions::new(100, 2);
         for _ in 0..2 {
-            sessions.open(client("a"), false, None, None, false, 1_000).unwrap();
+            sessions.open(opened("a"), 1_000).unwrap();
         }
-        assert_eq!(sessions.open(client("b"), false, None, None, false, 1_050).unwrap_err(), SessionError::TooMany(2));
-        sessions.open(client("b"), false, None, None, false, 1_100).unwrap();
+        assert_eq!(sessions.open(opened("b"), 1_050).unwrap_err(), SessionError::TooMany(2));
+        sessions.open(opened("b"), 1_100).unwrap();
         sessions.end_all(&client("b"));
         assert_eq!(sessions.count(), 0);
     }

@@ -38,6 +38,8 @@ use crate::wire::{decode_envelope, encode_frame, frame_codec};
 
 /// Answers to everything but lists and gets are about this long.
 const SMALL_ANSWER_BYTES: usize = 1024;
+/// About what one task of a batch is answered with, a refusal included.
+const BATCH_ANSWER_BYTES: usize = 160;
 /// Bytes gathered into one write.
 const WRITE_BYTES: usize = 64 * 1024;
 /// After `accept` failed: most likely there are no file descriptors left.
@@ -192,9 +194,9 @@ async fn read_loop(
                     }
                     let place = place(envelope.request_id);
                     let large = match &envelope.payload {
-                        Some(Payload::ListTasksRequest(_) | Payload::GetTaskRequest(_)) => {
-                            // Taken before the answer is made: as much as it can be.
-                            let most = settings.frame_bytes_max.min(settings.answer_bytes_max);
+                        // Taken before the answer is made: as much as it can be.
+                        Some(payload) if answer_bytes_most(payload, &settings) > 0 => {
+                            let most = answer_bytes_most(payload, &settings).min(settings.answer_bytes_max);
                             let most = u32::try_from(most).unwrap_or(u32::MAX);
                             let permit = answer_bytes.clone().acquire_many_owned(most).await;
                             Some(permit.expect("the semaphore is never closed"))
@@ -213,6 +215,19 @@ async fn read_loop(
                 }
             },
         }
+    }
+}
+
+/// How large the answer to a request can be; 0 for those that are always small.
+fn answer_bytes_most(payload: &Payload, settings: &TcpSettings) -> usize {
+    match payload {
+        Payload::ListTasksRequest(_)
+        | Payload::GetTaskRequest(_)
+        | Payload::ListDeadLettersRequest(_)
+        | Payload::GetDeadLetterRequest(_)
+        | Payload::ReplayDeadLettersRequest(_) => settings.frame_bytes_max,
+        Payload::RegistrationBatch(batch) => batch.tasks.len() * BATCH_ANSWER_BYTES,
+        _ => 0,
     }
 }
 

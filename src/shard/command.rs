@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::rows::{ApiKeyRow, ClientRow};
 use crate::store::{StoreError, codec};
-use crate::task::{ClientId, InstantMs, Outcome, Policy, TaskId};
+use crate::task::{
+    Callback, ClientId, ClientLimits, DeadLetterId, DedupHash, InstantMs, Outcome, Policy, Recurrence, Retry, Tags,
+    TaskId,
+};
 
 /// One log entry: everything that reached a shard while the entry before it was under way.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -14,6 +17,8 @@ pub struct Batch {
     pub now_ms: InstantMs,
     /// From now on, whatever is due up to here may be dispatched. Never goes down.
     pub armed_ms: InstantMs,
+    /// What becomes of occurrences is recorded.
+    pub keep_history: bool,
     /// The policies that registrations of this batch name by position.
     pub policies: Vec<Policy>,
     pub requests: Vec<Request>,
@@ -38,6 +43,13 @@ pub enum Request {
     RemoveClient(ClientId),
     PutApiKey(PutApiKey),
     RemoveApiKey(String),
+    Edit(Edit),
+    Pause(Pause),
+    CatchUp(CatchUp),
+    Detach(Detach),
+    Replay(Replay),
+    Purge(Purge),
+    Forget(Forget),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,9 +59,17 @@ pub struct Register {
     /// Position in [`Batch::policies`].
     pub policy: u16,
     pub due_ms: InstantMs,
-    /// 0: once.
-    pub interval_ms: u64,
+    pub recurrence: Option<Recurrence>,
+    pub tags: Option<Tags>,
+    pub dedup: Option<Dedup>,
     pub payload: Bytes,
+}
+
+/// Whoever registers with the same key before it expires gets the answer to the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dedup {
+    pub hash: DedupHash,
+    pub expires_ms: InstantMs,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,6 +101,77 @@ pub struct Settle {
     pub occurrence: u64,
     pub attempt: u32,
     pub outcome: Outcome,
+    /// When it left.
+    pub dispatched_ms: InstantMs,
+}
+
+/// Changes what is given, if no attempt is out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Edit {
+    pub id: TaskId,
+    pub owner: Option<ClientId>,
+    pub claim: Claim,
+    /// Only if the task has this version.
+    pub version: Option<u64>,
+    pub change: Change,
+}
+
+/// What a client may change of its task.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    pub due_ms: Option<InstantMs>,
+    pub payload: Option<Bytes>,
+    pub callback: Option<Callback>,
+    pub retry: Option<Retry>,
+    /// `Some(None)` is none from now on.
+    pub dead_letter: Option<Option<String>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pause {
+    pub id: TaskId,
+    pub owner: Option<ClientId>,
+    /// False resumes.
+    pub paused: bool,
+    pub claim: Claim,
+}
+
+/// This occurrence could not start before the next one came due: what was missed is left out or merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatchUp {
+    pub id: TaskId,
+    pub occurrence: u64,
+}
+
+/// This occurrence goes its own way, as a task named `stand_in`, and the next one does not wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detach {
+    pub id: TaskId,
+    pub occurrence: u64,
+    pub stand_in: TaskId,
+}
+
+/// A dead letter becomes a task again, named `stand_in`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replay {
+    pub letter: DeadLetterId,
+    pub owner: Option<ClientId>,
+    pub stand_in: TaskId,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Purge {
+    pub letter: DeadLetterId,
+    pub owner: Option<ClientId>,
+}
+
+/// Removes what has been kept long enough.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Forget {
+    /// Deduplication keys, with the expiry each was found with.
+    pub dedup: Vec<(InstantMs, DedupHash)>,
+    /// History that ended before.
+    pub history_before: InstantMs,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,6 +180,7 @@ pub struct PutClient {
     pub password_hash: String,
     pub admin: bool,
     pub policy: Option<Policy>,
+    pub limits: ClientLimits,
     /// Leave a client of that name as it is.
     pub only_if_absent: bool,
 }
@@ -103,8 +195,8 @@ pub struct PutApiKey {
 
 impl PutClient {
     pub(super) fn row(self, since_ms: InstantMs, api_keys: Vec<String>) -> ClientRow {
-        let Self { password_hash, admin, policy, .. } = self;
-        ClientRow { password_hash, admin, policy, since_ms, api_keys }
+        let Self { password_hash, admin, policy, limits, .. } = self;
+        ClientRow { password_hash, admin, policy, limits, since_ms, api_keys }
     }
 }
 
@@ -121,10 +213,13 @@ pub enum Reply {
     Registered {
         id: TaskId,
         due_ms: InstantMs,
+        /// The answer to an earlier registration with the same key.
+        duplicate: bool,
     },
     /// Before any dispatch of the current occurrence.
     Cancelled,
-    /// This attempt may be out, or was; nothing follows it.
+    /// This attempt may be out, or was. Nothing follows it if it was to be cancelled; nothing was changed if it was to be
+    /// edited.
     TooLate {
         occurrence: u64,
         attempt: u32,
@@ -136,4 +231,23 @@ pub enum Reply {
     Stored,
     /// What should be left as it is was there already.
     Exists,
+    Edited {
+        version: u64,
+        due_ms: InstantMs,
+    },
+    /// The task has this version; nothing was changed.
+    Conflict {
+        version: u64,
+    },
+    /// Nothing leaves any more; this attempt may be out.
+    Paused {
+        out: Option<(u64, u32)>,
+    },
+    Resumed {
+        due_ms: InstantMs,
+    },
+    /// As a task of this name.
+    Replayed {
+        id: TaskId,
+    },
 }

@@ -13,10 +13,17 @@
 //!   register             v                   |          acknowledged, last occurrence
 //!  ----------> pending (occurrence n, attempt k) ------------------------------------> gone
 //!                 |      ^                   |
-//!                 |      +-------------------+  acknowledged or out of tries: occurrence n+1, attempt 1
-//!          cancel |                          |  out of tries: a dead letter as well
-//!                 +--> gone
+//!              |  |      +-------------------+  acknowledged or out of tries: occurrence n+1, attempt 1
+//!       cancel |  |                          |  out of tries: a dead letter as well
+//!              |  |      +-------------------+
+//!              |  +----> paused: due never   | resume: occurrence as time has it
+//!              |  pause  +-------------------+
+//!              +--> gone
 //! ```
+//!
+//! An edit leaves a task where it is, or moves it to another due instant. With overlap, an occurrence that starts
+//! becomes a task of its own, a stand-in, and the task goes on to the next; a dead letter that is played again is a
+//! stand-in too.
 //!
 //! A storage error inside `apply` is the node's end. A request that cannot be understood does not decode, which is
 //! one: skipping it would let replicas differ.
@@ -24,6 +31,10 @@
 mod cancel;
 mod clients;
 mod command;
+mod edit;
+mod forget;
+mod letters;
+mod recur;
 mod register;
 mod settle;
 #[cfg(test)]
@@ -31,13 +42,21 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-pub use command::{Batch, Cancel, Claim, PutApiKey, PutClient, Register, Reply, Request, Settle};
+pub use command::{
+    Batch, Cancel, CatchUp, Change, Claim, Dedup, Detach, Edit, Forget, Pause, Purge, PutApiKey, PutClient, Register,
+    Replay, Reply, Request, Settle,
+};
+pub use recur::must_catch_up;
 
 use crate::store::StoreError;
-use crate::store::keys::Key;
+use crate::store::keys::{Key, TagKind, client_hash};
 use crate::store::overlay::{Overlay, Rows, get_row};
-use crate::store::rows::{CursorRow, PolicyRow, ShardMetaRow, TaskRow};
-use crate::task::{GroupId, InstantMs, Policy, PolicyId, TaskId};
+use crate::store::rows::{CursorRow, Ended, HistoryRow, PolicyRow, Role, ShardMetaRow, TaskRow, TimelineRow};
+use crate::task::{ClientId, Failure, GroupId, InstantMs, Policy, PolicyId, TaskId};
+
+/// About what a task row takes besides its payload and the client's name.
+const TASK_ROW_BYTES: usize = 64;
+const TIMELINE_ROW_BYTES: usize = 8;
 
 /// What the leader does after the writes are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +85,9 @@ pub fn apply(
     // The stamp is max(clock, last stamp), and one leader's batches are applied in order: time never goes back.
     meta.now_ms = meta.now_ms.max(batch.now_ms);
     meta.armed_ms = meta.armed_ms.max(batch.armed_ms);
-    let Batch { policies, requests, .. } = batch;
-    let mut shard = Shard { group, rows, meta, policies, policy_changes: BTreeMap::new(), effects: Vec::new() };
+    let Batch { keep_history, policies, requests, .. } = batch;
+    let policy_changes = BTreeMap::new();
+    let mut shard = Shard { group, rows, meta, keep_history, policies, policy_changes, effects: Vec::new() };
     let mut replies = Vec::with_capacity(requests.len());
     for request in requests {
         replies.push(match request {
@@ -78,6 +98,13 @@ pub fn apply(
             Request::RemoveClient(client) => shard.remove_client(&client)?,
             Request::PutApiKey(put) => shard.put_api_key(put)?,
             Request::RemoveApiKey(key_id) => shard.remove_api_key(&key_id)?,
+            Request::Edit(edit) => shard.edit(edit)?,
+            Request::Pause(pause) => shard.pause(pause)?,
+            Request::CatchUp(catch_up) => shard.catch_up(catch_up)?,
+            Request::Detach(detach) => shard.detach(detach)?,
+            Request::Replay(replay) => shard.replay(replay)?,
+            Request::Purge(purge) => shard.purge(purge)?,
+            Request::Forget(forget) => shard.forget(forget)?,
         });
     }
     shard.store_policy_changes()?;
@@ -90,7 +117,8 @@ struct Shard<'a, 'b> {
     group: GroupId,
     rows: &'a mut Overlay<'b>,
     meta: &'a mut ShardMetaRow,
-    /// What this batch brings.
+    keep_history: bool,
+    /// What this batch brings, and what its requests need besides.
     policies: Vec<Policy>,
     /// By how much the number of tasks using a policy changes; stored once, at the end.
     policy_changes: BTreeMap<PolicyId, i64>,
@@ -108,16 +136,130 @@ impl Shard<'_, '_> {
         Ok(stored.unwrap_or_else(|| first_cursor(task)))
     }
 
-    /// Takes a task out of the state, wherever it stands.
-    fn remove(&mut self, id: TaskId, task: &TaskRow, at: CursorRow) {
+    /// A task that `owner` may touch; `None` is an administrator. Another client's task is not found rather than
+    /// forbidden: ids of others are not confirmed.
+    fn owned(&self, id: TaskId, owner: Option<&ClientId>) -> Result<Option<TaskRow>, StoreError> {
+        let may = |task: &TaskRow| owner.is_none_or(|owner| *owner == task.client);
+        // The copy of a dead letter is ours.
+        Ok(self.task(id)?.filter(|task| may(task) && !matches!(task.role, Role::Copy(_))))
+    }
+
+    /// Puts a new task into the state, at its first occurrence.
+    fn add(&mut self, id: TaskId, task: &TaskRow) {
+        self.put_task(id, task);
+        self.schedule(id, task, &first_cursor(task));
+        self.meta.pending += 1;
+    }
+
+    fn put_task(&mut self, id: TaskId, task: &TaskRow) {
+        let bytes = TASK_ROW_BYTES + task.payload.len() + task.client.as_str().len();
+        self.rows.put_once(Key::task(self.group, id), task, bytes);
+        for key in tag_keys(self.group, id, task) {
+            self.rows.put_once(key, &(), 1);
+        }
+        *self.policy_changes.entry(task.policy).or_default() += 1;
+    }
+
+    fn take_task(&mut self, id: TaskId, task: &TaskRow) {
         self.rows.delete_once(Key::task(self.group, id));
-        self.rows.delete_once(Key::timeline(self.group, at.due_ms, id));
-        if at != first_cursor(task) {
-            self.rows.delete(Key::cursor(self.group, id));
+        for key in tag_keys(self.group, id, task) {
+            self.rows.delete_once(key);
         }
         *self.policy_changes.entry(task.policy).or_default() -= 1;
+    }
+
+    fn replace(&mut self, id: TaskId, before: &TaskRow, after: &TaskRow) {
+        self.take_task(id, before);
+        self.put_task(id, after);
+    }
+
+    /// Takes a task out of the state, wherever it stands.
+    fn remove(&mut self, id: TaskId, task: &TaskRow, at: &CursorRow) -> Result<(), StoreError> {
+        self.unschedule(id, task, at);
+        self.take_task(id, task);
+        if let Role::StandIn { task, .. } = task.role {
+            self.forget_stand_in(task, id)?;
+        }
         self.meta.pending = self.meta.pending.checked_sub(1).expect("a task that is there was counted");
         self.effects.push(Effect::Ended { id });
+        Ok(())
+    }
+
+    /// Writes where a task stands.
+    fn schedule(&mut self, id: TaskId, task: &TaskRow, at: &CursorRow) {
+        let row = TimelineRow { occurrence: at.occurrence, attempt: at.attempt, recurring: task.recurrence.is_some() };
+        self.rows.put_once(Key::timeline(self.group, at.due_ms, id), &row, TIMELINE_ROW_BYTES);
+        let mine = Key::by_client(self.group, client_hash(&task.client), at.due_ms, id);
+        self.rows.put_once(mine, &row, TIMELINE_ROW_BYTES);
+        if *at != first_cursor(task) {
+            self.rows.put(Key::cursor(self.group, id), at);
+        }
+    }
+
+    fn unschedule(&mut self, id: TaskId, task: &TaskRow, at: &CursorRow) {
+        self.rows.delete_once(Key::timeline(self.group, at.due_ms, id));
+        self.rows.delete_once(Key::by_client(self.group, client_hash(&task.client), at.due_ms, id));
+        if *at != first_cursor(task) {
+            self.rows.delete(Key::cursor(self.group, id));
+        }
+    }
+
+    /// Moves a task from where it stands to its next attempt.
+    fn advance(&mut self, id: TaskId, task: &TaskRow, from: &CursorRow, to: CursorRow) {
+        self.unschedule(id, task, from);
+        self.schedule(id, task, &to);
+        self.effects.push(Effect::Scheduled { id, due_ms: to.due_ms });
+    }
+
+    /// Puts down what became of the occurrence a task stands at.
+    fn record(
+        &mut self,
+        id: TaskId,
+        task: &TaskRow,
+        at: &CursorRow,
+        ended: Ended,
+        dispatched_ms: InstantMs,
+        failure: Option<Failure>,
+    ) {
+        if !self.keep_history {
+            return;
+        }
+        let (shown, occurrence) = shown_as(id, task, at.occurrence);
+        let row = HistoryRow {
+            client: task.client.clone(),
+            ended,
+            count: 1,
+            due_ms: shown_due(task, at.occurrence),
+            dispatched_ms,
+            attempts: at.attempt,
+            failure,
+        };
+        self.rows.put(Key::history(self.group, self.meta.now_ms, shown, occurrence), &row);
+    }
+
+    /// Puts down that due instants from `first` on are not run.
+    fn record_left_out(&mut self, id: TaskId, task: &TaskRow, first: u64, count: u64, how: Ended) {
+        self.meta.missed += count;
+        if !self.keep_history {
+            return;
+        }
+        let row = HistoryRow {
+            client: task.client.clone(),
+            ended: how,
+            count,
+            due_ms: occurrence_due(task, first),
+            dispatched_ms: 0,
+            attempts: 0,
+            failure: None,
+        };
+        self.rows.put(Key::history(self.group, self.meta.now_ms, id, first), &row);
+    }
+
+    /// A policy that a request of this batch makes out of what it found.
+    fn bring(&mut self, policy: Policy) -> PolicyId {
+        let id = policy.id();
+        self.policies.push(policy);
+        id
     }
 
     /// A policy that some task uses. One that came with this batch is not stored yet.
@@ -147,7 +289,36 @@ impl Shard<'_, '_> {
 
 /// Where every task begins.
 pub fn first_cursor(task: &TaskRow) -> CursorRow {
-    CursorRow { due_ms: task.first_due_ms, occurrence: 0, attempt: 1 }
+    CursorRow { due_ms: task.first_due_ms, occurrence: task.first_occurrence, attempt: 1, failure: None }
+}
+
+/// The task and occurrence in whose name this one goes out.
+pub fn shown_as(id: TaskId, task: &TaskRow, occurrence: u64) -> (TaskId, u64) {
+    match &task.role {
+        Role::Own => (id, occurrence),
+        Role::StandIn { task, occurrence, .. } => (*task, *occurrence),
+        Role::Copy(copy) => (copy.letter.task, copy.occurrence),
+    }
+}
+
+/// When the occurrence that goes out was due.
+pub fn shown_due(task: &TaskRow, occurrence: u64) -> InstantMs {
+    match &task.role {
+        Role::Own => occurrence_due(task, occurrence),
+        Role::StandIn { due_ms, .. } => *due_ms,
+        Role::Copy(copy) => copy.due_ms,
+    }
+}
+
+/// The places of a task in the index of names and labels.
+fn tag_keys(group: GroupId, id: TaskId, task: &TaskRow) -> Vec<Key> {
+    // A copy is no task of the client's.
+    let Some(tags) = task.tags.as_ref().filter(|_| !matches!(task.role, Role::Copy(_))) else { return Vec::new() };
+    let client = client_hash(&task.client);
+    let name = tags.name().map(|name| Key::by_tag(group, client, TagKind::Name, name, id));
+    let label =
+        |(key, value): &(String, String)| Key::by_tag(group, client, TagKind::Label, &format!("{key}={value}"), id);
+    name.into_iter().chain(tags.labels().iter().map(label)).collect()
 }
 
 /// A task and where it stands, as the firing room and `get` read it.
@@ -160,5 +331,7 @@ pub fn read_task(rows: &dyn Rows, group: GroupId, id: TaskId) -> Result<Option<(
 
 /// When occurrence `n` of a task is due: counted from the first, so that nothing drifts.
 pub fn occurrence_due(task: &TaskRow, occurrence: u64) -> InstantMs {
-    task.first_due_ms.saturating_add(task.interval_ms.saturating_mul(occurrence))
+    let interval_ms = task.recurrence.map_or(0, |recurrence| recurrence.interval_ms);
+    let intervals = occurrence.saturating_sub(task.first_occurrence);
+    task.first_due_ms.saturating_add(interval_ms.saturating_mul(intervals))
 }

@@ -1,30 +1,51 @@
-//! A new task. Touches: task, timeline, policy.
+//! A new task. Touches: task, timeline, policy, dedup.
 
-use super::{Effect, Register, Reply, Shard};
+use super::{Dedup, Effect, Register, Reply, Shard};
 use crate::store::StoreError;
 use crate::store::keys::Key;
-use crate::store::rows::{TaskRow, TimelineRow};
-
-/// About what a task row takes besides its payload and the client's name.
-const TASK_ROW_BYTES: usize = 48;
-const TIMELINE_ROW_BYTES: usize = 8;
+use crate::store::rows::{DedupRow, Role, TaskRow};
 
 impl Shard<'_, '_> {
     pub(super) fn register(&mut self, register: Register) -> Result<Reply, StoreError> {
-        let Register { id, client, policy, due_ms, interval_ms, payload } = register;
+        let Register { id, client, policy, due_ms, recurrence, tags, dedup, payload } = register;
+        if let Some(dedup) = dedup
+            && let Some(reply) = self.registered_before(dedup)?
+        {
+            return Ok(reply);
+        }
         let policy = self
             .policies
             .get(usize::from(policy))
             .ok_or_else(|| StoreError::damaged("a log entry", "a registration names a policy that is not in it"))?
             .id();
-        let bytes = TASK_ROW_BYTES + payload.len() + client.as_str().len();
-        let task = TaskRow { client, policy, first_due_ms: due_ms, interval_ms, payload };
-        self.rows.put_once(Key::task(self.group, id), &task, bytes);
-        let first = TimelineRow { occurrence: 0, attempt: 1 };
-        self.rows.put_once(Key::timeline(self.group, due_ms, id), &first, TIMELINE_ROW_BYTES);
-        *self.policy_changes.entry(policy).or_default() += 1;
-        self.meta.pending += 1;
+        let task = TaskRow {
+            client,
+            policy,
+            first_due_ms: due_ms,
+            first_occurrence: 0,
+            recurrence,
+            version: 1,
+            tags,
+            role: Role::Own,
+            payload,
+        };
+        self.add(id, &task);
+        if let Some(Dedup { hash, expires_ms }) = dedup {
+            self.rows.put(Key::dedup(self.group, hash), &DedupRow { id, due_ms, expires_ms });
+            self.rows.put(Key::dedup_end(self.group, expires_ms, hash), &());
+        }
         self.effects.push(Effect::Scheduled { id, due_ms });
-        Ok(Reply::Registered { id, due_ms })
+        Ok(Reply::Registered { id, due_ms, duplicate: false })
+    }
+
+    /// The answer to the first registration with this key, unless it has expired; then it makes room.
+    fn registered_before(&mut self, dedup: Dedup) -> Result<Option<Reply>, StoreError> {
+        let known: Option<DedupRow> = self.rows.get("a deduplication key", &Key::dedup(self.group, dedup.hash))?;
+        let Some(DedupRow { id, due_ms, expires_ms }) = known else { return Ok(None) };
+        if expires_ms > self.meta.now_ms {
+            return Ok(Some(Reply::Registered { id, due_ms, duplicate: true }));
+        }
+        self.rows.delete(Key::dedup_end(self.group, expires_ms, dedup.hash));
+        Ok(None)
     }
 }

@@ -21,7 +21,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::keys::{Key, Parsed, ParsedLog, parse_log, parse_state};
 use super::rows::{
-    ApiKeyRow, Applied, ClientRow, CursorRow, DeadLetterRow, PolicyRow, ShardMetaRow, TaskRow, TimelineRow,
+    ApiKeyRow, Applied, ClientRow, CursorRow, DeadLetterRow, DedupRow, HistoryRow, PolicyRow, Role, ShardMetaRow,
+    StandInsRow, TaskRow, TimelineRow,
 };
 use super::{Store, StoreError, codec};
 use crate::raft::state_machine::decode_membership;
@@ -60,7 +61,13 @@ pub fn state_line(key: &[u8], value: &[u8]) -> String {
         Parsed::Timeline(due_ms, id) => (format!("timeline {due_ms} {id}"), row(value, timeline)),
         Parsed::Cursor(id) => (format!("cursor {id}"), row(value, cursor)),
         Parsed::Policy(id) => (format!("policy {}", short(id)), row(value, policy_row)),
-        Parsed::DeadLetter(died_at, id) => (format!("dead-letter {died_at} {id}"), row(value, dead_letter)),
+        Parsed::DeadLetter(letter) => (format!("dead-letter {letter}"), row(value, dead_letter)),
+        Parsed::Dedup(hash) => (format!("dedup {}", hex(&hash.0)), row(value, dedup)),
+        Parsed::DedupEnd(at, hash) => (format!("dedup-end {at} {}", hex(&hash.0)), row(value, |(): ()| String::new())),
+        Parsed::History(id, n, ended_ms) => (format!("history {id} {n} ended={ended_ms}"), row(value, history)),
+        Parsed::ByClient(hash, due_ms, id) => (format!("by-client {} {due_ms} {id}", hex(&hash)), row(value, timeline)),
+        Parsed::ByTag(id) => (format!("by-tag {id}"), row(value, |(): ()| String::new())),
+        Parsed::StandIns(id) => (format!("stand-ins {id}"), row(value, |StandInsRow(ids)| format!("{ids:?}"))),
         Parsed::Applied => ("applied".into(), row(value, applied)),
         Parsed::Membership => ("membership".into(), decode_membership(value).map(|stored| stored.to_string())),
         Parsed::ShardMeta => ("meta".into(), row(value, shard_meta)),
@@ -101,22 +108,48 @@ fn row<T: DeserializeOwned>(value: &[u8], show: impl FnOnce(T) -> String) -> Res
 }
 
 fn task(row: TaskRow) -> String {
-    let TaskRow { client, policy, first_due_ms, interval_ms, payload } = row;
-    let mut out = format!("client={client} policy={} due={first_due_ms}", short(policy));
-    if interval_ms > 0 {
-        write!(out, " every={interval_ms}").expect("a String grows");
+    let TaskRow { client, policy, first_due_ms, first_occurrence, recurrence, version, tags, role, payload } = row;
+    let mut out = format!("client={client} policy={} due={first_due_ms} version={version}", short(policy));
+    let mut more = |text: String| out.push_str(&text);
+    if first_occurrence > 0 {
+        more(format!(" from-occurrence={first_occurrence}"));
+    }
+    if let Some(recurrence) = recurrence {
+        more(format!(" every={} {recurrence:?}", recurrence.interval_ms));
+    }
+    if let Some(tags) = tags {
+        more(format!(" name={:?} labels={:?}", tags.name(), tags.labels()));
+    }
+    match role {
+        Role::Own => {}
+        Role::StandIn { task, occurrence, due_ms } => more(format!(" stands-in-for={task}.{occurrence} of={due_ms}")),
+        Role::Copy(copy) => more(format!(" copy-of={}", copy.letter)),
     }
     out + &format!(" payload={}", bytes(&payload))
 }
 
 fn timeline(row: TimelineRow) -> String {
-    let TimelineRow { occurrence, attempt } = row;
-    format!("occurrence={occurrence} attempt={attempt}")
+    let TimelineRow { occurrence, attempt, recurring } = row;
+    format!("occurrence={occurrence} attempt={attempt}{}", if recurring { " recurring" } else { "" })
 }
 
 fn cursor(row: CursorRow) -> String {
-    let CursorRow { due_ms, occurrence, attempt } = row;
-    format!("due={due_ms} occurrence={occurrence} attempt={attempt}")
+    let CursorRow { due_ms, occurrence, attempt, failure } = row;
+    let failure = failure.map_or_else(String::new, |(failure, at)| format!(" failed={at} error={:?}", failure.text));
+    format!("due={due_ms} occurrence={occurrence} attempt={attempt}{failure}")
+}
+
+fn dedup(row: DedupRow) -> String {
+    let DedupRow { id, due_ms, expires_ms } = row;
+    format!("task={id} due={due_ms} expires={expires_ms}")
+}
+
+fn history(row: HistoryRow) -> String {
+    let HistoryRow { client, ended, count, due_ms, dispatched_ms, attempts, failure } = row;
+    let failure = failure.map_or_else(String::new, |failure| format!(" error={:?}", failure.text));
+    format!(
+        "{ended:?} client={client} count={count} due={due_ms} dispatched={dispatched_ms} attempts={attempts}{failure}"
+    )
 }
 
 fn policy_row(row: PolicyRow) -> String {
@@ -127,13 +160,15 @@ fn policy_row(row: PolicyRow) -> String {
 fn policy_text(policy: &Policy) -> String {
     let Policy { callback, retry, dead_letter } = policy;
     let mut out = format!(
-        "{} {} attempts={} {:?} interval={}..{}",
+        "{} {} {:?} attempts={} {:?} interval={}..{} jitter={}%",
         callback.protocol,
         callback.endpoint,
+        callback.options,
         retry.attempts_max,
         retry.backoff,
         retry.interval_ms,
-        retry.interval_max_ms
+        retry.interval_max_ms,
+        retry.jitter_percent
     );
     if let Some(to) = dead_letter {
         write!(out, " dead-letters={to:?}").expect("a String grows");
@@ -142,9 +177,12 @@ fn policy_text(policy: &Policy) -> String {
 }
 
 fn dead_letter(row: DeadLetterRow) -> String {
-    let DeadLetterRow { client, policy, payload, occurrence, due_ms, attempts, error } = row;
+    let DeadLetterRow { client, policy, payload, tags, occurrence, due_ms, attempts, failure, copy } = row;
+    let name = tags.as_ref().and_then(|tags| tags.name());
     format!(
-        "client={client} occurrence={occurrence} due={due_ms} attempts={attempts} error={error:?} payload={} {}",
+        "client={client} name={name:?} occurrence={occurrence} due={due_ms} attempts={attempts} error={:?} copy={copy:?} \
+         payload={} {}",
+        failure.text,
         bytes(&payload),
         policy_text(&policy)
     )
@@ -156,14 +194,14 @@ fn applied(row: Applied) -> String {
 }
 
 fn shard_meta(row: ShardMetaRow) -> String {
-    let ShardMetaRow { now_ms, armed_ms, pending, dead_letters } = row;
-    format!("now={now_ms} armed={armed_ms} pending={pending} dead-letters={dead_letters}")
+    let ShardMetaRow { now_ms, armed_ms, pending, dead_letters, missed } = row;
+    format!("now={now_ms} armed={armed_ms} pending={pending} dead-letters={dead_letters} missed={missed}")
 }
 
 fn client(row: ClientRow) -> String {
-    let ClientRow { password_hash: _, admin, policy, since_ms, api_keys } = row;
+    let ClientRow { password_hash: _, admin, policy, limits, since_ms, api_keys } = row;
     let policy = policy.as_ref().map_or_else(|| "no policy".into(), policy_text);
-    format!("admin={admin} since={since_ms} api-keys={api_keys:?} {policy}")
+    format!("admin={admin} since={since_ms} api-keys={api_keys:?} {limits:?} {policy}")
 }
 
 fn api_key(row: ApiKeyRow) -> String {
@@ -180,7 +218,7 @@ fn entry(index: u64, value: &[u8]) -> Result<String, StoreError> {
         EntryPayload::Blank => "blank".into(),
         EntryPayload::Membership(membership) => format!("membership {membership}"),
         EntryPayload::Normal(command) => {
-            let Batch { now_ms, armed_ms, policies, requests } = Batch::decode(&command.0)?;
+            let Batch { now_ms, armed_ms, policies, requests, keep_history: _ } = Batch::decode(&command.0)?;
             let (requests, policies, bytes) = (requests.len(), policies.len(), command.0.len());
             format!("command now={now_ms} armed={armed_ms} requests={requests} policies={policies} bytes={bytes}")
         }
@@ -259,8 +297,13 @@ mod tests {
     use super::*;
     use crate::raft::types::{Command, LogEntry, Member, Membership, encode_entry, log_id};
     use crate::store::LogWrite;
+    use crate::store::keys::{TagKind, client_hash};
     use crate::store::overlay::Write as StateWrite;
-    use crate::task::{Callback, ClientId, Protocol, Retry, ShardId, TaskId};
+    use crate::store::rows::{CopyState, Ended};
+    use crate::task::{
+        Callback, ClientId, ClientLimits, DeadLetterId, DedupHash, Failure, FailureClass, Protocol, Recurrence, Retry,
+        ShardId, Tags, TaskId,
+    };
     use openraft::entry::Entry;
     use serde::Serialize;
     use std::collections::{BTreeMap, BTreeSet};
@@ -297,12 +340,36 @@ mod tests {
                 client: client.clone(),
                 policy: policy().id(),
                 first_due_ms: 5,
-                interval_ms: 9,
+                first_occurrence: 0,
+                recurrence: Some(Recurrence::every(9)),
+                version: 1,
+                tags: Some(Tags::new("nightly", [("env".into(), "test".into())]).unwrap()),
+                role: Role::StandIn { task: id(), occurrence: 7, due_ms: 3 },
                 payload: payload.clone(),
             },
         );
-        put(store, Key::timeline(GROUP, 5, id()), &TimelineRow { occurrence: 1, attempt: 2 });
-        put(store, Key::cursor(GROUP, id()), &CursorRow { due_ms: 5, occurrence: 1, attempt: 2 });
+        let row = TimelineRow { occurrence: 1, attempt: 2, recurring: true };
+        put(store, Key::timeline(GROUP, 5, id()), &row);
+        let hash = client_hash(&client);
+        put(store, Key::by_client(GROUP, hash, 5, id()), &row);
+        put(store, Key::by_tag(GROUP, hash, TagKind::Name, "nightly", id()), &());
+        let failure = Failure::new(FailureClass::Refused, "refused");
+        let cursor = CursorRow { due_ms: 5, occurrence: 1, attempt: 2, failure: Some((failure.clone(), 4)) };
+        put(store, Key::cursor(GROUP, id()), &cursor);
+        let key = DedupHash::new(&client, "key").unwrap();
+        put(store, Key::dedup(GROUP, key), &DedupRow { id: id(), due_ms: 5, expires_ms: 50 });
+        put(store, Key::dedup_end(GROUP, 50, key), &());
+        put(store, Key::stand_ins(GROUP, id()), &StandInsRow(vec![id()]));
+        let ended = HistoryRow {
+            client: client.clone(),
+            ended: Ended::Acknowledged,
+            count: 1,
+            due_ms: 2,
+            dispatched_ms: 3,
+            attempts: 1,
+            failure: None,
+        };
+        put(store, Key::history(GROUP, 4, id(), 0), &ended);
         put(store, Key::policy(GROUP, policy().id()), &PolicyRow { policy: policy(), tasks: 1 });
         let died = DeadLetterRow {
             client: client.clone(),
@@ -311,15 +378,18 @@ mod tests {
             occurrence: 1,
             due_ms: 5,
             attempts: 3,
-            error: "refused".into(),
+            failure,
+            tags: None,
+            copy: CopyState::UnderWay,
         };
-        put(store, Key::dead_letter(GROUP, 6, id()), &died);
+        put(store, Key::dead_letter(GROUP, DeadLetterId { died_ms: 6, task: id() }), &died);
         put(store, Key::applied(GROUP), &Applied { term: 1, index: 3 });
         put(store, Key::shard_meta(GROUP), &ShardMetaRow::default());
         let row = ClientRow {
             password_hash: "$argon2id$secret".into(),
             admin: true,
             policy: None,
+            limits: ClientLimits::default(),
             since_ms: 1,
             api_keys: vec!["k1".into()],
         };
@@ -355,14 +425,24 @@ mod tests {
         let text = lines.join("\n");
         assert!(!text.contains('?'), "{text}");
         // Membership is the one kind of `state` that is not here; see the tests of `raft`, which dump real groups.
-        assert_eq!(lines.len(), 9 + 1 + 6, "{text}");
+        assert_eq!(lines.len(), 15 + 1 + 6, "{text}");
         for wanted in [
             "state g1 task ",
             "payload=100 bytes \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"...",
             "state g1 timeline 5 ",
             "state g1 cursor ",
             "state g1 policy ",
-            "state g1 dead-letter 6 ",
+            "state g1 dead-letter ",
+            "@6 client=orders",
+            "state g1 history ",
+            "Acknowledged client=orders",
+            "state g1 dedup ",
+            "state g1 dedup-end 50 ",
+            "state g1 by-client ",
+            "state g1 by-tag ",
+            "state g1 stand-ins ",
+            "stands-in-for=",
+            "name=Some(\"nightly\")",
             "error=\"refused\"",
             "state g1 applied term=1 index=3",
             "state g1 meta now=0",
@@ -407,7 +487,7 @@ mod tests {
         assert_eq!(digest(&store, GROUP).unwrap(), before);
         put(&store, Key::applied(GROUP), &Applied { term: 2, index: 4 });
         assert_eq!(digest(&store, GROUP).unwrap().hash, before.hash, "an election changes no row");
-        put(&store, Key::timeline(GROUP, 5, id()), &TimelineRow { occurrence: 1, attempt: 3 });
+        put(&store, Key::timeline(GROUP, 5, id()), &TimelineRow { occurrence: 1, attempt: 3, recurring: false });
         assert_ne!(digest(&store, GROUP).unwrap().hash, before.hash);
     }
 }

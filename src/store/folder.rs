@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 /// The newest format of the folder that this binary writes and understands.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+/// The oldest one it understands. Format 1 was that of the first weeks, which nobody depends on.
+const FORMAT_OLDEST: u32 = 2;
 
 const IDENTITY_FILE: &str = "boomerang.json";
 const LOCK_FILE: &str = "lock";
@@ -24,6 +26,11 @@ pub enum FolderError {
         "data folder {path} has format {found}, this binary knows formats up to {FORMAT}; use the newer binary that wrote it"
     )]
     Newer { path: String, found: u32 },
+    #[error(
+        "data folder {path} has format {found}, of a version before the first release, which this binary (from format \
+         {FORMAT_OLDEST}) does not carry over; choose an empty --data-dir"
+    )]
+    Older { path: String, found: u32 },
     #[error(
         "data folder {path} belongs to {field} {found}, not {wanted}; choose another --data-dir or correct --{flag}"
     )]
@@ -144,6 +151,9 @@ fn check(text: &str, wanted: &Identity, shown: &str) -> Result<Identity, FolderE
     let FormatOnly { format } = serde_json::from_str(text).map_err(damaged)?;
     if format > FORMAT {
         return Err(FolderError::Newer { path: shown.to_owned(), found: format });
+    }
+    if format < FORMAT_OLDEST {
+        return Err(FolderError::Older { path: shown.to_owned(), found: format });
     }
     let found: Identity = serde_json::from_str(text).map_err(damaged)?;
     let foreign = |field, flag, found: String, wanted: String| {

@@ -8,26 +8,53 @@
 //!       3 cursor       id                       2 replica
 //!       4 policy       hash                     3 entry   index
 //!       5 dead letter  died at:u64 id
-//!       6 dedup        key hash             (reserved)
-//!       7 history      id occurrence:u64    (reserved)
+//!       6 dedup        key hash
+//!       7 history      hour:u64 id occurrence:u64 ended:u64
 //!       8 meta         name:u8
 //!       9 client       name                 (group 0 only)
 //!      10 api key      key id               (group 0 only)
+//!      11 by client    client hash, due:u64 id
+//!      12 by tag       client hash, kind:u8 text 0 id
+//!      13 dedup end    expires:u64 key hash
+//!      14 stand-ins    id
 //! ```
+//!
+//! What is indexed by client begins with a hash of the client's name, so that a page of one client's tasks costs the
+//! same however many the others have. Two names with one hash would share a range; whoever reads it compares the name.
+//! History lies in hours, because it is forgotten by the hour: one range is removed, whatever it holds.
 //!
 //! All numbers are big-endian, so that the order of bytes is the order of values. A tag is never reused and a key never
 //! changes its meaning.
 
-use crate::task::{GroupId, InstantMs, PolicyId, TaskId};
+use sha2::{Digest, Sha256};
+
+use crate::task::{ClientId, DeadLetterId, DedupHash, GroupId, InstantMs, PolicyId, TaskId};
 
 const TASK: u8 = 1;
 const TIMELINE: u8 = 2;
 const CURSOR: u8 = 3;
 const POLICY: u8 = 4;
 const DEAD_LETTER: u8 = 5;
+const DEDUP: u8 = 6;
+const HISTORY: u8 = 7;
 const META: u8 = 8;
 const CLIENT: u8 = 9;
 const API_KEY: u8 = 10;
+const BY_CLIENT: u8 = 11;
+const BY_TAG: u8 = 12;
+const DEDUP_END: u8 = 13;
+const STAND_INS: u8 = 14;
+
+/// What history is forgotten by.
+pub const HISTORY_BUCKET_MS: u64 = 3_600_000;
+
+/// Which text of a task an index is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TagKind {
+    Name = 0,
+    /// `key=value`
+    Label = 1,
+}
 
 const META_APPLIED: u8 = 1;
 const META_MEMBERSHIP: u8 = 2;
@@ -96,8 +123,78 @@ impl Key {
         Self::new(group.0, POLICY, &[&id.0])
     }
 
-    pub fn dead_letter(group: GroupId, died_at: InstantMs, id: TaskId) -> Self {
-        Self::new(group.0, DEAD_LETTER, &[&died_at.to_be_bytes(), id.as_bytes()])
+    pub fn dead_letter(group: GroupId, letter: DeadLetterId) -> Self {
+        Self::new(group.0, DEAD_LETTER, &[&letter.died_ms.to_be_bytes(), letter.task.as_bytes()])
+    }
+
+    pub fn dedup(group: GroupId, hash: DedupHash) -> Self {
+        Self::new(group.0, DEDUP, &[&hash.0])
+    }
+
+    pub fn dedup_end(group: GroupId, expires_ms: InstantMs, hash: DedupHash) -> Self {
+        Self::new(group.0, DEDUP_END, &[&expires_ms.to_be_bytes(), &hash.0])
+    }
+
+    /// The index of what expires at `until_ms` or before.
+    pub fn dedup_end_range(group: GroupId, until_ms: InstantMs) -> (Self, Self) {
+        let until = until_ms.saturating_add(1);
+        (Self::new(group.0, DEDUP_END, &[]), Self::new(group.0, DEDUP_END, &[&until.to_be_bytes()]))
+    }
+
+    pub fn history(group: GroupId, ended_ms: InstantMs, id: TaskId, occurrence: u64) -> Self {
+        let bucket = ended_ms - ended_ms % HISTORY_BUCKET_MS;
+        let (occurrence, ended) = (occurrence.to_be_bytes(), ended_ms.to_be_bytes());
+        Self::new(group.0, HISTORY, &[&bucket.to_be_bytes(), id.as_bytes(), &occurrence, &ended])
+    }
+
+    /// What ended for one task within the hour of `bucket_ms`.
+    pub fn history_of(group: GroupId, bucket_ms: InstantMs, id: TaskId) -> (Self, Self) {
+        let from = Self::new(group.0, HISTORY, &[&bucket_ms.to_be_bytes(), id.as_bytes()]);
+        let mut until = from.0.clone();
+        until.extend_from_slice(&[u8::MAX; 17]);
+        (from, Self(until))
+    }
+
+    /// All hours that were over at `before_ms`.
+    pub fn history_range(group: GroupId, before_ms: InstantMs) -> (Self, Self) {
+        let bucket = before_ms - before_ms % HISTORY_BUCKET_MS;
+        (Self::new(group.0, HISTORY, &[]), Self::new(group.0, HISTORY, &[&bucket.to_be_bytes()]))
+    }
+
+    /// One client's timeline. `client` is [`client_hash`].
+    pub fn by_client(group: GroupId, client: [u8; 8], due_ms: InstantMs, id: TaskId) -> Self {
+        Self::new(group.0, BY_CLIENT, &[&client, &due_ms.to_be_bytes(), id.as_bytes()])
+    }
+
+    pub fn by_tag(group: GroupId, client: [u8; 8], kind: TagKind, text: &str, id: TaskId) -> Self {
+        Self::new(group.0, BY_TAG, &[&client, &[kind as u8], text.as_bytes(), &[0], id.as_bytes()])
+    }
+
+    /// What all places of an index have before them, for whoever walks along it.
+    pub fn timeline_prefix(group: GroupId) -> Self {
+        Self::new(group.0, TIMELINE, &[])
+    }
+
+    pub fn by_client_prefix(group: GroupId, client: [u8; 8]) -> Self {
+        Self::new(group.0, BY_CLIENT, &[&client])
+    }
+
+    pub fn by_tag_prefix(group: GroupId, client: [u8; 8], kind: TagKind) -> Self {
+        Self::new(group.0, BY_TAG, &[&client, &[kind as u8]])
+    }
+
+    pub fn dead_letter_prefix(group: GroupId) -> Self {
+        Self::new(group.0, DEAD_LETTER, &[])
+    }
+
+    /// This key with more behind it.
+    pub fn join(&self, more: &[u8]) -> Self {
+        Self([self.0.as_slice(), more].concat())
+    }
+
+    /// The tasks that stand in for `id`.
+    pub fn stand_ins(group: GroupId, id: TaskId) -> Self {
+        Self::new(group.0, STAND_INS, &[id.as_bytes()])
     }
 
     pub fn applied(group: GroupId) -> Self {
@@ -159,6 +256,12 @@ impl Key {
     }
 }
 
+/// By which a client's part of an index is found.
+pub fn client_hash(client: &ClientId) -> [u8; 8] {
+    let digest = Sha256::digest(client.as_str());
+    digest[..8].try_into().expect("eight of thirty-two bytes")
+}
+
 /// A key taken apart again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parsed {
@@ -166,7 +269,14 @@ pub enum Parsed {
     Timeline(InstantMs, TaskId),
     Cursor(TaskId),
     Policy(PolicyId),
-    DeadLetter(InstantMs, TaskId),
+    DeadLetter(DeadLetterId),
+    Dedup(DedupHash),
+    DedupEnd(InstantMs, DedupHash),
+    /// The occurrence, and when it ended.
+    History(TaskId, u64, InstantMs),
+    ByClient([u8; 8], InstantMs, TaskId),
+    ByTag(TaskId),
+    StandIns(TaskId),
     Applied,
     Membership,
     ShardMeta,
@@ -194,7 +304,27 @@ pub fn parse_state(bytes: &[u8]) -> Option<(GroupId, Parsed)> {
         TIMELINE => instant_and_id(rest).map(|(due, id)| Parsed::Timeline(due, id))?,
         CURSOR => Parsed::Cursor(id(rest)?),
         POLICY => Parsed::Policy(PolicyId(rest.try_into().ok()?)),
-        DEAD_LETTER => instant_and_id(rest).map(|(at, id)| Parsed::DeadLetter(at, id))?,
+        DEAD_LETTER => {
+            instant_and_id(rest).map(|(died_ms, task)| Parsed::DeadLetter(DeadLetterId { died_ms, task }))?
+        }
+        DEDUP => Parsed::Dedup(DedupHash(rest.try_into().ok()?)),
+        DEDUP_END => {
+            let (instant, hash) = rest.split_first_chunk::<8>()?;
+            Parsed::DedupEnd(u64::from_be_bytes(*instant), DedupHash(hash.try_into().ok()?))
+        }
+        HISTORY => {
+            let (_bucket, rest) = rest.split_first_chunk::<8>()?;
+            let (task, rest) = rest.split_first_chunk::<16>()?;
+            let (occurrence, ended) = rest.split_first_chunk::<8>()?;
+            let ended = u64::from_be_bytes(ended.try_into().ok()?);
+            Parsed::History(TaskId::from_stored(*task), u64::from_be_bytes(*occurrence), ended)
+        }
+        BY_CLIENT => {
+            let (client, rest) = rest.split_first_chunk::<8>()?;
+            instant_and_id(rest).map(|(due, id)| Parsed::ByClient(*client, due, id))?
+        }
+        BY_TAG => Parsed::ByTag(TaskId::from_stored(*rest.last_chunk::<16>()?)),
+        STAND_INS => Parsed::StandIns(id(rest)?),
         META => match rest {
             [META_APPLIED] => Parsed::Applied,
             [META_MEMBERSHIP] => Parsed::Membership,

@@ -48,9 +48,9 @@ const STATE_FAMILY: &str = "state";
 const MIB: usize = 1024 * 1024;
 
 /// The most memory all memtables take together; beyond it the largest is flushed.
-const WRITE_BUFFERS_BYTES_MAX: usize = 48 * MIB;
+const WRITE_BUFFERS_BYTES_MAX: usize = 32 * MIB;
 /// A small memtable is flushed often, in short writes that delay an fsync beside them little.
-const WRITE_BUFFER_BYTES: usize = 12 * MIB;
+const WRITE_BUFFER_BYTES: usize = 8 * MIB;
 const WRITE_BUFFERS_PER_FAMILY_MAX: i32 = 4;
 const BLOCK_CACHE_BYTES: usize = 16 * MIB;
 /// RocksDB asks the disk to begin writing after this much, so that no fsync meets a backlog.
@@ -154,6 +154,11 @@ impl Store {
                 Write::Put(value) | Write::PutOnce(value) => batch.put_cf(&state, key, value),
                 Write::Delete => batch.delete_cf(&state, key),
                 Write::DeleteOnce => batch.single_delete_cf(&state, key),
+                Write::ReplaceOnce(value) => {
+                    batch.single_delete_cf(&state, &key);
+                    batch.put_cf(&state, key, value);
+                }
+                Write::DeleteRange(until) => batch.delete_range_cf(&state, key, until),
             }
         }
         let mut options = WriteOptions::default();
@@ -177,6 +182,24 @@ impl Store {
     /// At most `limit` rows from `from` on and before `until`, in key order.
     pub fn scan_state(&self, from: &Key, until: &Key, limit: usize) -> Result<Vec<Row>, StoreError> {
         self.scan(&self.state(), from, until, limit, "state")
+    }
+
+    /// At most `limit` rows before `until` and down to `from`, the last one first.
+    pub fn scan_state_back(&self, from: &Key, until: &Key, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from.as_ref());
+        let mut rows = Vec::new();
+        let mut iterator = self.db.raw_iterator_cf_opt(&self.state(), options);
+        iterator.seek_for_prev(until);
+        while rows.len() < limit {
+            let Some((key, value)) = iterator.item() else { break };
+            if key < until.as_ref() {
+                rows.push((key.to_vec(), value.to_vec()));
+            }
+            iterator.prev();
+        }
+        iterator.status().map_err(StoreError::rocks("scan", "state"))?;
+        Ok(rows)
     }
 
     fn scan(

@@ -40,6 +40,10 @@ pub enum Write {
     PutOnce(Vec<u8>),
     Delete,
     DeleteOnce,
+    /// [`Write::DeleteOnce`], and then [`Write::PutOnce`].
+    ReplaceOnce(Vec<u8>),
+    /// Everything from the key on and before this one; none of it is written beside.
+    DeleteRange(Key),
 }
 
 pub struct Overlay<'a> {
@@ -54,20 +58,34 @@ impl<'a> Overlay<'a> {
 
     pub fn get<T: DeserializeOwned>(&self, what: &'static str, key: &Key) -> Result<Option<T>, StoreError> {
         match self.writes.get(key) {
-            Some(Write::Put(bytes) | Write::PutOnce(bytes)) => codec::decode(what, bytes).map(Some),
+            Some(Write::Put(bytes) | Write::PutOnce(bytes) | Write::ReplaceOnce(bytes)) => {
+                codec::decode(what, bytes).map(Some)
+            }
             Some(Write::Delete | Write::DeleteOnce) => Ok(None),
-            None => get_row(self.base, what, key),
+            // The range begins there.
+            Some(Write::DeleteRange(_)) | None => get_row(self.base, what, key),
         }
     }
 
     pub fn put<T: Serialize>(&mut self, key: Key, value: &T) {
         let before = self.writes.insert(key, Write::Put(codec::encode(value)));
-        debug_assert!(!matches!(before, Some(Write::PutOnce(_) | Write::DeleteOnce)), "two kinds of writes on a key");
+        debug_assert!(
+            !matches!(before, Some(Write::PutOnce(_) | Write::ReplaceOnce(_) | Write::DeleteOnce)),
+            "two kinds of writes on a key"
+        );
     }
 
     pub fn put_once<T: Serialize>(&mut self, key: Key, value: &T, bytes: usize) {
-        let before = self.writes.insert(key, Write::PutOnce(codec::encode_sized(value, bytes)));
-        assert!(before.is_none(), "a row that is written once was written or removed in the same batch");
+        let value = codec::encode_sized(value, bytes);
+        match self.writes.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(Write::PutOnce(value));
+            }
+            Entry::Occupied(mut entry) => {
+                assert!(matches!(entry.get(), Write::DeleteOnce), "a row that is written once was there already");
+                entry.insert(Write::ReplaceOnce(value));
+            }
+        }
     }
 
     pub fn delete(&mut self, key: Key) {
@@ -76,15 +94,25 @@ impl<'a> Overlay<'a> {
 
     pub fn delete_once(&mut self, key: Key) {
         match self.writes.entry(key) {
-            // Never stored: there is nothing to remove.
-            Entry::Occupied(entry) if matches!(entry.get(), Write::PutOnce(_)) => {
-                entry.remove();
-            }
-            Entry::Occupied(_) => panic!("a row that is written once was removed twice"),
             Entry::Vacant(entry) => {
                 entry.insert(Write::DeleteOnce);
             }
+            Entry::Occupied(mut entry) => match entry.get() {
+                // Never stored: there is nothing to remove.
+                Write::PutOnce(_) => {
+                    entry.remove();
+                }
+                Write::ReplaceOnce(_) => {
+                    entry.insert(Write::DeleteOnce);
+                }
+                _ => panic!("a row that is written once was removed twice"),
+            },
         }
+    }
+
+    /// Of rows that [`Overlay::put`] wrote, in earlier batches.
+    pub fn delete_range(&mut self, from: Key, until: Key) {
+        self.writes.insert(from, Write::DeleteRange(until));
     }
 
     pub fn into_writes(self) -> HashMap<Key, Write> {
@@ -123,6 +151,10 @@ impl MemoryRows {
                 Write::DeleteOnce => {
                     assert!(self.0.remove(&key).is_some(), "{key:?} is removed once, and was not there");
                 }
+                Write::ReplaceOnce(value) => {
+                    assert!(self.0.insert(key.clone(), value).is_some(), "{key:?} is replaced, and was not there");
+                }
+                Write::DeleteRange(until) => self.0.retain(|other, _| *other < key || *other >= until),
             }
         }
     }

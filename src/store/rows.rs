@@ -4,32 +4,72 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::task::{ClientId, InstantMs, Policy, PolicyId};
+use crate::task::{
+    ClientId, ClientLimits, DeadLetterId, Failure, InstantMs, Policy, PolicyId, Recurrence, Tags, TaskId,
+};
 
-/// Written once when the task is registered, never changed, removed once.
+/// Written when the task is registered and when a client changes it, removed once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskRow {
     pub client: ClientId,
     pub policy: PolicyId,
     pub first_due_ms: InstantMs,
-    /// 0: the task is due once.
-    pub interval_ms: u64,
+    /// The occurrence that is due at `first_due_ms`: 0, unless the task was moved.
+    pub first_occurrence: u64,
+    pub recurrence: Option<Recurrence>,
+    /// Grows with each change by a client; 1 at first.
+    pub version: u64,
+    pub tags: Option<Tags>,
+    pub role: Role,
     pub payload: Bytes,
 }
 
-/// One pending attempt. Its key says when it is due.
+/// What a task is there for. Append only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// A client registered it.
+    Own,
+    /// It delivers an occurrence in the name of another task: one that overlaps the next, or a dead letter that is
+    /// played again.
+    StandIn { task: TaskId, occurrence: u64, due_ms: InstantMs },
+    /// It takes the copy of a dead letter to its destination.
+    Copy(Box<CopyOf>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyOf {
+    pub letter: DeadLetterId,
+    pub occurrence: u64,
+    pub due_ms: InstantMs,
+    pub attempts: u32,
+    pub failure: Failure,
+}
+
+/// One pending attempt, in the timeline and in its client's. Its key says when it is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineRow {
     pub occurrence: u64,
     pub attempt: u32,
+    pub recurring: bool,
 }
 
+/// The due instant of what is paused: it never comes.
+pub const NEVER: InstantMs = InstantMs::MAX;
+
 /// Where a task stands, once that differs from its first occurrence and attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CursorRow {
     pub due_ms: InstantMs,
     pub occurrence: u64,
     pub attempt: u32,
+    /// Why the attempt before failed, and when.
+    pub failure: Option<(Failure, InstantMs)>,
+}
+
+impl CursorRow {
+    pub fn is_paused(&self) -> bool {
+        self.due_ms == NEVER
+    }
 }
 
 /// A policy and how many tasks of the shard use it; it goes with the last one.
@@ -46,11 +86,58 @@ pub struct DeadLetterRow {
     /// In full: the task's own may be gone.
     pub policy: Policy,
     pub payload: Bytes,
+    pub tags: Option<Tags>,
     pub occurrence: u64,
     pub due_ms: InstantMs,
     pub attempts: u32,
-    pub error: String,
+    pub failure: Failure,
+    pub copy: CopyState,
 }
+
+/// What became of the copy for the destination of dead letters. Append only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CopyState {
+    /// The destination is no URL, or there is none.
+    None,
+    UnderWay,
+    Delivered,
+    Failed(Failure),
+}
+
+/// The answer to a registration with a deduplication key, until it expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DedupRow {
+    pub id: TaskId,
+    pub due_ms: InstantMs,
+    pub expires_ms: InstantMs,
+}
+
+/// What became of an occurrence, or of several in a row from this one on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryRow {
+    pub client: ClientId,
+    pub ended: Ended,
+    pub count: u64,
+    pub due_ms: InstantMs,
+    /// When the last attempt left; 0 when none did.
+    pub dispatched_ms: InstantMs,
+    pub attempts: u32,
+    pub failure: Option<Failure>,
+}
+
+/// How an occurrence ended. Append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    Acknowledged,
+    Dead,
+    Cancelled,
+    Skipped,
+    Merged,
+}
+
+/// The tasks that stand in for one, in the order in which they came.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandInsRow(pub Vec<TaskId>);
 
 /// What a shard knows about itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +148,8 @@ pub struct ShardMetaRow {
     pub armed_ms: InstantMs,
     pub pending: u64,
     pub dead_letters: u64,
+    /// Due instants left out or merged into others, ever.
+    pub missed: u64,
 }
 
 /// The last log entry whose effect is in the state.
@@ -77,6 +166,7 @@ pub struct ClientRow {
     pub password_hash: String,
     pub admin: bool,
     pub policy: Option<Policy>,
+    pub limits: ClientLimits,
     pub since_ms: InstantMs,
     /// The ids of its API keys, which go when it goes.
     pub api_keys: Vec<String>,

@@ -70,6 +70,13 @@ impl TaskId {
         ShardId(u16::from_be_bytes([self.0[6], self.0[7]]) & (SHARDS_MAX - 1))
     }
 
+    /// When the leader made it.
+    pub fn made_at(self) -> InstantMs {
+        let mut bytes = [0; 8];
+        bytes[2..].copy_from_slice(&self.0[..6]);
+        InstantMs::from_be_bytes(bytes)
+    }
+
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
@@ -211,7 +218,7 @@ mod tests {
     fn an_id_carries_its_shard_and_sorts_by_time() {
         for shard in [0, 1, 255, 256, SHARDS_MAX - 1] {
             let id = TaskId::new(1_700_000_000_000, ShardId(shard), u64::MAX);
-            assert_eq!(id.shard(), ShardId(shard));
+            assert_eq!((id.shard(), id.made_at()), (ShardId(shard), 1_700_000_000_000));
             let text = id.to_string();
             assert_eq!(text.parse::<TaskId>().unwrap(), id);
             assert_eq!(uuid::Uuid::parse_str(&text).unwrap().get_version_num(), 7);

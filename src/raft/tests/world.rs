@@ -17,7 +17,8 @@ use crate::store::overlay::{MemoryRows, Overlay};
 use crate::store::rows::{Applied, ShardMetaRow};
 use crate::store::{Row, Store};
 use crate::task::{
-    Backoff, Callback, ClientId, Failure, FailureClass, GroupId, Outcome, Policy, Protocol, Retry, TaskId,
+    Backoff, Callback, ClientId, Failure, FailureClass, GroupId, Outcome, Policy, Protocol, Recurrence, Retry, Tags,
+    TaskId,
 };
 
 pub const TERM: u64 = 1;
@@ -68,8 +69,8 @@ impl World {
     pub fn batch(&mut self) -> Batch {
         let rng = &mut self.rng;
         let now_ms = self.meta.now_ms.max(1_700_000_000_000) + rng.random_range(0..50);
-        let mut batch =
-            Batch { now_ms, armed_ms: now_ms + 20, policies: vec![policy(1), policy(2)], requests: Vec::new() };
+        let policies = vec![policy(1), policy(2)];
+        let mut batch = Batch { now_ms, armed_ms: now_ms + 20, keep_history: true, policies, requests: Vec::new() };
         for _ in 0..rng.random_range(1..8) {
             let known = (!self.live.is_empty()).then(|| self.live[rng.random_range(0..self.live.len())]);
             let request = match (rng.random_range(0..10), known) {
@@ -82,7 +83,8 @@ impl World {
                     } else {
                         Outcome::Acknowledged
                     };
-                    Request::Settle(Settle { id, occurrence: at.occurrence, attempt: at.attempt, outcome })
+                    let (occurrence, attempt) = (at.occurrence, at.attempt);
+                    Request::Settle(Settle { id, occurrence, attempt, outcome, dispatched_ms: now_ms })
                 }
                 _ => {
                     let shard = self.group.shard().expect("a group with tasks");
@@ -92,7 +94,9 @@ impl World {
                         client: client(),
                         policy: rng.random_range(0..2),
                         due_ms: now_ms + rng.random_range(0..60_000),
-                        interval_ms: if rng.random_ratio(1, 4) { rng.random_range(10..1_000) } else { 0 },
+                        recurrence: rng.random_ratio(1, 4).then(|| Recurrence::every(rng.random_range(10..1_000))),
+                        tags: rng.random_ratio(1, 4).then(|| Tags::new("name", []).expect("a good name")),
+                        dedup: None,
                         payload: payload.into(),
                     })
                 }

@@ -1,0 +1,279 @@
+//! Dead letters: pages of them, one of them, and what can be done with them.
+//!
+//! The oldest come first. Replaying and purging by a filter goes page by page as well: each request deals with some, and
+//! answers with a cursor to go on from, so that a client can show how far it is and stop in between.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use prost::Message;
+
+use super::Service;
+use super::list::{ITEM_BYTES, PAGE_BYTES, whose};
+use super::requests::Problem;
+use super::sessions::{Session, SessionError};
+use super::walk::{Place, Range, Walk, place_behind, token};
+use crate::propose::Ask;
+use crate::shard::{Purge, Reply, Request};
+use crate::store::keys::Key;
+use crate::store::overlay::get_row;
+use crate::store::rows::{CopyState, DeadLetterRow};
+use crate::store::{StoreError, codec};
+use crate::task::{ClientId, DeadLetterId, FailureClass, GroupId, InstantMs, Invalid, TaskId};
+use crate::wire::convert::{callback_shown, failure_class_from, failure_to, retry_to};
+use crate::wire::{FRAME_BYTES_MAX, proto};
+use proto::Status;
+
+const INDEX: char = 'd';
+const LETTERS_DEFAULT: u32 = 100;
+const LETTERS_MAX: u32 = 1_000;
+/// Looked at for one page.
+const WALKED_MAX: usize = 10_000;
+/// Replayed or purged at a time, by one request.
+const CHANGED_AT_ONCE_MAX: usize = 256;
+
+fn limit(limit: u32) -> usize {
+    let limit = if limit == 0 { LETTERS_DEFAULT } else { limit.min(LETTERS_MAX) };
+    limit as usize
+}
+
+pub(super) fn page(
+    service: &Service,
+    session: &Session,
+    request: &proto::ListDeadLettersRequest,
+) -> Result<proto::ListDeadLettersResponse, Problem> {
+    let filter = Filter::new(session, request.filter.as_ref())?;
+    let room = service.frame_bytes_max.min(FRAME_BYTES_MAX) - PAGE_BYTES;
+    let mut bytes = 0;
+    let mut dead_letters = Vec::new();
+    let next_token = walk(service, &filter, &request.next_token, limit(request.limit), |id, row| {
+        let shown = shown(id, row);
+        bytes += ITEM_BYTES + shown.encoded_len();
+        let fits = bytes <= room || dead_letters.is_empty();
+        if fits {
+            dead_letters.push(shown);
+        }
+        fits
+    })?;
+    Ok(proto::ListDeadLettersResponse { status: Status::Ok as i32, dead_letters, next_token, ..Default::default() })
+}
+
+pub(super) fn get(
+    service: &Service,
+    session: &Session,
+    request: &proto::GetDeadLetterRequest,
+) -> Result<proto::GetDeadLetterResponse, Problem> {
+    let (id, group) = group_of(service, &request.dead_letter_id)?;
+    let row: Option<DeadLetterRow> = get_row(&service.store, "a dead letter", &Key::dead_letter(group, id))?;
+    // Another client's is not found rather than forbidden.
+    let row = row.filter(|row| session.admin || row.client == session.client).ok_or_else(|| not_found(id))?;
+    Ok(proto::GetDeadLetterResponse {
+        status: Status::Ok as i32,
+        dead_letter: Some(shown(id, row)),
+        ..Default::default()
+    })
+}
+
+pub(super) async fn replay(
+    service: &Arc<Service>,
+    session: Result<Arc<Session>, SessionError>,
+    request: proto::ReplayDeadLettersRequest,
+) -> Result<proto::ReplayDeadLettersResponse, Problem> {
+    let session = session?;
+    let proto::ReplayDeadLettersRequest { dead_letter_ids, filter, limit, next_token } = request;
+    let chosen = choose(service, &session, &dead_letter_ids, filter.as_ref(), limit, &next_token)?;
+    let owner = owner(&session);
+    let ask = |letter| Ask::Replay { letter, owner: owner.clone() };
+    let mut replayed = Vec::new();
+    for (id, reply) in ask_all(service, &chosen.letters, ask).await? {
+        let task_id = match reply {
+            Reply::Replayed { id } => id.to_string(),
+            _ => String::new(),
+        };
+        replayed.push(proto::Replayed { dead_letter_id: id.to_string(), task_id });
+    }
+    let next_token = chosen.next_token;
+    Ok(proto::ReplayDeadLettersResponse { status: Status::Ok as i32, replayed, next_token, ..Default::default() })
+}
+
+pub(super) async fn purge(
+    service: &Arc<Service>,
+    session: Result<Arc<Session>, SessionError>,
+    request: proto::PurgeDeadLettersRequest,
+) -> Result<proto::PurgeDeadLettersResponse, Problem> {
+    let session = session?;
+    let proto::PurgeDeadLettersRequest { dead_letter_ids, filter, limit, next_token } = request;
+    let chosen = choose(service, &session, &dead_letter_ids, filter.as_ref(), limit, &next_token)?;
+    let owner = owner(&session);
+    let ask = |letter| Ask::Plain(Request::Purge(Purge { letter, owner: owner.clone() }));
+    let replies = ask_all(service, &chosen.letters, ask).await?;
+    let purged = replies.iter().filter(|(_, reply)| *reply == Reply::Stored).count() as u64;
+    let next_token = chosen.next_token;
+    Ok(proto::PurgeDeadLettersResponse { status: Status::Ok as i32, purged, next_token, ..Default::default() })
+}
+
+fn owner(session: &Session) -> Option<ClientId> {
+    (!session.admin).then(|| session.client.clone())
+}
+
+/// Asks for all of them at once. What was done before one of them was refused is done.
+async fn ask_all(
+    service: &Service,
+    letters: &[DeadLetterId],
+    ask: impl Fn(DeadLetterId) -> Ask,
+) -> Result<Vec<(DeadLetterId, Reply)>, Problem> {
+    let asked = letters.iter().map(async |letter| {
+        let reply = service.proposer.ask(GroupId::of_shard(letter.task.shard()), ask(*letter)).await;
+        reply.map(|reply| (*letter, reply))
+    });
+    Ok(join_all(asked).await.into_iter().collect::<Result<_, _>>()?)
+}
+
+/// What one request deals with.
+struct Chosen {
+    letters: Vec<DeadLetterId>,
+    next_token: String,
+}
+
+fn choose(
+    service: &Service,
+    session: &Session,
+    ids: &[String],
+    filter: Option<&proto::DeadLetterFilter>,
+    wanted: u32,
+    next_token: &str,
+) -> Result<Chosen, Problem> {
+    if !ids.is_empty() {
+        if ids.len() > LETTERS_MAX as usize {
+            return Err(
+                Invalid::new(format!("dead_letter_ids: {} of them, the limit is {LETTERS_MAX}", ids.len())).into()
+            );
+        }
+        let letters = ids.iter().map(|id| group_of(service, id).map(|(id, _)| id)).collect::<Result<_, _>>()?;
+        return Ok(Chosen { letters, next_token: String::new() });
+    }
+    let filter = Filter::new(session, filter)?;
+    let at_once = if wanted == 0 { CHANGED_AT_ONCE_MAX } else { limit(wanted).min(CHANGED_AT_ONCE_MAX) };
+    let mut letters = Vec::new();
+    let next_token = tokio::task::block_in_place(|| {
+        walk(service, &filter, next_token, at_once, |id, _| {
+            letters.push(id);
+            true
+        })
+    })?;
+    Ok(Chosen { letters, next_token })
+}
+
+/// Shows what the filter takes, up to `limit`, until one is not taken any more. Returns where to go on from, empty at the
+/// end.
+fn walk(
+    service: &Service,
+    filter: &Filter,
+    next_token: &str,
+    limit: usize,
+    mut take: impl FnMut(DeadLetterId, DeadLetterRow) -> bool,
+) -> Result<String, Problem> {
+    let from = match next_token {
+        "" => filter.from_ms.to_be_bytes().to_vec(),
+        token => place_behind(INDEX, token)
+            .ok_or_else(|| Invalid::new("next_token: is not one that an earlier page answered with"))?,
+    };
+    let until = (filter.until_ms < InstantMs::MAX).then(|| filter.until_ms.to_be_bytes().to_vec());
+    let range = Range { prefix: &Key::dead_letter_prefix, from, until };
+    let mut walk = Walk::new(&service.store, service.shards, &range)?;
+    let mut taken = 0;
+    let mut last: Option<Place> = None;
+    for _ in 0..WALKED_MAX {
+        if taken == limit {
+            break;
+        }
+        let Some((_, place, row)) = walk.next()? else { return Ok(String::new()) };
+        let row: DeadLetterRow = codec::decode("a dead letter", &row)?;
+        let id = id_at(&place)?;
+        if filter.takes(id, &row) {
+            if !take(id, row) {
+                break;
+            }
+            taken += 1;
+        }
+        last = Some(place);
+    }
+    Ok(last.map_or_else(|| next_token.to_owned(), |place| token(INDEX, &place)))
+}
+
+fn id_at(place: &[u8]) -> Result<DeadLetterId, StoreError> {
+    let parts = place.split_first_chunk::<8>().and_then(|(died, task)| Some((*died, task.try_into().ok()?)));
+    let (died, task) = parts.ok_or_else(|| StoreError::damaged("a dead letter", "its key is too short"))?;
+    Ok(DeadLetterId { died_ms: InstantMs::from_be_bytes(died), task: TaskId::from_stored(task) })
+}
+
+struct Filter {
+    client: Option<ClientId>,
+    from_ms: InstantMs,
+    until_ms: InstantMs,
+    task: Option<TaskId>,
+    class: Option<FailureClass>,
+    name_prefix: String,
+}
+
+impl Filter {
+    fn new(session: &Session, message: Option<&proto::DeadLetterFilter>) -> Result<Self, Problem> {
+        let empty = proto::DeadLetterFilter::default();
+        let message = message.unwrap_or(&empty);
+        Ok(Self {
+            client: whose(session, &message.client_id)?,
+            from_ms: message.died_after_ms,
+            until_ms: if message.died_before_ms == 0 { InstantMs::MAX } else { message.died_before_ms },
+            task: (!message.task_id.is_empty()).then(|| message.task_id.parse()).transpose()?,
+            class: failure_class_from(message.failure_class)?,
+            name_prefix: message.name_prefix.clone(),
+        })
+    }
+
+    fn takes(&self, id: DeadLetterId, row: &DeadLetterRow) -> bool {
+        let name = || row.tags.as_ref().and_then(|tags| tags.name()).unwrap_or_default();
+        self.client.as_ref().is_none_or(|client| *client == row.client)
+            && self.task.is_none_or(|task| task == id.task)
+            && self.class.is_none_or(|class| class == row.failure.class)
+            && (self.name_prefix.is_empty() || name().starts_with(&self.name_prefix))
+    }
+}
+
+fn shown(id: DeadLetterId, row: DeadLetterRow) -> proto::DeadLetter {
+    let DeadLetterRow { client, policy, payload, tags, occurrence, due_ms, attempts, failure, copy } = row;
+    let tags = tags.unwrap_or_default();
+    proto::DeadLetter {
+        dead_letter_id: id.to_string(),
+        task_id: id.task.to_string(),
+        client_id: client.to_string(),
+        payload,
+        occurrence,
+        due_ms,
+        died_ms: id.died_ms,
+        attempts,
+        failure: Some(failure_to(&failure, id.died_ms)),
+        callback: Some(callback_shown(&policy.callback)),
+        retry: Some(retry_to(&policy.retry)),
+        destination: policy.dead_letter.unwrap_or_default(),
+        copy: match copy {
+            CopyState::None => String::new(),
+            CopyState::UnderWay => "under way".into(),
+            CopyState::Delivered => "delivered".into(),
+            CopyState::Failed(failure) => failure.to_string(),
+        },
+        name: tags.name().unwrap_or_default().to_owned(),
+        labels: tags.labels().iter().cloned().collect(),
+    }
+}
+
+fn group_of(service: &Service, id: &str) -> Result<(DeadLetterId, GroupId), Problem> {
+    let id: DeadLetterId = id.parse()?;
+    if id.task.shard().0 >= service.shards {
+        return Err(not_found(id));
+    }
+    Ok((id, GroupId::of_shard(id.task.shard())))
+}
+
+fn not_found(id: DeadLetterId) -> Problem {
+    Problem::new(Status::NotFound, format!("dead letter {id} is not known: it never was, or was replayed or purged"))
+}

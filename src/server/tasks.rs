@@ -1,0 +1,521 @@
+//! What a client asks for its tasks: register, cancel, change, pause, look.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::Service;
+use super::requests::{Problem, Respond, refusal};
+use super::sessions::{Session, SessionError};
+use crate::propose::{Ask, Due, Refused};
+use crate::shard::{self, Change, Reply};
+use crate::store::StoreError;
+use crate::store::codec;
+use crate::store::keys::{HISTORY_BUCKET_MS, Key, Parsed, parse_state};
+use crate::store::overlay::get_row;
+use crate::store::rows::{CursorRow, Ended, HistoryRow, PolicyRow, TaskRow};
+use crate::task::{ClientId, DedupHash, GroupId, InstantMs, Invalid, Policy, Protocol, Tags, TaskId};
+use crate::wire::convert::{
+    callback_from, callback_shown, dead_letter_from, dead_letter_to, failure_to, policy_over, recurrence_from,
+    recurrence_to, retry_from, retry_to,
+};
+use crate::wire::proto::boomerang_envelope::Payload;
+use crate::wire::proto::{self, Status, TaskState};
+
+/// A batch is one message; its tasks are as many requests.
+const BATCH_TASKS_MAX: usize = 1_000;
+const DEDUP_TTL_MS_DEFAULT: u64 = 24 * 3600 * 1000;
+const DEDUP_TTL_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
+/// What fits into a datagram with everything else.
+const UDP_PAYLOAD_BYTES_MAX: usize = 60_000;
+/// Shown of one task.
+const HISTORY_MAX: usize = 100;
+
+pub(super) async fn register(
+    service: &Arc<Service>,
+    session: Result<Arc<Session>, SessionError>,
+    task: proto::Task,
+    respond: Respond,
+) {
+    let group = service.proposer.any_shard();
+    let answer = move |answer| respond(Payload::RegistrationResponse(answer));
+    match session {
+        Ok(session) => register_one(service, &session, task, group, answer).await,
+        Err(error) => {
+            service.metrics.refusals.inc();
+            answer(refusal!(RegistrationResponse, error.into(), false, detail));
+        }
+    }
+}
+
+/// All in one shard, so that they travel in one log entry; those with a deduplication key go where their keys are.
+pub(super) async fn register_batch(
+    service: &Arc<Service>,
+    session: Result<Arc<Session>, SessionError>,
+    batch: proto::RegistrationBatch,
+    respond: Respond,
+) {
+    let refuse = |problem: Problem| {
+        Payload::RegistrationBatchResponse(refusal!(RegistrationBatchResponse, problem, true, detail))
+    };
+    let session = match session {
+        Ok(session) => session,
+        Err(error) => return respond(refuse(error.into())),
+    };
+    let count = batch.tasks.len();
+    if count > BATCH_TASKS_MAX {
+        let text = format!("tasks: {count} in one batch, the limit is {BATCH_TASKS_MAX}");
+        return respond(refuse(Invalid::new(text).into()));
+    }
+    if count == 0 {
+        return respond(Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse::default()));
+    }
+    let gathered =
+        Arc::new(Mutex::new(Gathered { responses: vec![None; count], missing: count, respond: Some(respond) }));
+    let group = service.proposer.any_shard();
+    for (place, task) in batch.tasks.into_iter().enumerate() {
+        let gathered = gathered.clone();
+        let answer = move |answer| {
+            let done = gathered.lock().expect("no panic under this lock").put(place, answer);
+            if let Some((respond, message)) = done {
+                respond(Payload::RegistrationBatchResponse(message));
+            }
+        };
+        register_one(service, &session, task, group, answer).await;
+    }
+}
+
+/// The answers to a batch, until the last one is there.
+struct Gathered {
+    responses: Vec<Option<proto::RegistrationResponse>>,
+    missing: usize,
+    respond: Option<Respond>,
+}
+
+impl Gathered {
+    fn put(
+        &mut self,
+        place: usize,
+        answer: proto::RegistrationResponse,
+    ) -> Option<(Respond, proto::RegistrationBatchResponse)> {
+        self.responses[place] = Some(answer);
+        self.missing -= 1;
+        if self.missing > 0 {
+            return None;
+        }
+        let responses = std::mem::take(&mut self.responses).into_iter().flatten().collect();
+        let message = proto::RegistrationBatchResponse { responses, ..Default::default() };
+        Some((self.respond.take()?, message))
+    }
+}
+
+/// `group` is where it goes unless it has a deduplication key. `answer` is called once.
+async fn register_one(
+    service: &Arc<Service>,
+    session: &Session,
+    task: proto::Task,
+    group: GroupId,
+    answer: impl FnOnce(proto::RegistrationResponse) + Send + 'static,
+) {
+    let extended = session.extended;
+    let (group, ask) = match registration(service, session, task, group) {
+        Ok(found) => found,
+        Err(problem) => {
+            service.metrics.refusals.inc();
+            return answer(refusal!(RegistrationResponse, problem, extended, detail));
+        }
+    };
+    let arrived_us = service.clock.now_us();
+    let (clock, metrics) = (service.clock.clone(), service.metrics.clone());
+    let reply = move |result: Result<Reply, Refused>| {
+        answer(match result {
+            Ok(Reply::Registered { id, due_ms, duplicate }) => {
+                metrics.registrations.inc();
+                let took = clock.now_us().saturating_sub(arrived_us);
+                metrics.registration_latency.observe(Duration::from_micros(took).as_secs_f64());
+                proto::RegistrationResponse {
+                    task_id: id.to_string(),
+                    status: Status::Ok as i32,
+                    scheduled_time_ms: due_ms,
+                    duplicate,
+                    ..Default::default()
+                }
+            }
+            Ok(other) => unreachable!("a registration is never answered with {other:?}"),
+            Err(refused) => {
+                metrics.refusals.inc();
+                refusal!(RegistrationResponse, refused.into(), extended, detail)
+            }
+        });
+    };
+    service.proposer.submit(group, ask, Box::new(reply)).await;
+}
+
+fn registration(
+    service: &Service,
+    session: &Session,
+    task: proto::Task,
+    group: GroupId,
+) -> Result<(GroupId, Ask), Problem> {
+    let limits = service.limits.with(session.limits);
+    limits.check_payload(task.payload.len())?;
+    limits.check_interval(task.repeat_interval_ms)?;
+    let due = due(service, session, Some(task.delay_ms).filter(|delay| *delay > 0), task.due_ms)?;
+    let due = due.unwrap_or(Due::After(0));
+    let recurrence = recurrence_from(task.repeat_interval_ms, task.recurrence.as_ref())?;
+    if let Some(recurrence) = &recurrence {
+        let first = match due {
+            Due::At(due_ms) => due_ms,
+            Due::After(delay_ms) => service.clock.now_ms() + delay_ms,
+        };
+        recurrence.validate(Some(first))?;
+    }
+    let tags = Tags::new(&task.name, task.labels)?;
+    let policy = if task.callback.is_some() || task.retry.is_some() || task.dlq.is_some() {
+        let own = (task.callback.as_ref(), task.retry.as_ref(), task.dlq.as_ref());
+        policy_over(session.policy.as_deref(), own.0, own.1, own.2)?.map(Arc::new)
+    } else {
+        session.policy.clone()
+    };
+    let policy = policy.ok_or_else(|| {
+        Invalid::new(
+            "callback: neither the task, nor the session, nor the client has one; give it with the task or in the \
+             handshake, or register the client with one",
+        )
+    })?;
+    check_datagram(&policy, task.payload.len())?;
+    let mut dedup = None;
+    let mut group = group;
+    if !task.dedup_key.is_empty() {
+        let hash = DedupHash::new(&session.client, &task.dedup_key)?;
+        let ttl_ms = if task.dedup_ttl_ms == 0 { DEDUP_TTL_MS_DEFAULT } else { task.dedup_ttl_ms };
+        if ttl_ms > DEDUP_TTL_MS_MAX {
+            return Err(
+                Invalid::new(format!("dedup_ttl_ms: {ttl_ms}, the limit is {DEDUP_TTL_MS_MAX} (366 days)")).into()
+            );
+        }
+        dedup = Some((hash, ttl_ms));
+        group = service.proposer.shard_of(hash);
+    }
+    let tags = (!tags.is_empty()).then_some(tags);
+    let client = session.client.clone();
+    Ok((group, Ask::Register { client, policy, due, recurrence, tags, dedup, payload: task.payload }))
+}
+
+/// When something is due, by what a request says of it; 0 as an instant is none.
+fn due(service: &Service, session: &Session, delay_ms: Option<u64>, due_ms: InstantMs) -> Result<Option<Due>, Problem> {
+    let limits = service.limits.with(session.limits);
+    match (delay_ms, due_ms) {
+        (None, 0) => Ok(None),
+        (Some(delay_ms), 0) => {
+            limits.check_delay(delay_ms)?;
+            Ok(Some(Due::After(delay_ms)))
+        }
+        (None, due_ms) => {
+            limits.check_due(due_ms, service.clock.now_ms())?;
+            Ok(Some(Due::At(due_ms)))
+        }
+        _ => Err(Invalid::new("due_ms: cannot be given together with delay_ms").into()),
+    }
+}
+
+/// What could never be sent is refused now, not when it is due.
+fn check_datagram(policy: &Policy, payload_bytes: usize) -> Result<(), Invalid> {
+    if policy.callback.protocol == Protocol::Udp && payload_bytes > UDP_PAYLOAD_BYTES_MAX {
+        return Err(Invalid::new(format!(
+            "payload: {payload_bytes} bytes, a udp callback carries at most {UDP_PAYLOAD_BYTES_MAX}"
+        )));
+    }
+    Ok(())
+}
+
+/// The group that holds a task.
+fn group_of(service: &Service, id: &str) -> Result<(TaskId, GroupId), Problem> {
+    let id: TaskId = id.parse()?;
+    if id.shard().0 >= service.shards {
+        return Err(not_found(id));
+    }
+    Ok((id, GroupId::of_shard(id.shard())))
+}
+
+fn not_found(id: TaskId) -> Problem {
+    Problem::new(Status::NotFound, format!("task {id} is not known: it was never registered, or is done, or cancelled"))
+}
+
+fn too_late(occurrence: u64, attempt: u32, so: &str) -> Problem {
+    Problem {
+        status: Status::TooLate,
+        text: format!("too late: attempt {attempt} of occurrence {occurrence} may be out; {so}"),
+        detail: Some(proto::Detail { occurrence, attempt, ..Default::default() }),
+    }
+}
+
+/// A task that somebody wants to change: where it is, and whose it must be.
+struct Wanted {
+    id: TaskId,
+    group: GroupId,
+    owner: Option<ClientId>,
+    session: Arc<Session>,
+}
+
+fn wanted(service: &Service, session: Result<Arc<Session>, SessionError>, id: &str) -> Result<Wanted, Problem> {
+    let session = session?;
+    let (id, group) = group_of(service, id)?;
+    let owner = (!session.admin).then(|| session.client.clone());
+    Ok(Wanted { id, group, owner, session })
+}
+
+pub(super) async fn cancel(
+    service: &Arc<Service>,
+    session: Result<Arc<Session>, SessionError>,
+    request: &proto::CancellationRequest,
+    respond: Respond,
+) {
+    let extended = session.as_ref().is_ok_and(|session| session.extended);
+    let message = move |result: Result<(), Problem>| {
+        Payload::CancellationResponse(match result {
+            Ok(()) => proto::CancellationResponse { status: Status::Ok as i32, ..Default::default() },
+            Err(problem) => refusal!(CancellationResponse, problem, extended, detail),
+        })
+    };
+    let Wanted { id, group, owner, .. } = match wanted(service, session, &request.task_id) {
+        Ok(wanted) => wanted,
+        Err(problem) => return respond(message(Err(problem))),
+    };
+    let metrics = service.metrics.clone();
+    let answer = move |result: Result<Reply, Refused>| {
+        respond(message(match result {
+            Ok(Reply::Cancelled) => {
+                metrics.cancellations.inc();
+                Ok(())
+            }
+            Ok(Reply::NotFound) => Err(not_found(id)),
+            Ok(Reply::TooLate { occurrence, attempt }) => Err(too_late(occurrence, attempt, "nothing follows it")),
+            Ok(other) => unreachable!("a cancellation is never answered with {other:?}"),
+            Err(refused) => Err(refused.into()),
+        }));
+    };
+    service.proposer.submit(group, Ask::Cancel { id, owner }, Box::new(answer)).await;
+}
+
+pub(super) async fn update(
+    service: &Arc<Service>,
+    session: Result<Arc<Session>, SessionError>,
+    request: proto::UpdateTaskRequest,
+    respond: Respond,
+) {
+    let extended = session.as_ref().is_ok_and(|session| session.extended);
+    let message = move |result: Result<(u64, InstantMs), Problem>| {
+        Payload::UpdateTaskResponse(match result {
+            Ok((version, scheduled_time_ms)) => proto::UpdateTaskResponse {
+                status: Status::Ok as i32,
+                version,
+                scheduled_time_ms,
+                ..Default::default()
+            },
+            Err(problem) => refusal!(UpdateTaskResponse, problem, extended, detail),
+        })
+    };
+    let asked = wanted(service, session, &request.task_id)
+        .and_then(|Wanted { id, group, owner, session }| Ok((id, group, edit(service, &session, id, owner, request)?)));
+    let (id, group, ask) = match asked {
+        Ok(asked) => asked,
+        Err(problem) => return respond(message(Err(problem))),
+    };
+    let answer = move |result: Result<Reply, Refused>| {
+        respond(message(match result {
+            // What is paused is due at no instant.
+            Ok(Reply::Edited { version, due_ms }) => Ok((version, shown_due(due_ms))),
+            Ok(Reply::NotFound) => Err(not_found(id)),
+            Ok(Reply::TooLate { occurrence, attempt }) => {
+                Err(too_late(occurrence, attempt, "nothing was changed; try again when it is settled"))
+            }
+            Ok(Reply::Conflict { version }) => Err(Problem {
+                status: Status::Conflict,
+                text: format!("the task has version {version}; nothing was changed"),
+                detail: Some(proto::Detail { version, ..Default::default() }),
+            }),
+            Ok(other) => unreachable!("an edit is never answered with {other:?}"),
+            Err(refused) => Err(refused.into()),
+        }));
+    };
+    service.proposer.submit(group, ask, Box::new(answer)).await;
+}
+
+fn edit(
+    service: &Service,
+    session: &Session,
+    id: TaskId,
+    owner: Option<ClientId>,
+    request: proto::UpdateTaskRequest,
+) -> Result<Ask, Problem> {
+    let due = due(service, session, request.delay_ms, request.due_ms.map_or(0, |due_ms| due_ms.max(1)))?;
+    if let Some(payload) = &request.payload {
+        service.limits.with(session.limits).check_payload(payload.len())?;
+    }
+    let change = Change {
+        due_ms: None,
+        payload: request.payload,
+        callback: request.callback.as_ref().map(callback_from).transpose()?,
+        retry: request.retry.as_ref().map(retry_from).transpose()?,
+        dead_letter: request.dlq.as_ref().map(dead_letter_from).transpose()?,
+    };
+    if due.is_none() && change == Change::default() {
+        return Err(Invalid::new("nothing to change: give a due instant, a payload, or part of a policy").into());
+    }
+    let version = (request.expected_version > 0).then_some(request.expected_version);
+    Ok(Ask::Edit { id, owner, version, due, change })
+}
+
+pub(super) async fn pause(
+    service: &Arc<Service>,
+    session: Result<Arc<Session>, SessionError>,
+    request: &proto::PauseTaskRequest,
+    respond: Respond,
+) {
+    let extended = session.as_ref().is_ok_and(|session| session.extended);
+    let message = move |result: Result<proto::PauseTaskResponse, Problem>| {
+        Payload::PauseTaskResponse(match result {
+            Ok(answer) => answer,
+            Err(problem) => refusal!(PauseTaskResponse, problem, extended, detail),
+        })
+    };
+    let Wanted { id, group, owner, .. } = match wanted(service, session, &request.task_id) {
+        Ok(wanted) => wanted,
+        Err(problem) => return respond(message(Err(problem))),
+    };
+    let answer = move |result: Result<Reply, Refused>| {
+        respond(message(match result {
+            Ok(Reply::Paused { out }) => Ok(proto::PauseTaskResponse {
+                detail: out.map(|(occurrence, attempt)| proto::Detail { occurrence, attempt, ..Default::default() }),
+                ..Default::default()
+            }),
+            Ok(Reply::Resumed { due_ms }) => {
+                Ok(proto::PauseTaskResponse { scheduled_time_ms: due_ms, ..Default::default() })
+            }
+            Ok(Reply::NotFound) => Err(not_found(id)),
+            Ok(other) => unreachable!("a pause is never answered with {other:?}"),
+            Err(refused) => Err(refused.into()),
+        }));
+    };
+    let ask = Ask::Pause { id, owner, paused: request.paused };
+    service.proposer.submit(group, ask, Box::new(answer)).await;
+}
+
+pub(super) fn get(
+    service: &Service,
+    session: &Session,
+    request: &proto::GetTaskRequest,
+) -> Result<proto::GetTaskResponse, Problem> {
+    let (id, group) = group_of(service, &request.task_id)?;
+    let found = shard::read_task(&service.store, group, id)?;
+    let found = found.filter(|(task, _)| session.admin || task.client == session.client);
+    let task = found.map(|(task, at)| details(service, group, id, task, at)).transpose()?;
+    let history = if request.history { history(service, session, group, id)? } else { Vec::new() };
+    if task.is_none() && history.is_empty() {
+        return Err(not_found(id));
+    }
+    Ok(proto::GetTaskResponse { status: Status::Ok as i32, task, history, ..Default::default() })
+}
+
+/// What became of a task's occurrences, the latest first: from the hour it was made in, or as far back as is kept.
+fn history(
+    service: &Service,
+    session: &Session,
+    group: GroupId,
+    id: TaskId,
+) -> Result<Vec<proto::Occurrence>, StoreError> {
+    if service.history_ms == 0 {
+        return Ok(Vec::new());
+    }
+    let now_ms = service.clock.now_ms();
+    let bucket = |at_ms: InstantMs| at_ms - at_ms % HISTORY_BUCKET_MS;
+    // The clock of another leader may have been a little ahead.
+    let last = bucket(now_ms + HISTORY_BUCKET_MS);
+    let first = bucket(id.made_at().max(now_ms.saturating_sub(service.history_ms)));
+    let mut shown = Vec::new();
+    let mut at = last;
+    while at >= first && shown.len() < HISTORY_MAX {
+        let (from, until) = Key::history_of(group, at, id);
+        for (key, value) in service.store.scan_state_back(&from, &until, HISTORY_MAX)? {
+            let Some((_, Parsed::History(_, occurrence, ended_ms))) = parse_state(&key) else {
+                return Err(StoreError::damaged("history", "a key is not one of ours"));
+            };
+            let row: HistoryRow = codec::decode("history", &value)?;
+            if (session.admin || row.client == session.client) && shown.len() < HISTORY_MAX {
+                shown.push(occurrence_shown(occurrence, ended_ms, row));
+            }
+        }
+        let Some(before) = at.checked_sub(HISTORY_BUCKET_MS) else { break };
+        at = before;
+    }
+    Ok(shown)
+}
+
+fn occurrence_shown(occurrence: u64, ended_ms: InstantMs, row: HistoryRow) -> proto::Occurrence {
+    use proto::occurrence::Outcome;
+    let HistoryRow { client: _, ended, count, due_ms, dispatched_ms, attempts, failure } = row;
+    let outcome = match ended {
+        Ended::Acknowledged => Outcome::Acknowledged,
+        Ended::Dead => Outcome::Dead,
+        Ended::Cancelled => Outcome::Cancelled,
+        Ended::Skipped => Outcome::Skipped,
+        Ended::Merged => Outcome::Merged,
+    };
+    proto::Occurrence {
+        occurrence,
+        outcome: outcome.into(),
+        due_ms,
+        dispatched_ms,
+        ended_ms,
+        attempts,
+        failure: failure.map(|failure| failure_to(&failure, ended_ms)),
+        count,
+    }
+}
+
+/// A task as it is shown.
+pub(super) fn details(
+    service: &Service,
+    group: GroupId,
+    id: TaskId,
+    task: TaskRow,
+    at: CursorRow,
+) -> Result<proto::TaskDetails, Problem> {
+    let policy: Option<PolicyRow> = get_row(&service.store, "a policy", &Key::policy(group, task.policy))?;
+    let policy = policy.map(|row| row.policy);
+    let state = if at.is_paused() {
+        TaskState::Paused
+    } else if service.dispatches.is_out(group, id) {
+        TaskState::Out
+    } else if at.attempt > 1 {
+        TaskState::Retrying
+    } else {
+        TaskState::Scheduled
+    };
+    let (_, occurrence) = shard::shown_as(id, &task, at.occurrence);
+    let tags = task.tags.unwrap_or_default();
+    Ok(proto::TaskDetails {
+        task_id: id.to_string(),
+        client_id: task.client.to_string(),
+        expiration_ms: shown_due(at.due_ms),
+        repeat_interval_ms: task.recurrence.map_or(0, |recurrence| recurrence.interval_ms),
+        payload: task.payload,
+        first_due_ms: task.first_due_ms,
+        occurrence,
+        attempt: at.attempt,
+        callback: policy.as_ref().map(|policy| callback_shown(&policy.callback)),
+        state: state.into(),
+        version: task.version,
+        name: tags.name().unwrap_or_default().to_owned(),
+        labels: tags.labels().iter().cloned().collect(),
+        recurrence: task.recurrence.as_ref().map(recurrence_to),
+        retry: policy.as_ref().map(|policy| retry_to(&policy.retry)),
+        dlq: policy.as_ref().and_then(|policy| policy.dead_letter.as_deref()).map(dead_letter_to),
+        last_failure: at.failure.as_ref().map(|(failure, at_ms)| failure_to(failure, *at_ms)),
+    })
+}
+
+/// What is paused is due at no instant.
+fn shown_due(due_ms: InstantMs) -> InstantMs {
+    if due_ms == crate::store::rows::NEVER { 0 } else { due_ms }
+}
