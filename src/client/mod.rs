@@ -32,10 +32,10 @@ pub use dead_letters::{DeadLetterChoice, DeadLetterFilter, DeadLetterPage, Purge
 pub use error::ClientError;
 pub use link::{Client, InFlight};
 pub use options::{Credentials, Options};
-pub use receiver::{Answer, Received, Receiver, Reply};
+pub use receiver::{Answer, DeadLetterCopy, Handler, HttpRequest, Received, Receiver, Refusal, Reply};
 pub use registration::{
     BatchResult, Dedup, Due, OwnSettings, PendingBatch, PendingRegistration, Registered, Registration,
 };
 pub use requests::{ApiKey, Cancelled, ClientSettings, Page, Paused, Resumed, TaskFilter, TaskUpdate, Updated};
-pub use tally::{Percentiles, Tally, TallySummary};
+pub use tally::{Novelty, Percentiles, Tally, TallySummary};
 pub use views::{DeadLetter, FailureView, PastOccurrence, TaskHistory, TaskView};
