@@ -18,7 +18,7 @@ fn options(node: &NodeProcess, receiver: &Receiver, client: &str, password: &str
 }
 
 fn in_ms(delay_ms: u64) -> Registration {
-    Registration { payload: bytes::Bytes::from_static(b"mine"), due: Due::In(delay_ms), repeat_interval_ms: None }
+    Registration { payload: bytes::Bytes::from_static(b"mine"), due: Due::In(delay_ms), ..Default::default() }
 }
 
 /// A cancellation that the state refuses must not keep the task in.
@@ -27,14 +27,7 @@ async fn a_task_fires_though_a_stranger_cancelled_it() {
     let node = NodeProcess::start(&[]);
     let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 100).await.unwrap();
     let admin = Client::connect(options(&node, &receiver, "admin", ADMIN_PASSWORD)).await.unwrap();
-    let stranger = ClientSettings {
-        client_id: "stranger".parse().unwrap(),
-        password: "secret".into(),
-        is_admin: false,
-        callback: None,
-        retry: None,
-        dead_letter: None,
-    };
+    let stranger = ClientSettings::new("stranger".parse().unwrap(), "secret");
     admin.register_client(stranger).await.unwrap();
     let stranger = Client::connect(options(&node, &receiver, "stranger", "secret")).await.unwrap();
     let mut expected = HashSet::new();

@@ -75,7 +75,7 @@ async fn connect(node: &NodeProcess, receiver: &Receiver) -> Client {
 
 async fn register(client: &Client, delay_ms: u64) -> Result<TaskId, ClientError> {
     let payload = bytes::Bytes::from_static(b"kept");
-    let registration = Registration { payload, due: Due::In(delay_ms), repeat_interval_ms: None };
+    let registration = Registration { payload, due: Due::In(delay_ms), ..Default::default() };
     client.register(registration).await.map(|registered| registered.task_id)
 }
 

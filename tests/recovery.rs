@@ -77,7 +77,7 @@ async fn killed_at_random_instants_under_load() {
                 while !stop.load(Ordering::Relaxed) {
                     let due = Due::In(rng.random_range(0..4_000));
                     let payload = bytes::Bytes::from_static(b"survivor");
-                    let registration = Registration { payload, due, repeat_interval_ms: None };
+                    let registration = Registration { payload, due, ..Default::default() };
                     match client.register(registration).await {
                         Ok(registered) => drop(acknowledged.send((registered.task_id, registered.due_ms))),
                         Err(_) => drop(unknown.fetch_add(1, Ordering::Relaxed)),
@@ -151,7 +151,7 @@ async fn overdue_tasks_leave_in_due_order() {
     for n in 0..TASKS {
         // Far enough ahead that none fires before the kill, and not in the order of registration.
         let due = Due::In(2_000 + (n * 7_919) % 1_000);
-        let registration = Registration { payload: bytes::Bytes::new(), due, repeat_interval_ms: None };
+        let registration = Registration { payload: bytes::Bytes::new(), due, ..Default::default() };
         pending.push(client.register_nowait(registration).await.unwrap());
     }
     let mut last_due_ms = 0;
@@ -188,7 +188,7 @@ async fn an_acknowledged_task_is_there_after_the_next_start() {
         let registration = Registration {
             payload: bytes::Bytes::from(format!("{round}")),
             due: Due::In(3_600_000),
-            repeat_interval_ms: None,
+            ..Default::default()
         };
         let registered = client.register(registration).await.unwrap();
         node.kill();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::task::Invalid;
-use crate::wire::proto::{Detail, Status, boomerang_envelope::Payload};
+use crate::wire::proto::{Detail, RegistrationResponse, Status, boomerang_envelope::Payload};
 
 /// Why a request has no good answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -111,7 +111,7 @@ impl<'a> Verdict<'a> {
         }
         Some(match payload {
             Payload::AuthResponse(answer) => verdict!(answer, detail),
-            Payload::RegistrationResponse(answer) => verdict!(answer, detail),
+            Payload::RegistrationResponse(answer) => return Some(Self::of_registration(answer)),
             Payload::CancellationResponse(answer) => verdict!(answer, detail),
             Payload::SessionRefreshResponse(answer) => verdict!(answer),
             Payload::ClientRegistrationResponse(answer) => verdict!(answer, detail),
@@ -120,9 +120,21 @@ impl<'a> Verdict<'a> {
             Payload::GetTaskResponse(answer) => verdict!(answer),
             Payload::ErrorResponse(answer) => verdict!(answer),
             Payload::ApiKeyResponse(answer) => verdict!(answer),
-            Payload::ApiKeyRevocationResponse(answer) => verdict!(answer),
+            Payload::ApiKeyRevocationResponse(answer) => verdict!(answer, detail),
+            Payload::RegistrationBatchResponse(answer) => verdict!(answer, detail),
+            Payload::UpdateTaskResponse(answer) => verdict!(answer, detail),
+            Payload::PauseTaskResponse(answer) => verdict!(answer, detail),
+            Payload::ListDeadLettersResponse(answer) => verdict!(answer),
+            Payload::GetDeadLetterResponse(answer) => verdict!(answer),
+            Payload::ReplayDeadLettersResponse(answer) => verdict!(answer, detail),
+            Payload::PurgeDeadLettersResponse(answer) => verdict!(answer, detail),
             _ => return None,
         })
+    }
+
+    /// Of a registration by itself, or of one in a batch.
+    pub fn of_registration(answer: &'a RegistrationResponse) -> Self {
+        Self { status: answer.status, message: &answer.error_message, detail: answer.detail.as_ref() }
     }
 
     /// The node does not know the session, so it did not execute the request.
@@ -157,7 +169,7 @@ impl<'a> Verdict<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::proto::{ErrorResponse, RegistrationResponse};
+    use crate::wire::proto::ErrorResponse;
 
     fn refusal(status: Status, message: &str) -> Payload {
         Payload::ErrorResponse(ErrorResponse { status: status.into(), error_message: message.to_owned() })

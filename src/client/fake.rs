@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::codec::Decoder;
 
 use super::{Client, Credentials, Options};
-use crate::task::{ShardId, TaskId};
+use crate::task::{DeadLetterId, ShardId, TaskId};
 use crate::wire::proto::{self, BoomerangEnvelope, Status, boomerang_envelope::Payload};
 use crate::wire::{FRAME_BYTES_MAX, decode_envelope, encode_frame, frame_codec};
 
@@ -71,6 +71,20 @@ impl Fake {
             }
         });
     }
+}
+
+/// Runs `call` against a node that answers its one request with `answer`, and returns that request.
+pub(crate) async fn exchange<T>(answer: Payload, call: impl AsyncFnOnce(Client) -> T) -> (Payload, T) {
+    let fake = Fake::start().await;
+    let (client, mut peer) = fake.connect(fake.options()).await;
+    tokio::join!(
+        async {
+            let request = peer.next().await.unwrap();
+            peer.send(request.request_id, answer).await;
+            request.payload.unwrap()
+        },
+        call(client)
+    )
 }
 
 impl Peer {
@@ -151,6 +165,44 @@ pub(crate) fn details(random: u64, payload: &'static [u8]) -> proto::TaskDetails
         first_due_ms: 1_800_000_000_000,
         attempt: 1,
         callback: Some(proto::CallbackConfig { protocol: 0, endpoint: "h:1".into(), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn dead_letter_id(random: u64) -> DeadLetterId {
+    DeadLetterId { died_ms: 1_800_000_060_000, task: task_id(random) }
+}
+
+/// A dead letter as a node describes it.
+pub(crate) fn dead_letter(random: u64) -> proto::DeadLetter {
+    let task = details(random, b"dead");
+    proto::DeadLetter {
+        dead_letter_id: dead_letter_id(random).to_string(),
+        task_id: task.task_id,
+        client_id: task.client_id,
+        payload: task.payload,
+        due_ms: task.first_due_ms,
+        died_ms: dead_letter_id(random).died_ms,
+        attempts: 5,
+        failure: Some(proto::Failure {
+            class: proto::FailureClass::Refused.into(),
+            text: "nobody listens at h:1".into(),
+            at_ms: dead_letter_id(random).died_ms,
+        }),
+        callback: task.callback,
+        ..Default::default()
+    }
+}
+
+/// A delivery, whose payload is its number.
+pub(crate) fn callback_request(random: u64) -> proto::CallbackRequest {
+    proto::CallbackRequest {
+        task_id: task_id(random).to_string(),
+        payload: Bytes::from(random.to_string()),
+        attempt: 1,
+        due_ms: 1_000,
+        fence_term: 3,
+        fence_seq: random,
         ..Default::default()
     }
 }

@@ -368,7 +368,7 @@ mod tests {
     use crate::wire::proto::{self, Status};
 
     fn in_a_second() -> Registration {
-        Registration { payload: Bytes::from_static(b"x"), due: Due::In(1_000), repeat_interval_ms: None }
+        Registration { payload: Bytes::from_static(b"x"), due: Due::In(1_000), ..Default::default() }
     }
 
     #[tokio::test]

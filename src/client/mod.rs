@@ -13,22 +13,29 @@
 //! [`ClientError::ConnectionLost`], since nobody can know its outcome; the next request connects again.
 
 mod connection;
+mod dead_letters;
 mod error;
 mod link;
 mod options;
 pub mod receiver;
+mod registration;
 mod requests;
 mod session;
 mod tally;
+mod views;
 
 #[cfg(test)]
 pub(crate) mod fake;
 
+pub use crate::wire::proto::{TaskState, occurrence::Outcome};
+pub use dead_letters::{DeadLetterChoice, DeadLetterFilter, DeadLetterPage, PurgePage, ReplayPage, Replayed};
 pub use error::ClientError;
 pub use link::{Client, InFlight};
 pub use options::{Credentials, Options};
-pub use receiver::{Answer, Received, Receiver, Reply};
-pub use requests::{
-    ApiKey, Cancelled, ClientSettings, Due, Page, PendingRegistration, Registered, Registration, TaskFilter, TaskView,
+pub use receiver::{Answer, DeadLetterCopy, Handler, HttpRequest, Received, Receiver, Refusal, Reply};
+pub use registration::{
+    BatchResult, Dedup, Due, OwnSettings, PendingBatch, PendingRegistration, Registered, Registration,
 };
-pub use tally::{Percentiles, Tally, TallySummary};
+pub use requests::{ApiKey, Cancelled, ClientSettings, Page, Paused, Resumed, TaskFilter, TaskUpdate, Updated};
+pub use tally::{Novelty, Percentiles, Tally, TallySummary};
+pub use views::{DeadLetter, FailureView, PastOccurrence, TaskHistory, TaskView};

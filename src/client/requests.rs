@@ -1,47 +1,16 @@
 //! The requests a client can make, as typed calls over [`Client::submit`].
 //!
 //! Each builds one message, waits for its answer and checks that it is of the right kind. Answers that are no failure
-//! of the request, such as "too late to cancel", are values and not errors.
-
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+//! of the request, such as "too late to cancel", are values and not errors. Registrations are in `registration`, dead
+//! letters in `dead_letters`, what a node shows in `views`.
 
 use bytes::Bytes;
 
-use super::{Client, ClientError, InFlight, session};
-use crate::task::{Callback, ClientId, InstantMs, Retry, TaskId};
+use super::registration::{Due, OwnSettings};
+use super::{Client, ClientError, PastOccurrence, TaskHistory, TaskView, session};
+use crate::task::{Callback, ClientId, ClientLimits, InstantMs, Retry, TaskId};
 use crate::wire::convert;
-use crate::wire::proto::{self, Status, boomerang_envelope::Payload};
-
-/// When a task is due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Due {
-    /// So many milliseconds after the node took the request.
-    In(u64),
-    /// At this instant; one in the past is due at once.
-    At(InstantMs),
-}
-
-/// A task to be stored.
-#[derive(Debug, Clone)]
-pub struct Registration {
-    /// Comes back as it is.
-    pub payload: Bytes,
-    /// When it comes back, the first time.
-    pub due: Due,
-    /// Then again after every interval; `None` is once.
-    pub repeat_interval_ms: Option<u64>,
-}
-
-/// What the node answers when a majority has the task on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Registered {
-    /// The name of the task, made by the node.
-    pub task_id: TaskId,
-    /// When it is due.
-    pub due_ms: InstantMs,
-}
+use crate::wire::proto::{self, Detail, Status, TaskState, boomerang_envelope::Payload};
 
 /// What a cancellation came to. It is always definite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +28,59 @@ pub enum Cancelled {
     NotFound,
 }
 
+/// A change of a task of which no attempt is out. What is `None` stays as it is.
+#[derive(Debug, Clone, Default)]
+pub struct TaskUpdate {
+    /// Only if the task still has this version.
+    pub expected_version: Option<u64>,
+    /// Moves the next occurrence; those after it follow at the task's interval.
+    pub due: Option<Due>,
+    /// What comes back from now on.
+    pub payload: Option<Bytes>,
+    /// Its own settings from now on, each that is present.
+    pub settings: OwnSettings,
+}
+
+/// What an update came to. It is always definite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Updated {
+    /// The task is changed.
+    Updated {
+        /// What it has now; for [`TaskUpdate::expected_version`] of the next change.
+        version: u64,
+        /// When it is due next.
+        due_ms: InstantMs,
+    },
+    /// This attempt may be out already; nothing was changed.
+    TooLate {
+        /// The occurrence, counted from 0.
+        occurrence: u64,
+        /// The attempt, counted from 1.
+        attempt: u32,
+    },
+    /// Somebody else has changed it before; nothing was changed.
+    Conflict {
+        /// The version it has.
+        version: u64,
+    },
+    /// There is no such task.
+    NotFound,
+}
+
+/// A task that is paused now, or was before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paused {
+    /// Occurrence and attempt that may be out all the same.
+    pub maybe_out: Option<(u64, u32)>,
+}
+
+/// A task that is not paused any more, or was not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resumed {
+    /// When it is due next.
+    pub due_ms: InstantMs,
+}
+
 /// Which tasks to list. The default is all of them.
 #[derive(Debug, Clone, Default)]
 pub struct TaskFilter {
@@ -70,6 +92,12 @@ pub struct TaskFilter {
     pub due_before_ms: Option<InstantMs>,
     /// Only recurring tasks, or only the others.
     pub recurring: Option<bool>,
+    /// Only tasks in this state.
+    pub state: Option<TaskState>,
+    /// Only tasks whose name begins so; they come in the order of their names. Empty is all.
+    pub name_prefix: String,
+    /// Only tasks with a label that begins so, `key=` or `key=begin of value`; in the order of that label. Empty is all.
+    pub label_prefix: String,
     /// How many tasks a page may hold; 0 leaves it to the node.
     pub limit: u32,
     /// [`Page::next_token`] of the page before; empty for the first.
@@ -83,29 +111,6 @@ pub struct Page {
     pub tasks: Vec<TaskView>,
     /// For [`TaskFilter::token`]; `None` when this is the last page.
     pub next_token: Option<String>,
-}
-
-/// A task as it is stored now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TaskView {
-    /// Its name.
-    pub task_id: TaskId,
-    /// Whose it is.
-    pub client_id: String,
-    /// When it is due next.
-    pub due_ms: InstantMs,
-    /// When it was due first.
-    pub first_due_ms: InstantMs,
-    /// `None` for a task that comes back once.
-    pub repeat_interval_ms: Option<u64>,
-    /// The occurrence that is due next, counted from 0.
-    pub occurrence: u64,
-    /// The attempt that comes next or is out now, counted from 1.
-    pub attempt: u32,
-    /// Where it goes.
-    pub callback: Option<Callback>,
-    /// What comes back.
-    pub payload: Bytes,
 }
 
 /// A client to be registered by an administrator.
@@ -123,6 +128,23 @@ pub struct ClientSettings {
     pub retry: Option<Retry>,
     /// Where their dead letters go by default.
     pub dead_letter: Option<String>,
+    /// What it may ask for, where that is less than what the node allows.
+    pub limits: ClientLimits,
+}
+
+impl ClientSettings {
+    /// A client that is no administrator and brings no settings for its tasks.
+    pub fn new(client_id: ClientId, password: impl Into<String>) -> Self {
+        Self {
+            client_id,
+            password: password.into(),
+            is_admin: false,
+            callback: None,
+            retry: None,
+            dead_letter: None,
+            limits: ClientLimits::default(),
+        }
+    }
 }
 
 /// A new API key.
@@ -141,28 +163,6 @@ impl std::fmt::Debug for ApiKey {
 }
 
 impl Client {
-    /// Stores a task, and waits until a majority has it on disk.
-    pub async fn register(&self, registration: Registration) -> Result<Registered, ClientError> {
-        self.register_nowait(registration).await?.await
-    }
-
-    /// Sends a registration; the answer is awaited apart from it, so that one task can keep thousands under way.
-    pub async fn register_nowait(&self, registration: Registration) -> Result<PendingRegistration, ClientError> {
-        let (delay_ms, due_ms) = match registration.due {
-            Due::In(delay_ms) => (delay_ms, 0),
-            // 0 would mean "use delay_ms"; to be due in 1970 is to be due at once.
-            Due::At(due_ms) => (0, due_ms.max(1)),
-        };
-        let task = proto::Task {
-            payload: registration.payload,
-            delay_ms,
-            repeat_interval_ms: registration.repeat_interval_ms.unwrap_or(0),
-            due_ms,
-            ..Default::default()
-        };
-        Ok(PendingRegistration(self.submit(Payload::RegistrationRequest(task)).await?))
-    }
-
     /// One task; `None` when there is none of this name, for this client.
     pub async fn get(&self, task_id: TaskId) -> Result<Option<TaskView>, ClientError> {
         let request = proto::GetTaskRequest { task_id: task_id.to_string(), history: false };
@@ -171,6 +171,21 @@ impl Client {
                 Some(details) => TaskView::from_details(details).map(Some),
                 None => Err(unexpected("a task without its details")),
             },
+            Ok(_) => Err(unexpected("the wrong kind of answer to a get")),
+            Err(error) if error.status() == Some(Status::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One task, and what became of its occurrences. The task may have ended and still have a history; `None` when the
+    /// node knows nothing of it, or it belongs to another client.
+    pub async fn get_with_history(&self, task_id: TaskId) -> Result<Option<TaskHistory>, ClientError> {
+        let request = proto::GetTaskRequest { task_id: task_id.to_string(), history: true };
+        match self.request(Payload::GetTaskRequest(request)).await {
+            Ok(Payload::GetTaskResponse(answer)) => Ok(Some(TaskHistory {
+                task: answer.task.map(TaskView::from_details).transpose()?,
+                past: answer.history.into_iter().map(PastOccurrence::from).collect(),
+            })),
             Ok(_) => Err(unexpected("the wrong kind of answer to a get")),
             Err(error) if error.status() == Some(Status::NotFound) => Ok(None),
             Err(error) => Err(error),
@@ -186,7 +201,9 @@ impl Client {
             is_recurring: filter.recurring,
             limit: filter.limit,
             next_token: filter.token,
-            ..Default::default()
+            state: filter.state.unwrap_or(TaskState::Unspecified).into(),
+            name_prefix: filter.name_prefix,
+            label_prefix: filter.label_prefix,
         };
         match self.request(Payload::ListTasksRequest(request)).await? {
             Payload::ListTasksResponse(answer) => Ok(Page {
@@ -218,6 +235,68 @@ impl Client {
         }
     }
 
+    /// Changes a task, if no attempt of it is out and nobody has changed it since the version that is expected.
+    pub async fn update(&self, task_id: TaskId, update: TaskUpdate) -> Result<Updated, ClientError> {
+        let (due_ms, delay_ms) = match update.due {
+            Some(Due::At(due_ms)) => (Some(due_ms), None),
+            Some(Due::In(delay_ms)) => (None, Some(delay_ms)),
+            None => (None, None),
+        };
+        let request = proto::UpdateTaskRequest {
+            task_id: task_id.to_string(),
+            expected_version: update.expected_version.unwrap_or(0),
+            due_ms,
+            delay_ms,
+            payload: update.payload,
+            callback: update.settings.callback(),
+            retry: update.settings.retry(),
+            dlq: update.settings.dlq(),
+        };
+        let answer = self.submit(Payload::UpdateTaskRequest(request)).await?.await?;
+        if let Payload::UpdateTaskResponse(answer) = &answer {
+            let Detail { occurrence, attempt, version, .. } = answer.detail.clone().unwrap_or_default();
+            match Status::try_from(answer.status) {
+                Ok(Status::TooLate) => return Ok(Updated::TooLate { occurrence, attempt }),
+                Ok(Status::Conflict) => return Ok(Updated::Conflict { version }),
+                Ok(Status::NotFound) => return Ok(Updated::NotFound),
+                _ => {}
+            }
+        }
+        session::check(&answer)?;
+        match answer {
+            Payload::UpdateTaskResponse(answer) => {
+                Ok(Updated::Updated { version: answer.version, due_ms: answer.scheduled_time_ms })
+            }
+            _ => Err(unexpected("the wrong kind of answer to an update")),
+        }
+    }
+
+    /// Keeps a task from being delivered until it is resumed; due instants that pass meanwhile are left out. `None` when
+    /// there is no such task.
+    pub async fn pause(&self, task_id: TaskId) -> Result<Option<Paused>, ClientError> {
+        let answer = self.set_paused(task_id, true).await?;
+        Ok(answer.map(|answer| {
+            let detail = answer.detail.unwrap_or_default();
+            Paused { maybe_out: (detail.attempt > 0).then_some((detail.occurrence, detail.attempt)) }
+        }))
+    }
+
+    /// Lets a paused task be delivered again. `None` when there is no such task.
+    pub async fn resume(&self, task_id: TaskId) -> Result<Option<Resumed>, ClientError> {
+        let answer = self.set_paused(task_id, false).await?;
+        Ok(answer.map(|answer| Resumed { due_ms: answer.scheduled_time_ms }))
+    }
+
+    async fn set_paused(&self, task_id: TaskId, paused: bool) -> Result<Option<proto::PauseTaskResponse>, ClientError> {
+        let request = proto::PauseTaskRequest { task_id: task_id.to_string(), paused };
+        match self.request(Payload::PauseTaskRequest(request)).await {
+            Ok(Payload::PauseTaskResponse(answer)) => Ok(Some(answer)),
+            Ok(_) => Err(unexpected("the wrong kind of answer to a pause")),
+            Err(error) if error.status() == Some(Status::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Registers a client, with the settings its tasks have unless a session says otherwise.
     pub async fn register_client(&self, settings: ClientSettings) -> Result<(), ClientError> {
         let request = proto::ClientRegistrationRequest {
@@ -227,7 +306,10 @@ impl Client {
             callback: settings.callback.as_ref().map(convert::callback_to),
             retry: settings.retry.as_ref().map(convert::retry_to),
             dlq: settings.dead_letter.as_deref().map(convert::dead_letter_to),
-            ..Default::default()
+            limits: (settings.limits != ClientLimits::default()).then(|| proto::ClientLimits {
+                delay_max_ms: settings.limits.delay_max_ms.unwrap_or(0),
+                payload_bytes_max: settings.limits.payload_bytes_max.unwrap_or(0),
+            }),
         };
         match self.request(Payload::ClientRegistration(request)).await? {
             Payload::ClientRegistrationResponse(_) => Ok(()),
@@ -263,66 +345,14 @@ impl Client {
     }
 }
 
-/// The answer to a registration that was sent. Dropping it does not take the registration back.
-#[must_use = "only the answer says that the task is stored"]
-pub struct PendingRegistration(InFlight);
-
-impl Future for PendingRegistration {
-    type Output = Result<Registered, ClientError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = ready!(Pin::new(&mut self.0).poll(context))?;
-        session::check(&answer)?;
-        Poll::Ready(match answer {
-            Payload::RegistrationResponse(answer) => match answer.task_id.parse() {
-                Ok(task_id) => Ok(Registered { task_id, due_ms: answer.scheduled_time_ms }),
-                Err(error) => Err(unexpected(&error.to_string())),
-            },
-            _ => Err(unexpected("the wrong kind of answer to a registration")),
-        })
-    }
-}
-
-impl TaskView {
-    fn from_details(details: proto::TaskDetails) -> Result<Self, ClientError> {
-        let callback = details.callback.as_ref().map(convert::callback_from).transpose();
-        Ok(Self {
-            task_id: details.task_id.parse().map_err(|error: crate::task::Invalid| unexpected(&error.to_string()))?,
-            client_id: details.client_id,
-            due_ms: details.expiration_ms,
-            first_due_ms: details.first_due_ms,
-            repeat_interval_ms: (details.repeat_interval_ms > 0).then_some(details.repeat_interval_ms),
-            occurrence: details.occurrence,
-            attempt: details.attempt,
-            callback: callback.map_err(|error| unexpected(&error.to_string()))?,
-            payload: details.payload,
-        })
-    }
-}
-
-fn unexpected(what: &str) -> ClientError {
+pub(super) fn unexpected(what: &str) -> ClientError {
     ClientError::Protocol(what.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::{self, Fake};
+    use super::super::fake::{self, exchange};
     use super::*;
-
-    /// Runs `call` against a node that answers its one request with `answer`, and returns that request.
-    async fn exchange<T>(answer: Payload, call: impl AsyncFnOnce(Client) -> T) -> (Payload, T) {
-        let fake = Fake::start().await;
-        let (client, mut peer) = fake.connect(fake.options()).await;
-        let (request, result) = tokio::join!(
-            async {
-                let request = peer.next().await.unwrap();
-                peer.send(request.request_id, answer).await;
-                request.payload.unwrap()
-            },
-            call(client)
-        );
-        (request, result)
-    }
 
     fn cancellation(status: Status) -> Payload {
         Payload::CancellationResponse(proto::CancellationResponse {
@@ -350,15 +380,100 @@ mod tests {
         assert!(matches!(result, Err(ClientError::Protocol(_))));
     }
 
+    fn updated(status: Status) -> Payload {
+        Payload::UpdateTaskResponse(proto::UpdateTaskResponse {
+            status: status.into(),
+            version: 6,
+            scheduled_time_ms: 77,
+            detail: Some(proto::Detail { occurrence: 4, attempt: 2, version: 5, ..Default::default() }),
+            ..Default::default()
+        })
+    }
+
     #[tokio::test]
-    async fn due_instants_are_absolute_or_relative() {
-        for (due, sent) in [(Due::In(5), (5, 0)), (Due::At(77), (0, 77)), (Due::At(0), (0, 1))] {
-            let registration = Registration { payload: Bytes::new(), due, repeat_interval_ms: None };
-            let register = async |client: Client| client.register(registration).await;
-            let (request, result) = exchange(fake::registered(42), register).await;
-            let Payload::RegistrationRequest(task) = request else { panic!("{request:?}") };
-            assert_eq!((task.delay_ms, task.due_ms), sent);
-            assert_eq!(result.unwrap(), Registered { task_id: fake::task_id(42), due_ms: 42 });
+    async fn an_update_is_definite() {
+        for (status, result) in [
+            (Status::Ok, Updated::Updated { version: 6, due_ms: 77 }),
+            (Status::TooLate, Updated::TooLate { occurrence: 4, attempt: 2 }),
+            (Status::Conflict, Updated::Conflict { version: 5 }),
+            (Status::NotFound, Updated::NotFound),
+        ] {
+            let update = async |client: Client| client.update(fake::task_id(1), TaskUpdate::default()).await;
+            assert_eq!(exchange(updated(status), update).await.1.unwrap(), result);
+        }
+        let update = async |client: Client| client.update(fake::task_id(1), TaskUpdate::default()).await;
+        assert_eq!(exchange(updated(Status::Error), update).await.1.unwrap_err().status(), Some(Status::Error));
+    }
+
+    #[tokio::test]
+    async fn an_update_names_only_what_changes() {
+        let change = TaskUpdate {
+            expected_version: Some(3),
+            due: Some(Due::In(0)),
+            payload: Some(Bytes::new()),
+            settings: OwnSettings { dead_letters: Some(String::new()), ..Default::default() },
+        };
+        let update = async |client: Client| client.update(fake::task_id(1), change).await;
+        let Payload::UpdateTaskRequest(request) = exchange(updated(Status::Ok), update).await.0 else { panic!() };
+        assert_eq!((request.expected_version, request.due_ms, request.delay_ms), (3, None, Some(0)));
+        assert_eq!((request.payload, request.callback, request.retry), (Some(Bytes::new()), None, None));
+        assert_eq!(request.dlq.unwrap().destination, "", "to keep no copies from now on");
+    }
+
+    #[tokio::test]
+    async fn pause_says_what_may_be_out_and_resume_when_it_is_due() {
+        let paused = |attempt| {
+            Payload::PauseTaskResponse(proto::PauseTaskResponse {
+                scheduled_time_ms: 5,
+                detail: Some(proto::Detail { occurrence: 2, attempt, ..Default::default() }),
+                ..Default::default()
+            })
+        };
+        for (attempt, maybe_out) in [(0, None), (3, Some((2, 3)))] {
+            let pause = async |client: Client| client.pause(fake::task_id(1)).await;
+            let (request, result) = exchange(paused(attempt), pause).await;
+            assert_eq!(result.unwrap(), Some(Paused { maybe_out }));
+            assert!(matches!(request, Payload::PauseTaskRequest(request) if request.paused));
+        }
+        let resume = async |client: Client| client.resume(fake::task_id(1)).await;
+        let (request, result) = exchange(paused(0), resume).await;
+        assert_eq!(result.unwrap(), Some(Resumed { due_ms: 5 }));
+        assert!(matches!(request, Payload::PauseTaskRequest(request) if !request.paused));
+        let resume = async |client: Client| client.resume(fake::task_id(1)).await;
+        let missing = fake::refused(Status::NotFound, "no such task");
+        assert_eq!(exchange(missing, resume).await.1.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_has_ended_is_known_by_its_history() {
+        let past = proto::Occurrence {
+            occurrence: 3,
+            outcome: proto::occurrence::Outcome::Dead.into(),
+            attempts: 5,
+            failure: Some(proto::Failure { class: 99, text: "new".into(), at_ms: 8 }),
+            ..Default::default()
+        };
+        let answer = proto::GetTaskResponse { history: vec![past], ..Default::default() };
+        let get = async |client: Client| client.get_with_history(fake::task_id(1)).await;
+        let (request, result) = exchange(Payload::GetTaskResponse(answer), get).await;
+        let TaskHistory { task, past } = result.unwrap().unwrap();
+        assert_eq!((task, past.len(), past[0].count, past[0].dispatched_ms), (None, 1, 1, None));
+        assert_eq!(past[0].failure.as_ref().unwrap().class, None, "a class this client does not know");
+        assert!(matches!(request, Payload::GetTaskRequest(request) if request.history));
+        let get = async |client: Client| client.get_with_history(fake::task_id(1)).await;
+        assert_eq!(exchange(fake::refused(Status::NotFound, ""), get).await.1.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn limits_travel_with_a_new_client() {
+        let limits = ClientLimits { delay_max_ms: Some(5), payload_bytes_max: None };
+        for limits in [limits, ClientLimits::default()] {
+            let settings = ClientSettings { limits, ..ClientSettings::new("orders".parse().unwrap(), "pw") };
+            let register = async |client: Client| client.register_client(settings).await;
+            let answer = Payload::ClientRegistrationResponse(Default::default());
+            let Payload::ClientRegistration(request) = exchange(answer, register).await.0 else { panic!() };
+            let sent = request.limits.map(|limits| (limits.delay_max_ms, limits.payload_bytes_max));
+            assert_eq!(sent, limits.delay_max_ms.map(|delay_max_ms| (delay_max_ms, 0)));
         }
     }
 
@@ -370,6 +485,7 @@ mod tests {
             ..Default::default()
         };
         let filter = TaskFilter { recurring: Some(false), limit: 2, due_after_ms: Some(9), ..Default::default() };
+        let filter = TaskFilter { state: Some(TaskState::Paused), label_prefix: "a=b".into(), ..filter };
         let list = async |client: Client| client.list(filter).await;
         let (request, page) = exchange(Payload::ListTasksResponse(answer), list).await;
         let page = page.unwrap();
@@ -378,6 +494,7 @@ mod tests {
         assert_eq!(page.next_token.as_deref(), Some("more"));
         let Payload::ListTasksRequest(request) = request else { panic!("{request:?}") };
         assert_eq!((request.scheduled_after, request.is_recurring, request.limit), (9, Some(false), 2));
+        assert_eq!((request.state(), request.label_prefix.as_str()), (TaskState::Paused, "a=b"));
     }
 
     #[tokio::test]

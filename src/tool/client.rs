@@ -66,6 +66,7 @@ fn settings(args: ClientAdd) -> Result<ClientSettings, ToolError> {
         callback: args.policy.callback,
         retry,
         dead_letter: args.policy.dead_letter,
+        limits: Default::default(),
     })
 }
 

@@ -97,7 +97,7 @@ impl Listener {
         }
         let reply = match self.args.status {
             StatusArg::Ok => Reply::Accept,
-            StatusArg::Error => Reply::Refuse("refused by boomtool listen --status error".into()),
+            StatusArg::Error => Reply::refuse("refused by boomtool listen --status error"),
         };
         Answer { reply, delay: self.args.delay }
     }

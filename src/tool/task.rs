@@ -9,7 +9,7 @@ use super::args::{Global, List, Register, TaskCommand, millis};
 use super::output::{Output, note, payload_into, payload_text, table};
 use super::{ToolError, connect, read_input};
 use crate::client::{Cancelled, Due, Options, Registration, TaskFilter, TaskView};
-use crate::task::TaskId;
+use crate::task::{Recurrence, TaskId};
 use crate::when::{format_duration, format_instant};
 
 /// What `list` asks for at a time: a page with its payloads has to fit into one frame.
@@ -44,7 +44,12 @@ async fn register(args: Register, global: Global, mut output: Output) -> Result<
         (Some(at_ms), _) => Due::At(at_ms),
         (None, delay) => Due::In(delay.map_or(0, millis)),
     };
-    let registration = Registration { payload: Bytes::from(payload), due, repeat_interval_ms: args.every.map(millis) };
+    let registration = Registration {
+        payload: Bytes::from(payload),
+        due,
+        recurrence: args.every.map(|every| Recurrence::every(millis(every))),
+        ..Default::default()
+    };
     let client = connect(options).await?;
     let registered = client.register(registration).await?;
     client.close().await;
@@ -117,7 +122,7 @@ fn print_page(tasks: &[TaskView], head: bool, output: &mut Output) -> Result<(),
             task.task_id.to_string(),
             task.client_id.clone(),
             format_instant(task.due_ms),
-            task.repeat_interval_ms.map_or("once".into(), format_duration),
+            task.recurrence.map_or("once".into(), |r| format_duration(r.interval_ms)),
             task.attempt.to_string(),
             callback_text(task),
             payload_text(&task.payload, PAYLOAD_WIDTH),
@@ -165,7 +170,7 @@ fn callback_text(task: &TaskView) -> String {
 }
 
 fn description(task: &TaskView) -> String {
-    let every = task.repeat_interval_ms.map_or("once".into(), |every| format!("every {}", format_duration(every)));
+    let every = task.recurrence.map_or("once".into(), |r| format!("every {}", format_duration(r.interval_ms)));
     let rows: Vec<Vec<String>> = [
         ("task", task.task_id.to_string()),
         ("client", task.client_id.clone()),
@@ -190,7 +195,7 @@ fn object(task: &TaskView) -> Value {
         ("due_ms", json!(task.due_ms)),
         ("due", json!(format_instant(task.due_ms))),
         ("first_due_ms", json!(task.first_due_ms)),
-        ("repeat_interval_ms", json!(task.repeat_interval_ms)),
+        ("repeat_interval_ms", json!(task.recurrence.map(|r| r.interval_ms))),
         ("occurrence", json!(task.occurrence)),
         ("attempt", json!(task.attempt)),
         ("callback", json!(task.callback.as_ref().map(|_| callback_text(task)))),

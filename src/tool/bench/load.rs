@@ -109,7 +109,7 @@ pub(super) async fn register(
                         break;
                     }
                     let due = schedule.due(number);
-                    let registration = Registration { payload: payloads.get(number), due, repeat_interval_ms: None };
+                    let registration = Registration { payload: payloads.get(number), due, ..Default::default() };
                     let submitted = Instant::now();
                     result.sent += 1;
                     match client.register_nowait(registration).await {

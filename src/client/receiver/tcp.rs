@@ -1,9 +1,6 @@
-//! The other end of a TCP callback: takes deliveries, hands each to a handler, and answers as the handler says.
+//! Callbacks over TCP: frames, as clients speak them too.
 //!
-//! Used by `boomtool listen`, the tests and the benches. The instant of arrival is taken once per read, right after it,
-//! so that what the handler does with earlier deliveries does not count as lateness.
-//!
-//! Many deliveries come in one read and their answers leave in one write. A numbered delivery (`request_id`) is answered
+//! The instant of arrival is taken once per read, right after it. Many deliveries come in one read and their answers leave in one write. A numbered delivery (`request_id`) is answered
 //! when its answer is ready; one without a number is answered in the order of arrival, as the original protocol has it:
 //! a delayed answer then holds back the ones behind it.
 //!
@@ -13,19 +10,17 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::codec::Decoder;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::task::{Fence, InstantMs, TaskId};
-use crate::wire::proto::{self, BoomerangEnvelope, CallbackRequest, Status, boomerang_envelope::Payload};
+use super::{Handler, Received, Shared, response};
+use crate::task::Protocol;
+use crate::wire::proto::{self, BoomerangEnvelope, Status, boomerang_envelope::Payload};
 use crate::wire::{FRAME_BYTES_MAX, decode_envelope, encode_frame, frame_codec};
 
 const READ_BYTES: usize = 64 * 1024;
@@ -33,153 +28,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// After a failed accept, which is nearly always a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// One delivery, as it came.
-#[derive(Debug, Clone)]
-pub struct Received {
-    /// Which task.
-    pub task_id: TaskId,
-    /// Whose task; empty when the sender does not say.
-    pub client_id: String,
-    /// What was registered. It shares the memory of the read it came in: copy it to keep it for long.
-    pub payload: Bytes,
-    /// The occurrence, counted from 0.
-    pub occurrence: u64,
-    /// The attempt, counted from 1.
-    pub attempt: u32,
-    /// When this occurrence was due; 0 when the sender does not say.
-    pub due_ms: InstantMs,
-    /// Only grows from one delivery of an occurrence to the next.
-    pub fence: Fence,
-    /// The number of the request; 0 for a sender that speaks the original protocol.
-    pub request_id: u64,
-    /// The sender's address.
-    pub from: SocketAddr,
-    /// By the system clock, at the end of the read that brought it.
-    pub arrived_at: SystemTime,
-}
-
-impl Received {
-    /// How long after its due instant it came, in microseconds; negative when it came early.
-    pub fn lateness_us(&self) -> Option<i64> {
-        if self.due_ms == 0 {
-            return None;
-        }
-        let arrived_us = self.arrived_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        let lateness_us = i128::try_from(arrived_us).ok()? - i128::from(self.due_ms) * 1000;
-        i64::try_from(lateness_us).ok()
-    }
-}
-
-/// What the sender is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
-    /// The task is done.
-    Accept,
-    /// It is not, for this reason; the sender may try again.
-    Refuse(String),
-    /// Nothing at all: the sender runs into its timeout.
-    Silence,
-}
-
-/// What the sender is told, and when.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// What it is told.
-    pub reply: Reply,
-    /// How long after the arrival.
-    pub delay: Duration,
-}
-
-impl From<Reply> for Answer {
-    fn from(reply: Reply) -> Self {
-        Self { reply, delay: Duration::ZERO }
-    }
-}
-
-/// A listening socket and the connections it has accepted. Dropping it ends them at once; see [`Receiver::finish`].
-#[derive(Debug)]
-pub struct Receiver {
-    address: SocketAddr,
-    /// Asks connections to answer what they have taken, and end.
-    finish: CancellationToken,
-    /// Ends connections where they stand.
-    stop: CancellationToken,
-    connections: TaskTracker,
-}
-
-/// What every connection needs.
-struct Shared<H> {
-    handler: H,
-    channel: Option<mpsc::Sender<Received>>,
-    finish: CancellationToken,
-    stop: CancellationToken,
-    connections: TaskTracker,
-}
-
-impl Receiver {
-    /// Listens on `address` (port 0 picks a free one) and asks `handler` for the answer to each delivery.
-    ///
-    /// The handler runs on the thread of its connection: when it blocks, the connection waits.
-    pub async fn bind<H>(address: &str, handler: H) -> io::Result<Self>
-    where
-        H: Fn(&Received) -> Answer + Send + Sync + 'static,
-    {
-        Self::start(address, handler, None).await
-    }
-
-    /// Accepts every delivery and passes it to a channel of this capacity. Once the channel is closed, deliveries are
-    /// no longer answered.
-    pub async fn channel(address: &str, capacity: usize) -> io::Result<(Self, mpsc::Receiver<Received>)> {
-        let (sender, receiver) = mpsc::channel(capacity);
-        Ok((Self::start(address, |_: &Received| Reply::Accept.into(), Some(sender)).await?, receiver))
-    }
-
-    async fn start<H>(address: &str, handler: H, channel: Option<mpsc::Sender<Received>>) -> io::Result<Self>
-    where
-        H: Fn(&Received) -> Answer + Send + Sync + 'static,
-    {
-        let listener = TcpListener::bind(address).await?;
-        let receiver = Self {
-            address: listener.local_addr()?,
-            finish: CancellationToken::new(),
-            stop: CancellationToken::new(),
-            connections: TaskTracker::new(),
-        };
-        let shared = Arc::new(Shared {
-            handler,
-            channel,
-            finish: receiver.finish.clone(),
-            stop: receiver.stop.clone(),
-            connections: receiver.connections.clone(),
-        });
-        receiver.connections.spawn(accept(listener, shared));
-        Ok(receiver)
-    }
-
-    /// Where it listens; with the port that was picked.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Takes no further deliveries, answers those it has taken (delayed ones in their time), and ends.
-    pub async fn finish(self) {
-        self.finish.cancel();
-        self.connections.close();
-        self.connections.wait().await;
-    }
-}
-
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        self.finish.cancel();
-        self.stop.cancel();
-    }
-}
-
-async fn accept<H>(listener: TcpListener, shared: Arc<Shared<H>>)
-where
-    H: Fn(&Received) -> Answer + Send + Sync + 'static,
-{
+pub(super) async fn accept<H: Handler>(listener: TcpListener, shared: Arc<Shared<H>>) {
     loop {
         let accepted = tokio::select! {
             () = shared.finish.cancelled() => return,
@@ -220,7 +69,7 @@ struct Connection<H> {
     unnumbered_at: Option<Instant>,
 }
 
-impl<H: Fn(&Received) -> Answer> Connection<H> {
+impl<H: Handler> Connection<H> {
     async fn serve(mut self) -> io::Result<()> {
         let mut codec = frame_codec(FRAME_BYTES_MAX);
         let mut input = BytesMut::with_capacity(READ_BYTES);
@@ -260,35 +109,39 @@ impl<H: Fn(&Received) -> Answer> Connection<H> {
         let envelope = match decode_envelope(frame) {
             Ok(envelope) => envelope,
             Err(error) => {
-                self.queue(0, refusal(&format!("not an envelope: {error}")), Duration::ZERO);
+                self.refuse(0, &format!("not an envelope: {error}"));
                 self.release(Instant::now());
                 return false;
             }
         };
         let request_id = envelope.request_id;
         let Some(Payload::CallbackRequest(request)) = envelope.payload else {
-            self.queue(request_id, refusal("this is a receiver: it takes callback_request only"), Duration::ZERO);
+            self.refuse(request_id, "this is a receiver: it takes callback_request only");
             return true;
         };
-        let received = match received(request, request_id, self.from, arrived_at) {
+        let received = match Received::of(request, Protocol::Tcp, request_id, self.from, arrived_at) {
             Ok(received) => received,
             Err(error) => {
-                self.queue(request_id, response(Status::InvalidRequest, &error.to_string()), Duration::ZERO);
+                let why = error.to_string();
+                self.shared.handler.refused(self.from, &why);
+                let response = response(Status::InvalidRequest, &why);
+                self.queue(request_id, Payload::CallbackResponse(response), Duration::ZERO);
                 return true;
             }
         };
-        let answer = (self.shared.handler)(&received);
-        if let Some(channel) = &self.shared.channel
-            && channel.send(received).await.is_err()
-        {
-            return false;
-        }
-        match answer.reply {
-            Reply::Accept => self.queue(request_id, response(Status::Ok, ""), answer.delay),
-            Reply::Refuse(reason) => self.queue(request_id, response(Status::Error, &reason), answer.delay),
-            Reply::Silence => {}
+        let Some(answer) = self.shared.take(received).await else { return false };
+        if let Some(response) = answer.reply.response() {
+            self.queue(request_id, Payload::CallbackResponse(response), answer.delay);
         }
         true
+    }
+
+    /// What is no delivery.
+    fn refuse(&mut self, request_id: u64, why: &str) {
+        self.shared.handler.refused(self.from, why);
+        let (status, error_message) = (Status::InvalidRequest.into(), why.to_owned());
+        let refusal = Payload::ErrorResponse(proto::ErrorResponse { status, error_message });
+        self.queue(request_id, refusal, Duration::ZERO);
     }
 
     /// Puts an answer into the next write, or aside until its time.
@@ -320,56 +173,22 @@ impl<H: Fn(&Received) -> Answer> Connection<H> {
     }
 }
 
-fn received(
-    request: CallbackRequest,
-    request_id: u64,
-    from: SocketAddr,
-    arrived_at: SystemTime,
-) -> Result<Received, crate::task::Invalid> {
-    Ok(Received {
-        task_id: request.task_id.parse()?,
-        client_id: request.client_id,
-        payload: request.payload,
-        occurrence: request.occurrence,
-        attempt: request.attempt,
-        due_ms: request.due_ms,
-        fence: Fence { term: request.fence_term, seq: request.fence_seq },
-        request_id,
-        from,
-        arrived_at,
-    })
-}
-
-fn response(status: Status, message: &str) -> Payload {
-    Payload::CallbackResponse(proto::CallbackResponse { status: status.into(), error_message: message.to_owned() })
-}
-
-fn refusal(message: &str) -> Payload {
-    Payload::ErrorResponse(proto::ErrorResponse {
-        status: Status::InvalidRequest.into(),
-        error_message: message.to_owned(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::fake::{Peer, task_id};
+    use tokio::sync::mpsc;
+
+    use super::super::super::fake::{Peer, callback_request, task_id};
+    use super::super::{Answer, Receiver, Reply};
     use super::*;
+    use crate::task::Fence;
+    use crate::wire::proto::CallbackRequest;
 
     async fn sender(receiver: &Receiver) -> Peer {
         Peer::new(TcpStream::connect(receiver.local_addr()).await.unwrap())
     }
 
     fn delivery(random: u64) -> Payload {
-        Payload::CallbackRequest(CallbackRequest {
-            task_id: task_id(random).to_string(),
-            payload: Bytes::from(random.to_string()),
-            attempt: 1,
-            due_ms: 1_000,
-            fence_term: 3,
-            fence_seq: random,
-            ..Default::default()
-        })
+        Payload::CallbackRequest(callback_request(random))
     }
 
     fn frames(deliveries: impl IntoIterator<Item = (u64, u64)>) -> BytesMut {
@@ -405,7 +224,7 @@ mod tests {
         // The first answer is delayed, the others would be ready at once.
         let handler = |received: &Received| match received.payload.as_ref() {
             b"1" => Answer { reply: Reply::Accept, delay: Duration::from_millis(30) },
-            text => Reply::Refuse(String::from_utf8_lossy(text).into_owned()).into(),
+            text => Reply::refuse(String::from_utf8_lossy(text)).into(),
         };
         let receiver = Receiver::bind("127.0.0.1:0", handler).await.unwrap();
         let mut original = sender(&receiver).await;
@@ -474,16 +293,5 @@ mod tests {
         assert_eq!(other.next().await.unwrap().request_id, 1);
         drop(receiver);
         assert!(other.next().await.is_none());
-    }
-
-    #[test]
-    fn lateness_is_measured_in_microseconds() {
-        let from = "127.0.0.1:1".parse().unwrap();
-        let Payload::CallbackRequest(request) = delivery(1) else { unreachable!() };
-        let at = |us| UNIX_EPOCH + Duration::from_micros(us);
-        assert_eq!(received(request.clone(), 1, from, at(1_000_482)).unwrap().lateness_us(), Some(482));
-        assert_eq!(received(request.clone(), 1, from, at(999_999)).unwrap().lateness_us(), Some(-1));
-        let undated = CallbackRequest { due_ms: 0, ..request };
-        assert_eq!(received(undated, 1, from, at(5)).unwrap().lateness_us(), None);
     }
 }
