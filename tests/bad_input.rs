@@ -397,34 +397,6 @@ fn clients_and_their_settings_are_checked_when_they_are_set() {
     world.assert_unharmed();
 }
 
-/// What this version cannot deliver is refused when it is set, and what it can deliver is not.
-#[test]
-fn callbacks_of_a_protocol_that_is_not_there_yet_are_refused() {
-    use boomerang::task::Protocol;
-    let world = World::new(&[]);
-    let mut admin = world.node.admin();
-    for (number, protocol, endpoint) in [
-        (0, Protocol::Tcp, "h:1"),
-        (1, Protocol::Grpc, "http://h:1"),
-        (2, Protocol::Http, "http://h/hook"),
-        (3, Protocol::Udp, "h:1"),
-    ] {
-        let answer = admin.put_client(ClientRegistrationRequest {
-            client_id: "new".into(),
-            password: "pw".into(),
-            callback: Some(CallbackConfig { protocol: number, endpoint: endpoint.into() }),
-            ..Default::default()
-        });
-        if boomerang::callback::Callbacks::supports(protocol) {
-            assert_eq!(answer.status, OK, "{protocol}: {answer:?}");
-        } else {
-            assert_eq!(answer.status, INVALID_REQUEST, "{protocol}");
-            assert!(answer.error_message.contains(&format!("{protocol} callbacks")), "{answer:?}");
-        }
-    }
-    world.assert_unharmed();
-}
-
 fn as_admin() -> proto::AuthHandshake {
     proto::AuthHandshake { client_id: "admin".into(), password: ADMIN_PASSWORD.into(), ..Default::default() }
 }

@@ -1,0 +1,175 @@
+//! Destinations do not delay each other: a real node, one receiver that hangs or is dead, and another one at work.
+
+mod common;
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use boomerang::client::{Client, Credentials, Due, Options, OwnSettings, Receiver, Registration, TaskFilter};
+use boomerang::task::{Backoff, Callback, Protocol, Retry, TaskId};
+use common::PATIENCE;
+use common::node::{ADMIN_PASSWORD, NodeProcess};
+use tokio::sync::mpsc;
+
+async fn admin(node: &NodeProcess) -> Client {
+    let credentials =
+        Credentials::Password { client_id: "admin".parse().unwrap(), password: ADMIN_PASSWORD.to_owned() };
+    Client::connect(Options::new(vec![node.started.tcp.to_string()], credentials)).await.unwrap()
+}
+
+fn task(callback: &Callback, delay_ms: u64) -> Registration {
+    let retry = Retry {
+        attempts_max: 3,
+        backoff: Backoff::Fixed,
+        interval_ms: 200,
+        interval_max_ms: 200,
+        jitter_percent: 0,
+    };
+    Registration {
+        payload: bytes::Bytes::from_static(b"payload"),
+        due: Due::In(delay_ms),
+        settings: OwnSettings { callback: Some(callback.clone()), retry: Some(retry), dead_letters: None },
+        ..Registration::default()
+    }
+}
+
+async fn register_many(client: &Client, callback: &Callback, delays: impl Iterator<Item = u64>) -> HashSet<TaskId> {
+    let mut pending = Vec::new();
+    let delays: Vec<u64> = delays.collect();
+    for part in delays.chunks(500) {
+        let batch = part.iter().map(|delay_ms| task(callback, *delay_ms)).collect();
+        pending.push(client.register_batch_nowait(batch).await.unwrap());
+    }
+    let mut ids = HashSet::new();
+    for batch in pending {
+        ids.extend(batch.await.unwrap().into_iter().map(|registered| registered.unwrap().task_id));
+    }
+    ids
+}
+
+/// How late they came, in milliseconds, sorted.
+async fn lateness_ms(
+    mut ids: HashSet<TaskId>,
+    deliveries: &mut mpsc::Receiver<boomerang::client::Received>,
+) -> Vec<f64> {
+    let mut late = Vec::new();
+    while !ids.is_empty() {
+        let received = tokio::time::timeout(PATIENCE, deliveries.recv()).await;
+        let received = received.unwrap_or_else(|_| panic!("{} did not come", ids.len())).unwrap();
+        if ids.remove(&received.task_id) {
+            let late_us = received.lateness_us().unwrap();
+            assert!(late_us >= 0, "early");
+            late.push(late_us as f64 / 1_000.0);
+        }
+    }
+    late.sort_by(f64::total_cmp);
+    late
+}
+
+fn at(late: &[f64], part: f64) -> f64 {
+    late[((late.len() - 1) as f64 * part) as usize]
+}
+
+/// 30,000 tasks are due for a receiver that takes everything and answers nothing, nearly twice what a node may have out;
+/// beside them 1,000 a second for one that works.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_hangs_delays_nobody_else() {
+    const SECONDS: u64 = 4;
+    let node = NodeProcess::start(&["--callback-timeout", "2s"]);
+    let client = admin(&node).await;
+    let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 100_000).await.unwrap();
+    let works = Callback::new(Protocol::Tcp, &receiver.local_addr().to_string()).unwrap();
+    let spread = || (0..SECONDS * 1_000).map(|n| 1_500 + n);
+    let alone = register_many(&client, &works, spread()).await;
+    let alone = lateness_ms(alone, &mut deliveries).await;
+    // Connections are taken by the system, and nobody ever reads from them.
+    let hanging = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hangs = Callback::new(Protocol::Tcp, &hanging.local_addr().unwrap().to_string()).unwrap();
+    let stuck = register_many(&client, &hangs, (0..30_000).map(|_| 0)).await;
+    let beside = register_many(&client, &works, spread()).await;
+    let beside = lateness_ms(beside, &mut deliveries).await;
+    let counts = (node.metric("boomerang_in_flight"), node.metric("boomerang_waiting"));
+    println!(
+        "lateness alone p50 {:.2} p99 {:.2} max {:.2} ms; beside one that hangs p50 {:.2} p99 {:.2} max {:.2} ms; \
+         out and waiting {counts:?}",
+        at(&alone, 0.5),
+        at(&alone, 0.99),
+        at(&alone, 1.0),
+        at(&beside, 0.5),
+        at(&beside, 0.99),
+        at(&beside, 1.0),
+    );
+    assert!(counts.1 > 10_000.0, "they wait: {counts:?}");
+    assert!(at(&beside, 0.5) < at(&alone, 0.5) + 5.0, "a few milliseconds");
+    assert!(at(&beside, 0.99) < at(&alone, 0.99) + 50.0, "also on a machine with other work");
+    // None of those that hang is lost: each is still there, or has become a dead letter.
+    let pending = node.metric("boomerang_pending");
+    let dead = node.metric("boomerang_dead_letters");
+    assert!(pending + dead >= stuck.len() as f64, "{pending} and {dead}");
+}
+
+/// Nobody listens. 5,000 tasks use up their attempts at the pace of their settings, and the node does not knock 15,000
+/// times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_receiver_uses_up_attempts_and_nothing_else() {
+    const TASKS: usize = 5_000;
+    let node = NodeProcess::start(&[]);
+    let client = admin(&node).await;
+    let dead = Callback::new(Protocol::Tcp, "127.0.0.1:1").unwrap();
+    let began = Instant::now();
+    register_many(&client, &dead, (0..TASKS as u64).map(|_| 100)).await;
+    node.wait_for_metric("boomerang_dead_letters", TASKS as f64);
+    println!("{TASKS} tasks of 3 attempts died within {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30));
+    assert_eq!(node.metric("boomerang_failed_attempts_total"), (TASKS * 3) as f64, "each attempt is accounted for");
+    let tried = node.metric("boomerang_dispatches_total");
+    assert!(tried < (TASKS * 2) as f64, "most are not sent at all: {tried}");
+    assert_eq!((node.metric("boomerang_waiting"), node.metric("boomerang_in_flight")), (0.0, 0.0));
+    assert!(client.list(TaskFilter::default()).await.unwrap().tasks.is_empty());
+}
+
+/// A receiver that comes up again is served again, those that waited included.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_comes_back_is_served() {
+    let node = NodeProcess::start(&[]);
+    let client = admin(&node).await;
+    let place = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = place.local_addr().unwrap().to_string();
+    drop(place);
+    let callback = Callback::new(Protocol::Tcp, &address).unwrap();
+    let mut registration = task(&callback, 0);
+    registration.settings.retry.as_mut().unwrap().attempts_max = 200;
+    for _ in 0..200 {
+        client.register(registration.clone()).await.unwrap();
+    }
+    common::eventually("they fail", || (node.metric("boomerang_failed_attempts_total") > 300.0).then_some(()));
+    let (_receiver, mut deliveries) = Receiver::channel(&address, 1_000).await.unwrap();
+    let mut seen = HashSet::new();
+    while seen.len() < 200 {
+        seen.insert(tokio::time::timeout(PATIENCE, deliveries.recv()).await.expect("served again").unwrap().task_id);
+    }
+    node.wait_for_metric("boomerang_pending", 0.0);
+}
+
+/// Every protocol, from one node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_protocol_brings_the_same() {
+    let node = NodeProcess::start(&[]);
+    let client = admin(&node).await;
+    for protocol in [Protocol::Tcp, Protocol::Grpc, Protocol::Http, Protocol::Udp] {
+        let (receiver, mut deliveries) = Receiver::channel_of(protocol, "127.0.0.1:0", 100).await.unwrap();
+        let address = receiver.local_addr();
+        let endpoint = if protocol == Protocol::Http { format!("http://{address}/hook") } else { address.to_string() };
+        let mut callback = Callback::new(protocol, &endpoint).unwrap();
+        callback.options.acknowledge = protocol == Protocol::Udp;
+        let tags = boomerang::task::Tags::new("nightly", []).unwrap();
+        let registered = client.register(Registration { tags, ..task(&callback, 100) }).await.unwrap();
+        let received = tokio::time::timeout(PATIENCE, deliveries.recv()).await.expect("it comes").unwrap();
+        assert_eq!((received.protocol, received.task_id), (protocol, registered.task_id));
+        assert_eq!((received.due_ms, received.attempt, received.occurrence), (registered.due_ms, 1, 0));
+        assert_eq!((received.client_id.as_str(), received.name.as_str()), ("admin", "nightly"));
+        assert_eq!(received.payload.as_ref(), b"payload");
+        assert!(received.fence.term > 0 && received.fence.seq > 0 && received.lateness_us().unwrap() >= 0);
+        node.wait_for_metric("boomerang_pending", 0.0);
+    }
+}
