@@ -1,28 +1,41 @@
 //! What goes out: one attempt to its receiver, and what came of it.
 //!
-//! This room knows connections, not tasks: it changes no state, tries once, and says how it ended. Every failure
-//! becomes a text a person can act on. Destinations are independent of each other: each has its own connections and
-//! its own bounds on them. What they still share is the number of attempts a node has out at a time: a receiver that hangs
-//! while thousands of tasks for it are due can use that up.
+//! This room knows connections, not tasks: it changes no state, tries once, and says how it ended. Every failure has a
+//! class and a text a person can act on. Destinations are independent of each other: each has its own connections and
+//! its own bounds on them.
+//!
+//! - [`tcp`]: one attempt
+//! - [`names`]: from host names to addresses; [`failures`]: what the errors
+//!   of libraries mean
 
+mod failures;
+mod names;
 mod tcp;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use names::Names;
+
 use crate::task::{Callback, Delivery, Endpoint, Failure, FailureClass, GroupId, InstantMs, Outcome, Protocol, TaskId};
+use crate::wire::proto::{CallbackResponse, Status};
+
+/// How much of a receiver's text is kept.
+const ERROR_CHARS_MAX: usize = 300;
 
 #[derive(Debug, Clone, Copy)]
 pub struct CallbackSettings {
     pub connect_timeout: Duration,
-    /// From the request to its answer.
+    /// From the request to its answer, unless the callback says otherwise.
     pub answer_timeout: Duration,
-    /// Connections to one destination.
+    /// TCP: connections to one destination. HTTP: those that are kept although nothing is under way.
     pub connections_max: usize,
     /// Requests under way on one connection, to a receiver that numbers its answers.
     pub pipeline_max: usize,
-    /// A connection that was not used for this long is closed.
+    /// A connection that was not used for this long is closed, and a destination forgotten.
     pub idle_timeout: Duration,
 }
 
@@ -60,6 +73,9 @@ pub trait Waiters: Send + Sync + 'static {
     fn down(&self, tickets: Vec<Ticket>, failure: &Failure);
 }
 
+/// How an attempt ended, for whoever makes it.
+type Attempt = Result<(), Failure>;
+
 /// A handle on all connections to receivers; cheap to clone.
 #[derive(Clone)]
 pub struct Callbacks {
@@ -68,20 +84,22 @@ pub struct Callbacks {
 
 struct Inner {
     settings: CallbackSettings,
+    names: Names,
     tcp: Mutex<HashMap<Endpoint, Arc<tcp::Destination>>>,
 }
 
 impl Callbacks {
+    /// In a runtime.
     pub fn new(settings: CallbackSettings) -> Self {
-        let inner = Arc::new(Inner { settings, tcp: Mutex::default() });
+        let names = Names::new();
+        let inner = Arc::new(Inner { settings, tcp: Mutex::default(), names });
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             let mut rounds = tokio::time::interval(settings.idle_timeout / 2);
             loop {
                 rounds.tick().await;
                 let Some(inner) = weak.upgrade() else { return };
-                let mut destinations = inner.tcp.lock().expect("no panic under this lock");
-                destinations.retain(|_, destination| destination.close_idle() || Arc::strong_count(destination) > 1);
+                inner.keep_house();
             }
         });
         Self { inner }
@@ -92,7 +110,8 @@ impl Callbacks {
         matches!(protocol, Protocol::Tcp)
     }
 
-    /// Who is told of attempts that wait. Set once, before the first of them.
+    /// Who is told of attempts that wait. Set once, before the first of them, and kept as long as this handle is: what
+    /// they hold of whoever holds this handle, they must hold weakly.
     pub fn set_waiters(&self, _waiters: Arc<dyn Waiters>) {}
 
     /// A place among the attempts out to `callback`. `None`: there is none now, and the ticket waits in line; the
@@ -103,27 +122,49 @@ impl Callbacks {
 
     /// One attempt.
     pub async fn deliver(&self, _permit: Permit, delivery: Delivery) -> Outcome {
+        let inner = &self.inner;
         let callback = &delivery.policy.callback;
-        let result = match callback.protocol {
-            Protocol::Tcp => {
-                let destination = self.tcp_destination(&callback.endpoint);
-                destination.deliver(&delivery).await
+        let within = callback.options.timeout_ms.map_or(inner.settings.answer_timeout, Duration::from_millis);
+        let ended = match callback.protocol {
+            Protocol::Tcp => inner.tcp_destination(&callback.endpoint).deliver(&delivery, within).await,
+            other => {
+                let text = format!("{other} callbacks are not supported by this version");
+                Err(Failure::new(FailureClass::Unreachable, text))
             }
-            other => Err(format!("{other} callbacks are not supported by this version")),
         };
-        match result {
+        match ended {
             Ok(()) => Outcome::Acknowledged,
-            Err(why) => Outcome::Failed(Failure::new(FailureClass::Broken, why)),
+            Err(failure) => Outcome::Failed(failure),
         }
     }
+}
 
+impl Inner {
     fn tcp_destination(&self, endpoint: &Endpoint) -> Arc<tcp::Destination> {
-        let mut destinations = self.inner.tcp.lock().expect("no panic under this lock");
+        let mut destinations = self.tcp.lock().expect("no panic under this lock");
         if let Some(destination) = destinations.get(endpoint) {
             return destination.clone();
         }
-        let destination = Arc::new(tcp::Destination::new(endpoint.clone(), self.inner.settings));
+        let destination = Arc::new(tcp::Destination::new(endpoint.clone(), self.settings, self.names.clone()));
         destinations.insert(endpoint.clone(), destination.clone());
         destination
     }
+
+    fn keep_house(&self) {
+        self.names.forget_old();
+        let mut destinations = self.tcp.lock().expect("no panic under this lock");
+        destinations.retain(|_, destination| destination.close_idle() || Arc::strong_count(destination) > 1);
+    }
+}
+
+/// What a receiver's answer means, over TCP, gRPC and UDP alike.
+fn response_verdict(place: &str, response: CallbackResponse) -> Attempt {
+    let CallbackResponse { status, error_message } = response;
+    let name = match Status::try_from(status) {
+        Ok(Status::Ok) => return Ok(()),
+        Ok(known) => known.as_str_name().to_owned(),
+        Err(_) => status.to_string(),
+    };
+    let said: String = error_message.chars().take(ERROR_CHARS_MAX).collect();
+    Err(Failure::new(FailureClass::BadStatus, format!("{place}: the receiver answered {name}: {said}")))
 }
