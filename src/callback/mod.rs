@@ -1,14 +1,23 @@
 //! What goes out: one attempt to its receiver, and what came of it.
 //!
 //! This room knows connections, not tasks: it changes no state, tries once, and says how it ended. Every failure has a
-//! class and a text a person can act on. Destinations are independent of each other: each has its own connections and
-//! its own bounds on them.
+//! class and a text a person can act on. Destinations are independent of each other: each has its own connections, its
+//! own limit on the attempts that are out, its own line of those who wait, and a breaker that spares one that is down.
 //!
+//! ```text
+//!   firing -- admit --> [destination: limit, line, breaker] -- permit --> deliver --> tcp
+//!     ^                    |    ^                                            |
+//!     +---- go, down ------+    +--------- the permit is dropped ------------+
+//! ```
+//!
+//! - [`destinations`]: all of them, each with its [`gate`]: who may go now, as a function
 //! - [`tcp`]: one attempt
 //! - [`names`]: from host names to addresses; [`failures`]: what the errors
 //!   of libraries mean
 
+mod destinations;
 mod failures;
+mod gate;
 mod names;
 mod tcp;
 #[cfg(test)]
@@ -18,6 +27,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use destinations::Destinations;
+pub use destinations::{CallbackCounts, Permit};
 use names::Names;
 
 use crate::task::{Callback, Delivery, Endpoint, Failure, FailureClass, GroupId, InstantMs, Outcome, Protocol, TaskId};
@@ -37,6 +48,13 @@ pub struct CallbackSettings {
     pub pipeline_max: usize,
     /// A connection that was not used for this long is closed, and a destination forgotten.
     pub idle_timeout: Duration,
+    /// Attempts one destination may have out; the others wait in its line.
+    pub in_flight_max: usize,
+    /// The same, where each of them needs a socket of its own.
+    pub in_flight_by_socket_max: usize,
+    /// How long nothing is sent to a destination that is down: at first, doubled with each probe that fails, at most.
+    pub cool_down_min: Duration,
+    pub cool_down_max: Duration,
 }
 
 impl Default for CallbackSettings {
@@ -47,6 +65,10 @@ impl Default for CallbackSettings {
             connections_max: 64,
             pipeline_max: 1_024,
             idle_timeout: Duration::from_secs(60),
+            in_flight_max: 2_048,
+            in_flight_by_socket_max: 256,
+            cool_down_min: Duration::from_secs(1),
+            cool_down_max: Duration::from_secs(30),
         }
     }
 }
@@ -60,10 +82,6 @@ pub struct Ticket {
     /// As it was handed over.
     pub due_ms: InstantMs,
 }
-
-/// A place among the attempts that one destination may have out. Given back when it is dropped.
-#[derive(Debug)]
-pub struct Permit {}
 
 /// Who hears of attempts that waited for their destination. Called from any task; must not block.
 pub trait Waiters: Send + Sync + 'static {
@@ -84,6 +102,7 @@ pub struct Callbacks {
 
 struct Inner {
     settings: CallbackSettings,
+    destinations: Destinations,
     names: Names,
     tcp: Mutex<HashMap<Endpoint, Arc<tcp::Destination>>>,
 }
@@ -92,7 +111,8 @@ impl Callbacks {
     /// In a runtime.
     pub fn new(settings: CallbackSettings) -> Self {
         let names = Names::new();
-        let inner = Arc::new(Inner { settings, tcp: Mutex::default(), names });
+        let inner =
+            Arc::new(Inner { settings, destinations: Destinations::new(settings), tcp: Mutex::default(), names });
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             let mut rounds = tokio::time::interval(settings.idle_timeout / 2);
@@ -112,16 +132,22 @@ impl Callbacks {
 
     /// Who is told of attempts that wait. Set once, before the first of them, and kept as long as this handle is: what
     /// they hold of whoever holds this handle, they must hold weakly.
-    pub fn set_waiters(&self, _waiters: Arc<dyn Waiters>) {}
+    pub fn set_waiters(&self, waiters: Arc<dyn Waiters>) {
+        self.inner.destinations.set_waiters(waiters);
+    }
 
     /// A place among the attempts out to `callback`. `None`: there is none now, and the ticket waits in line; the
     /// waiters hear of it.
-    pub fn admit(&self, _callback: &Callback, _ticket: Ticket) -> Option<Permit> {
-        Some(Permit {})
+    pub fn admit(&self, callback: &Callback, ticket: Ticket) -> Option<Permit> {
+        self.inner.destinations.admit(callback, ticket)
+    }
+
+    pub fn counts(&self) -> CallbackCounts {
+        self.inner.destinations.counts()
     }
 
     /// One attempt.
-    pub async fn deliver(&self, _permit: Permit, delivery: Delivery) -> Outcome {
+    pub async fn deliver(&self, mut permit: Permit, delivery: Delivery) -> Outcome {
         let inner = &self.inner;
         let callback = &delivery.policy.callback;
         let within = callback.options.timeout_ms.map_or(inner.settings.answer_timeout, Duration::from_millis);
@@ -132,6 +158,7 @@ impl Callbacks {
                 Err(Failure::new(FailureClass::Unreachable, text))
             }
         };
+        permit.note(callback, &ended);
         match ended {
             Ok(()) => Outcome::Acknowledged,
             Err(failure) => Outcome::Failed(failure),
@@ -151,6 +178,7 @@ impl Inner {
     }
 
     fn keep_house(&self) {
+        self.destinations.forget_idle(self.settings.idle_timeout);
         self.names.forget_old();
         let mut destinations = self.tcp.lock().expect("no panic under this lock");
         destinations.retain(|_, destination| destination.close_idle() || Arc::strong_count(destination) > 1);

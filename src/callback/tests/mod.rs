@@ -1,5 +1,6 @@
 //! Against real receivers, over real sockets of loopback.
 
+mod lines;
 mod tcp;
 
 use std::net::SocketAddr;
