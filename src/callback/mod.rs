@@ -12,16 +12,18 @@
 //!
 //! - [`destinations`]: all of them, each with its [`gate`]: who may go now, as a function
 //! - [`tcp`]: one attempt
-//! - [`names`]: from host names to addresses; [`failures`]: what the errors
+//! - [`names`]: from host names to addresses; [`trust`]: whose certificates are believed; [`failures`]: what the errors
 //!   of libraries mean
 
 mod destinations;
 mod failures;
 mod gate;
+mod grpc;
 mod names;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -29,11 +31,17 @@ use std::time::Duration;
 
 use destinations::Destinations;
 pub use destinations::{CallbackCounts, Permit};
+use grpc::Grpc;
 use names::Names;
+use trust::Trust;
 
 use crate::task::{Callback, Delivery, Endpoint, Failure, FailureClass, GroupId, InstantMs, Outcome, Protocol, TaskId};
 use crate::wire::proto::{CallbackResponse, Status};
 
+/// Who says so.
+const USER_AGENT_TEXT: &str = concat!("boomerang/", env!("CARGO_PKG_VERSION"));
+/// A connection over HTTP/2 is asked for a sign of life after so long without one, and closed after as long again.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How much of a receiver's text is kept.
 const ERROR_CHARS_MAX: usize = 300;
 
@@ -105,14 +113,24 @@ struct Inner {
     destinations: Destinations,
     names: Names,
     tcp: Mutex<HashMap<Endpoint, Arc<tcp::Destination>>>,
+    grpc: Grpc,
 }
 
 impl Callbacks {
     /// In a runtime.
     pub fn new(settings: CallbackSettings) -> Self {
+        Self::trusting(settings, Trust::default())
+    }
+
+    fn trusting(settings: CallbackSettings, trust: Trust) -> Self {
         let names = Names::new();
-        let inner =
-            Arc::new(Inner { settings, destinations: Destinations::new(settings), tcp: Mutex::default(), names });
+        let inner = Arc::new(Inner {
+            settings,
+            destinations: Destinations::new(settings),
+            tcp: Mutex::default(),
+            grpc: Grpc::new(settings, trust),
+            names,
+        });
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             let mut rounds = tokio::time::interval(settings.idle_timeout / 2);
@@ -127,7 +145,7 @@ impl Callbacks {
 
     /// Whether callbacks of this protocol can be delivered; others are refused when they are registered.
     pub fn supports(protocol: Protocol) -> bool {
-        matches!(protocol, Protocol::Tcp)
+        matches!(protocol, Protocol::Tcp | Protocol::Grpc)
     }
 
     /// Who is told of attempts that wait. Set once, before the first of them, and kept as long as this handle is: what
@@ -153,6 +171,7 @@ impl Callbacks {
         let within = callback.options.timeout_ms.map_or(inner.settings.answer_timeout, Duration::from_millis);
         let ended = match callback.protocol {
             Protocol::Tcp => inner.tcp_destination(&callback.endpoint).deliver(&delivery, within).await,
+            Protocol::Grpc => inner.grpc.deliver(&delivery, within).await,
             other => {
                 let text = format!("{other} callbacks are not supported by this version");
                 Err(Failure::new(FailureClass::Unreachable, text))
@@ -180,6 +199,7 @@ impl Inner {
     fn keep_house(&self) {
         self.destinations.forget_idle(self.settings.idle_timeout);
         self.names.forget_old();
+        self.grpc.close_idle();
         let mut destinations = self.tcp.lock().expect("no panic under this lock");
         destinations.retain(|_, destination| destination.close_idle() || Arc::strong_count(destination) > 1);
     }

@@ -1,5 +1,6 @@
 //! Against real receivers, over real sockets of loopback.
 
+mod grpc;
 mod lines;
 mod tcp;
 
