@@ -5,13 +5,13 @@
 //! own limit on the attempts that are out, its own line of those who wait, and a breaker that spares one that is down.
 //!
 //! ```text
-//!   firing -- admit --> [destination: limit, line, breaker] -- permit --> deliver --> tcp
+//!   firing -- admit --> [destination: limit, line, breaker] -- permit --> deliver --> tcp | grpc | http
 //!     ^                    |    ^                                            |
 //!     +---- go, down ------+    +--------- the permit is dropped ------------+
 //! ```
 //!
 //! - [`destinations`]: all of them, each with its [`gate`]: who may go now, as a function
-//! - [`tcp`]: one attempt
+//! - [`tcp`], [`grpc`], [`http`]: one attempt each
 //! - [`names`]: from host names to addresses; [`trust`]: whose certificates are believed; [`failures`]: what the errors
 //!   of libraries mean
 
@@ -19,6 +19,7 @@ mod destinations;
 mod failures;
 mod gate;
 mod grpc;
+mod http;
 mod names;
 mod tcp;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use std::time::Duration;
 use destinations::Destinations;
 pub use destinations::{CallbackCounts, Permit};
 use grpc::Grpc;
+use http::Http;
 use names::Names;
 use trust::Trust;
 
@@ -114,6 +116,7 @@ struct Inner {
     names: Names,
     tcp: Mutex<HashMap<Endpoint, Arc<tcp::Destination>>>,
     grpc: Grpc,
+    http: Http,
 }
 
 impl Callbacks {
@@ -128,7 +131,8 @@ impl Callbacks {
             settings,
             destinations: Destinations::new(settings),
             tcp: Mutex::default(),
-            grpc: Grpc::new(settings, trust),
+            grpc: Grpc::new(settings, trust.clone()),
+            http: Http::new(settings, names.clone(), trust),
             names,
         });
         let weak = Arc::downgrade(&inner);
@@ -145,7 +149,7 @@ impl Callbacks {
 
     /// Whether callbacks of this protocol can be delivered; others are refused when they are registered.
     pub fn supports(protocol: Protocol) -> bool {
-        matches!(protocol, Protocol::Tcp | Protocol::Grpc)
+        matches!(protocol, Protocol::Tcp | Protocol::Grpc | Protocol::Http)
     }
 
     /// Who is told of attempts that wait. Set once, before the first of them, and kept as long as this handle is: what
@@ -172,6 +176,7 @@ impl Callbacks {
         let ended = match callback.protocol {
             Protocol::Tcp => inner.tcp_destination(&callback.endpoint).deliver(&delivery, within).await,
             Protocol::Grpc => inner.grpc.deliver(&delivery, within).await,
+            Protocol::Http => inner.http.deliver(&delivery, within).await,
             other => {
                 let text = format!("{other} callbacks are not supported by this version");
                 Err(Failure::new(FailureClass::Unreachable, text))

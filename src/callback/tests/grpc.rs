@@ -2,10 +2,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::http::HeaderMap;
+use rustls::RootCertStore;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status as GrpcStatus};
 
+use super::http::secure;
 use super::*;
 use crate::wire::proto::CallbackRequest;
 use crate::wire::proto::boomerang_callback_server::{BoomerangCallback, BoomerangCallbackServer};
@@ -139,4 +142,22 @@ async fn an_answer_that_is_not_grpc_harms_nobody() {
     tokio::spawn(async move { axum::serve(listener, Router::new()).await });
     let failure = assert_failed(once(&callbacks, &to).await, FailureClass::BadStatus, &["404"]);
     assert!(failure.text.contains(&format!("{:?}", Code::Unimplemented)), "{failure}");
+}
+
+#[tokio::test]
+async fn tls_is_trusted_or_the_receiver_is_unreachable() {
+    let router = Routes::new(BoomerangCallbackServer::new(Receiver::default())).into_axum_router();
+    let (port, roots) = secure(router, &[b"h2"]).await;
+    let (trusted, other) = (format!("https://localhost:{port}"), format!("https://127.0.0.1:{port}"));
+    let trusting = Callbacks::trusting(settings(), Trust::only(roots));
+    once(&trusting, &grpc(&trusted)).await.unwrap();
+    let ended = once(&trusting, &grpc(&other)).await;
+    assert_failed(ended, FailureClass::Unreachable, &[&other, "certificate is not accepted", "not valid for name"]);
+
+    let (_, strangers) = secure(Router::new(), &[]).await;
+    let others = Callbacks::trusting(settings(), Trust::only(strangers));
+    let ended = once(&others, &grpc(&trusted)).await;
+    assert_failed(ended, FailureClass::Unreachable, &[&trusted, "certificate is not accepted"]);
+    let nobody = Callbacks::trusting(settings(), Trust::only(RootCertStore::empty()));
+    assert_failed(once(&nobody, &grpc(&trusted)).await, FailureClass::Unreachable, &[&trusted, "cannot connect"]);
 }

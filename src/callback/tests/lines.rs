@@ -344,3 +344,43 @@ async fn destinations_nobody_uses_are_forgotten() {
     callbacks.inner.destinations.forget_idle(Duration::ZERO);
     assert_eq!(callbacks.counts().destinations, 0);
 }
+
+/// How many of `count` deliveries were acknowledged. Those that have to wait are left in line.
+async fn deliver_all(callbacks: &Callbacks, to: &Callback, count: u64) -> usize {
+    let attempts = (0..count).filter_map(|number| {
+        let permit = callbacks.admit(to, ticket(number))?;
+        let (callbacks, delivery) = (callbacks.clone(), delivery(to.clone(), number));
+        Some(tokio::spawn(async move { callbacks.deliver(permit, delivery).await }))
+    });
+    let ended = futures::future::join_all(attempts.collect::<Vec<_>>()).await;
+    ended.into_iter().filter(|ended| matches!(ended, Ok(Outcome::Acknowledged))).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_hangs_takes_its_limit_and_nothing_from_the_others() {
+    let callbacks = Callbacks::new(settings());
+    let mut told = listen(&callbacks);
+    let router = axum::Router::new().fallback(|| async { "" });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let quick = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let limit = callbacks.inner.settings.in_flight_by_socket_max as u64;
+
+    let hangs = callback(&format!("http://{}/x", silent().await));
+    let hanging = tokio::spawn({
+        let (callbacks, hangs) = (callbacks.clone(), hangs.clone());
+        async move { deliver_all(&callbacks, &hangs, 4 * limit).await }
+    });
+    while callbacks.counts().waiting < 3 * limit as usize {
+        tokio::task::yield_now().await;
+    }
+    let options = CallbackOptions { http2: true, ..CallbackOptions::default() };
+    let began = Instant::now();
+    assert_eq!(deliver_all(&callbacks, &with(&format!("http://{quick}/"), options), 1_000).await, 1_000);
+    let took = began.elapsed();
+    println!("1,000 deliveries beside a receiver that hangs: {took:?}");
+    assert!(took < PATIENCE / 4, "{took:?}");
+    assert_eq!(callbacks.counts().waiting, 3 * limit as usize);
+    assert!(!hanging.is_finished() && told.try_recv().is_err());
+    hanging.abort();
+}

@@ -1,6 +1,7 @@
 //! Against real receivers, over real sockets of loopback.
 
 mod grpc;
+mod http;
 mod lines;
 mod tcp;
 
