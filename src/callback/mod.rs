@@ -5,13 +5,13 @@
 //! own limit on the attempts that are out, its own line of those who wait, and a breaker that spares one that is down.
 //!
 //! ```text
-//!   firing -- admit --> [destination: limit, line, breaker] -- permit --> deliver --> tcp | grpc | http
+//!   firing -- admit --> [destination: limit, line, breaker] -- permit --> deliver --> tcp | grpc | http | udp
 //!     ^                    |    ^                                            |
 //!     +---- go, down ------+    +--------- the permit is dropped ------------+
 //! ```
 //!
 //! - [`destinations`]: all of them, each with its [`gate`]: who may go now, as a function
-//! - [`tcp`], [`grpc`], [`http`]: one attempt each
+//! - [`tcp`], [`grpc`], [`http`], [`udp`]: one attempt each
 //! - [`names`]: from host names to addresses; [`trust`]: whose certificates are believed; [`failures`]: what the errors
 //!   of libraries mean
 
@@ -25,6 +25,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod trust;
+mod udp;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -36,6 +37,7 @@ use grpc::Grpc;
 use http::Http;
 use names::Names;
 use trust::Trust;
+use udp::Udp;
 
 use crate::task::{Callback, Delivery, Endpoint, Failure, FailureClass, GroupId, InstantMs, Outcome, Protocol, TaskId};
 use crate::wire::proto::{CallbackResponse, Status};
@@ -117,6 +119,7 @@ struct Inner {
     tcp: Mutex<HashMap<Endpoint, Arc<tcp::Destination>>>,
     grpc: Grpc,
     http: Http,
+    udp: Udp,
 }
 
 impl Callbacks {
@@ -133,6 +136,7 @@ impl Callbacks {
             tcp: Mutex::default(),
             grpc: Grpc::new(settings, trust.clone()),
             http: Http::new(settings, names.clone(), trust),
+            udp: Udp::new(names.clone()),
             names,
         });
         let weak = Arc::downgrade(&inner);
@@ -148,8 +152,8 @@ impl Callbacks {
     }
 
     /// Whether callbacks of this protocol can be delivered; others are refused when they are registered.
-    pub fn supports(protocol: Protocol) -> bool {
-        matches!(protocol, Protocol::Tcp | Protocol::Grpc | Protocol::Http)
+    pub fn supports(_protocol: Protocol) -> bool {
+        true
     }
 
     /// Who is told of attempts that wait. Set once, before the first of them, and kept as long as this handle is: what
@@ -177,10 +181,7 @@ impl Callbacks {
             Protocol::Tcp => inner.tcp_destination(&callback.endpoint).deliver(&delivery, within).await,
             Protocol::Grpc => inner.grpc.deliver(&delivery, within).await,
             Protocol::Http => inner.http.deliver(&delivery, within).await,
-            other => {
-                let text = format!("{other} callbacks are not supported by this version");
-                Err(Failure::new(FailureClass::Unreachable, text))
-            }
+            Protocol::Udp => inner.udp.deliver(&delivery, within).await,
         };
         permit.note(callback, &ended);
         match ended {

@@ -4,6 +4,7 @@ mod grpc;
 mod http;
 mod lines;
 mod tcp;
+mod udp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
