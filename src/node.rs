@@ -145,13 +145,14 @@ impl Node {
         wait_until_leading(&groups).await?;
         let auth = Auth::new(store.clone(), settings.open);
         ensure_admin(&settings, &auth, &proposer).await?;
+        let callbacks = Callbacks::new(settings.callback);
         let firing = Firing::start(crate::firing::Parts {
             ledger: ledger.clone(),
             clock: clock.clone(),
             store: store.clone(),
             groups: groups.clone(),
             proposer: proposer.clone(),
-            callbacks: Callbacks::new(settings.callback),
+            callbacks: callbacks.clone(),
             metrics: metrics.clone(),
             deliveries: TaskTracker::new(),
         });
@@ -173,6 +174,7 @@ impl Node {
         let watched = Arc::new(Watched {
             groups: groups.clone(),
             ledger: ledger.clone(),
+            callbacks,
             store,
             syncer: syncer.clone(),
             disk,
@@ -335,6 +337,7 @@ async fn keep_house(service: Arc<Service>, clock: Arc<SystemClock>) {
 struct Watched {
     groups: Groups,
     ledger: Arc<Ledger>,
+    callbacks: Callbacks,
     store: Store,
     syncer: Syncer,
     disk: watch::Receiver<DiskState>,
@@ -365,6 +368,8 @@ impl http::Watched for Watched {
         metrics.in_flight.set(shown(counts.in_flight));
         metrics.waiting.set(shown(counts.waiting));
         metrics.missed.set(shown(counts.missed));
+        let destinations = self.callbacks.counts();
+        metrics.destinations_down.set(shown(destinations.breakers_open));
         metrics.groups_led.set(shown(counts.led));
         metrics.sessions.set(shown(self.service.sessions.count()));
         let (syncs, appends) = self.syncer.counts();

@@ -113,6 +113,9 @@ pub struct Given {
     /// How long it is kept what became of each occurrence, for `boomtool task get`; 0s keeps nothing [default: 24h]
     #[arg(long, value_name = "DURATION", env = "BOOMERANG_HISTORY")]
     pub history: Option<String>,
+    /// Callbacks under way to one destination at most; 256 where each needs a connection of its own [default: 2048]
+    #[arg(long, value_name = "N", env = "BOOMERANG_DESTINATION_IN_FLIGHT_MAX")]
+    pub destination_in_flight_max: Option<usize>,
     /// How long a receiver may take to answer [default: 10s]
     #[arg(long, value_name = "DURATION", env = "BOOMERANG_CALLBACK_TIMEOUT")]
     pub callback_timeout: Option<String>,
@@ -161,6 +164,7 @@ impl Given {
             timers_max,
             in_flight_max,
             history,
+            destination_in_flight_max,
             callback_timeout,
             disk_free_min,
             disk_reserve,
@@ -236,6 +240,8 @@ impl Settings {
         if let Some(timeout) = duration_ms("--callback-timeout", given.callback_timeout.as_deref())? {
             callback.answer_timeout = Duration::from_millis(within("--callback-timeout", timeout, 10, 3_600_000)?);
         }
+        let for_one = given.destination_in_flight_max.unwrap_or(callback.in_flight_max);
+        callback.in_flight_max = within("--destination-in-flight-max", for_one, 1, 1 << 20)?;
         let disk_free_min = given.disk_free_min.unwrap_or(DISK_FREE_MIN_MIB);
         let disk_reserve = given.disk_reserve.unwrap_or(DISK_RESERVE_MIB);
         let admin_password = given.admin_password.filter(|password| !password.is_empty());
@@ -327,6 +333,8 @@ mod tests {
         assert!(refusal(Given { tick_ms: Some(0), ..given() }).starts_with("--tick-ms"));
         assert!(refusal(Given { cluster: Some("a b".into()), ..given() }).starts_with("--cluster"));
         assert!(refusal(Given { payload_max: Some(1 << 20), ..given() }).starts_with("--payload-max"));
+        let for_one = Given { destination_in_flight_max: Some(0), ..given() };
+        assert!(refusal(for_one).starts_with("--destination-in-flight-max"));
         let open = Given { tcp_addr: Some("0.0.0.0:0".into()), ..given() };
         assert!(Settings::build(open, true).unwrap_err().to_string().contains("loopback"));
     }

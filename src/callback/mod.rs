@@ -1,29 +1,72 @@
 //! What goes out: one attempt to its receiver, and what came of it.
 //!
-//! This room knows connections, not tasks: it changes no state, tries once, and says how it ended. Every failure
-//! becomes a text a person can act on. Destinations are independent of each other: each has its own connections and
-//! its own bounds on them. What they still share is the number of attempts a node has out at a time: a receiver that hangs
-//! while thousands of tasks for it are due can use that up.
+//! This room knows connections, not tasks: it changes no state, tries once, and says how it ended. Every failure has a
+//! class and a text a person can act on. Destinations are independent of each other: each has its own connections, its
+//! own limit on the attempts that are out, its own line of those who wait, and a breaker that spares one that is down.
+//!
+//! ```text
+//!   firing -- admit --> [destination: limit, line, breaker] -- permit --> deliver --> tcp | grpc | http | udp
+//!     ^                    |    ^                                            |
+//!     +---- go, down ------+    +--------- the permit is dropped ------------+
+//! ```
+//!
+//! - [`destinations`]: all of them, each with its [`gate`]: who may go now, as a function
+//! - [`tcp`], [`grpc`], [`http`], [`udp`]: one attempt each
+//! - [`names`]: from host names to addresses; [`trust`]: whose certificates are believed; [`failures`]: what the errors
+//!   of libraries mean
 
+mod destinations;
+mod failures;
+mod gate;
+mod grpc;
+mod http;
+mod names;
 mod tcp;
+#[cfg(test)]
+mod tests;
+mod trust;
+mod udp;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use destinations::Destinations;
+pub use destinations::{CallbackCounts, Permit};
+use grpc::Grpc;
+use http::Http;
+use names::Names;
+use trust::Trust;
+use udp::Udp;
+
 use crate::task::{Callback, Delivery, Endpoint, Failure, FailureClass, GroupId, InstantMs, Outcome, Protocol, TaskId};
+use crate::wire::proto::{CallbackResponse, Status};
+
+/// Who says so.
+const USER_AGENT_TEXT: &str = concat!("boomerang/", env!("CARGO_PKG_VERSION"));
+/// A connection over HTTP/2 is asked for a sign of life after so long without one, and closed after as long again.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How much of a receiver's text is kept.
+const ERROR_CHARS_MAX: usize = 300;
 
 #[derive(Debug, Clone, Copy)]
 pub struct CallbackSettings {
     pub connect_timeout: Duration,
-    /// From the request to its answer.
+    /// From the request to its answer, unless the callback says otherwise.
     pub answer_timeout: Duration,
-    /// Connections to one destination.
+    /// TCP: connections to one destination. HTTP: those that are kept although nothing is under way.
     pub connections_max: usize,
     /// Requests under way on one connection, to a receiver that numbers its answers.
     pub pipeline_max: usize,
-    /// A connection that was not used for this long is closed.
+    /// A connection that was not used for this long is closed, and a destination forgotten.
     pub idle_timeout: Duration,
+    /// Attempts one destination may have out; the others wait in its line.
+    pub in_flight_max: usize,
+    /// The same, where each of them needs a socket of its own.
+    pub in_flight_by_socket_max: usize,
+    /// How long nothing is sent to a destination that is down: at first, doubled with each probe that fails, at most.
+    pub cool_down_min: Duration,
+    pub cool_down_max: Duration,
 }
 
 impl Default for CallbackSettings {
@@ -34,6 +77,10 @@ impl Default for CallbackSettings {
             connections_max: 64,
             pipeline_max: 1_024,
             idle_timeout: Duration::from_secs(60),
+            in_flight_max: 2_048,
+            in_flight_by_socket_max: 256,
+            cool_down_min: Duration::from_secs(1),
+            cool_down_max: Duration::from_secs(30),
         }
     }
 }
@@ -48,10 +95,6 @@ pub struct Ticket {
     pub due_ms: InstantMs,
 }
 
-/// A place among the attempts that one destination may have out. Given back when it is dropped.
-#[derive(Debug)]
-pub struct Permit {}
-
 /// Who hears of attempts that waited for their destination. Called from any task; must not block.
 pub trait Waiters: Send + Sync + 'static {
     /// It is their turn, with the place each was given.
@@ -59,6 +102,9 @@ pub trait Waiters: Send + Sync + 'static {
     /// Their destination was found down: each has failed like this, without being sent.
     fn down(&self, tickets: Vec<Ticket>, failure: &Failure);
 }
+
+/// How an attempt ended, for whoever makes it.
+type Attempt = Result<(), Failure>;
 
 /// A handle on all connections to receivers; cheap to clone.
 #[derive(Clone)]
@@ -68,62 +114,111 @@ pub struct Callbacks {
 
 struct Inner {
     settings: CallbackSettings,
+    destinations: Destinations,
+    names: Names,
     tcp: Mutex<HashMap<Endpoint, Arc<tcp::Destination>>>,
+    grpc: Grpc,
+    http: Http,
+    udp: Udp,
 }
 
 impl Callbacks {
+    /// In a runtime.
     pub fn new(settings: CallbackSettings) -> Self {
-        let inner = Arc::new(Inner { settings, tcp: Mutex::default() });
+        Self::trusting(settings, Trust::default())
+    }
+
+    fn trusting(settings: CallbackSettings, trust: Trust) -> Self {
+        let names = Names::new();
+        let inner = Arc::new(Inner {
+            settings,
+            destinations: Destinations::new(settings),
+            tcp: Mutex::default(),
+            grpc: Grpc::new(settings, trust.clone()),
+            http: Http::new(settings, names.clone(), trust),
+            udp: Udp::new(names.clone()),
+            names,
+        });
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             let mut rounds = tokio::time::interval(settings.idle_timeout / 2);
             loop {
                 rounds.tick().await;
                 let Some(inner) = weak.upgrade() else { return };
-                let mut destinations = inner.tcp.lock().expect("no panic under this lock");
-                destinations.retain(|_, destination| destination.close_idle() || Arc::strong_count(destination) > 1);
+                inner.keep_house();
             }
         });
         Self { inner }
     }
 
     /// Whether callbacks of this protocol can be delivered; others are refused when they are registered.
-    pub fn supports(protocol: Protocol) -> bool {
-        matches!(protocol, Protocol::Tcp)
+    pub fn supports(_protocol: Protocol) -> bool {
+        true
     }
 
-    /// Who is told of attempts that wait. Set once, before the first of them.
-    pub fn set_waiters(&self, _waiters: Arc<dyn Waiters>) {}
+    /// Who is told of attempts that wait. Set once, before the first of them, and kept as long as this handle is: what
+    /// they hold of whoever holds this handle, they must hold weakly.
+    pub fn set_waiters(&self, waiters: Arc<dyn Waiters>) {
+        self.inner.destinations.set_waiters(waiters);
+    }
 
     /// A place among the attempts out to `callback`. `None`: there is none now, and the ticket waits in line; the
     /// waiters hear of it.
-    pub fn admit(&self, _callback: &Callback, _ticket: Ticket) -> Option<Permit> {
-        Some(Permit {})
+    pub fn admit(&self, callback: &Callback, ticket: Ticket) -> Option<Permit> {
+        self.inner.destinations.admit(callback, ticket)
+    }
+
+    pub fn counts(&self) -> CallbackCounts {
+        self.inner.destinations.counts()
     }
 
     /// One attempt.
-    pub async fn deliver(&self, _permit: Permit, delivery: Delivery) -> Outcome {
+    pub async fn deliver(&self, mut permit: Permit, delivery: Delivery) -> Outcome {
+        let inner = &self.inner;
         let callback = &delivery.policy.callback;
-        let result = match callback.protocol {
-            Protocol::Tcp => {
-                let destination = self.tcp_destination(&callback.endpoint);
-                destination.deliver(&delivery).await
-            }
-            other => Err(format!("{other} callbacks are not supported by this version")),
+        let within = callback.options.timeout_ms.map_or(inner.settings.answer_timeout, Duration::from_millis);
+        let ended = match callback.protocol {
+            Protocol::Tcp => inner.tcp_destination(&callback.endpoint).deliver(&delivery, within).await,
+            Protocol::Grpc => inner.grpc.deliver(&delivery, within).await,
+            Protocol::Http => inner.http.deliver(&delivery, within).await,
+            Protocol::Udp => inner.udp.deliver(&delivery, within).await,
         };
-        match result {
+        permit.note(callback, &ended);
+        match ended {
             Ok(()) => Outcome::Acknowledged,
-            Err(why) => Outcome::Failed(Failure::new(FailureClass::Broken, why)),
+            Err(failure) => Outcome::Failed(failure),
         }
     }
+}
 
+impl Inner {
     fn tcp_destination(&self, endpoint: &Endpoint) -> Arc<tcp::Destination> {
-        let mut destinations = self.inner.tcp.lock().expect("no panic under this lock");
+        let mut destinations = self.tcp.lock().expect("no panic under this lock");
         if let Some(destination) = destinations.get(endpoint) {
             return destination.clone();
         }
-        let destination = Arc::new(tcp::Destination::new(endpoint.clone(), self.inner.settings));
+        let destination = Arc::new(tcp::Destination::new(endpoint.clone(), self.settings, self.names.clone()));
         destinations.insert(endpoint.clone(), destination.clone());
         destination
     }
+
+    fn keep_house(&self) {
+        self.destinations.forget_idle(self.settings.idle_timeout);
+        self.names.forget_old();
+        self.grpc.close_idle();
+        let mut destinations = self.tcp.lock().expect("no panic under this lock");
+        destinations.retain(|_, destination| destination.close_idle() || Arc::strong_count(destination) > 1);
+    }
+}
+
+/// What a receiver's answer means, over TCP, gRPC and UDP alike.
+fn response_verdict(place: &str, response: CallbackResponse) -> Attempt {
+    let CallbackResponse { status, error_message } = response;
+    let name = match Status::try_from(status) {
+        Ok(Status::Ok) => return Ok(()),
+        Ok(known) => known.as_str_name().to_owned(),
+        Err(_) => status.to_string(),
+    };
+    let said: String = error_message.chars().take(ERROR_CHARS_MAX).collect();
+    Err(Failure::new(FailureClass::BadStatus, format!("{place}: the receiver answered {name}: {said}")))
 }

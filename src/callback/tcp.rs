@@ -8,11 +8,15 @@
 //! connection that we kept open would make the others run into their timeouts. So connections are kept for long only
 //! when a receiver has shown that it serves several: while one that has answered was still open, another one answered.
 //!
+//! Such a connection can die without a sign, as when a firewall forgets it. One on which nothing was heard while a
+//! request ran into its timeout gets no more requests.
+//!
 //! A request is never sent twice by itself, not even when a pooled connection turns out to be closed: the receiver may
 //! have seen it, and a second copy would carry the same fence. That is a failed attempt, and the next one has a larger
 //! fence.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,25 +30,25 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
-use super::CallbackSettings;
-use crate::task::{Delivery, Endpoint};
+use super::names::Names;
+use super::{Attempt, CallbackSettings, failures, response_verdict};
+use crate::task::{Delivery, Endpoint, Failure, FailureClass};
 use crate::wire::convert::callback_request;
-use crate::wire::proto::{BoomerangEnvelope, CallbackResponse, Status, boomerang_envelope::Payload};
+use crate::wire::proto::{BoomerangEnvelope, boomerang_envelope::Payload};
 use crate::wire::{FRAME_BYTES_MAX, decode_envelope, encode_frame, frame_codec};
 
+/// A connection for many requests on which nothing came for this long, while one of them waited in vain, gets no more.
+const SILENT_AFTER: Duration = Duration::from_secs(1);
 /// Frames gathered into one write.
 const FRAMES_PER_WRITE: usize = 256;
 /// How long a connection that has answered stays open for a receiver that may not look at the next one before.
 const KEPT_WITHOUT_PROOF: Duration = Duration::from_millis(20);
-/// How much of a receiver's text is kept.
-const ERROR_CHARS_MAX: usize = 500;
-
-type Answer = Result<(), String>;
 
 /// One receiver.
 pub struct Destination {
     endpoint: Endpoint,
     settings: CallbackSettings,
+    names: Names,
     numbers: AtomicU64,
     /// Connections for one request at a time that have none now.
     idle: Mutex<Vec<(Single, Instant)>>,
@@ -69,17 +73,19 @@ struct Single {
 /// A connection that carries many.
 struct Shared {
     frames: mpsc::Sender<BoomerangEnvelope>,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<BoomerangEnvelope>>>,
     closed: AtomicBool,
     last_used: Mutex<Instant>,
+    last_heard: Mutex<Instant>,
     reader: Mutex<Option<tokio::task::AbortHandle>>,
 }
 
 impl Destination {
-    pub fn new(endpoint: Endpoint, settings: CallbackSettings) -> Self {
+    pub fn new(endpoint: Endpoint, settings: CallbackSettings, names: Names) -> Self {
         Self {
             endpoint,
             settings,
+            names,
             numbers: AtomicU64::new(1),
             idle: Mutex::default(),
             connections: Arc::new(Semaphore::new(settings.connections_max)),
@@ -103,14 +109,15 @@ impl Destination {
         !idle.is_empty() || shared.is_some()
     }
 
-    pub async fn deliver(self: &Arc<Self>, delivery: &Delivery) -> Answer {
+    /// `within`: how long the receiver may take, from the request to its answer.
+    pub async fn deliver(self: &Arc<Self>, delivery: &Delivery, within: Duration) -> Attempt {
         let request = self.request(delivery);
         if self.shared().is_some() {
             // The connection is picked when there is room on it: one that breaks meanwhile takes only along what it
             // was given.
             let _room = self.in_pipeline.acquire().await.expect("the semaphore is never closed");
             if let Some(shared) = self.shared() {
-                return self.deliver_shared(&shared, request).await;
+                return self.deliver_shared(&shared, request, within).await;
             }
         }
         let permit = self.connections.acquire().await.expect("the semaphore is never closed");
@@ -118,27 +125,30 @@ impl Destination {
         if let Some(shared) = self.shared() {
             drop(permit);
             let _room = self.in_pipeline.acquire().await.expect("the semaphore is never closed");
-            return self.deliver_shared(&shared, request).await;
+            return self.deliver_shared(&shared, request, within).await;
         }
         let number = request.request_id;
         // Counted before the pool is looked at: whoever puts a connection back knows of us, or we find it there.
         let unanswered = Unanswered::new(&self.unanswered);
         let mut connection = self.connection().await?;
-        let answered = timeout(self.settings.answer_timeout, connection.ask(request)).await;
+        let answered = timeout(within, connection.ask(request, self.place())).await;
         drop(unanswered);
-        let answered = answered.map_err(|_| {
+        let answer = answered.map_err(|_| {
             // Perhaps nobody looks at that connection: be careful again.
             self.side_by_side.store(false, Ordering::Relaxed);
-            self.no_answer()
-        })?;
-        let answer = answered.map_err(|why| format!("{}: {why}", self.endpoint))?;
+            failures::no_answer(self.place(), within)
+        })??;
         if answer.request_id == number {
             self.share(connection);
         } else {
             self.answers.send_modify(|count| *count += 1);
             self.keep(connection);
         }
-        verdict(answer)
+        verdict(self.place(), answer)
+    }
+
+    fn place(&self) -> &str {
+        self.endpoint.as_str()
     }
 
     /// Puts back a connection that has answered, for as long as that does no harm.
@@ -178,10 +188,6 @@ impl Destination {
         }
     }
 
-    fn no_answer(&self) -> String {
-        format!("{}: no answer within {} ms", self.endpoint, self.settings.answer_timeout.as_millis())
-    }
-
     fn shared(&self) -> Option<Arc<Shared>> {
         let mut shared = self.shared.lock().expect("no panic under this lock");
         if shared.as_ref().is_some_and(|shared| shared.closed.load(Ordering::Acquire)) {
@@ -190,11 +196,12 @@ impl Destination {
         shared.clone()
     }
 
-    async fn deliver_shared(&self, shared: &Arc<Shared>, request: BoomerangEnvelope) -> Answer {
+    async fn deliver_shared(&self, shared: &Arc<Shared>, request: BoomerangEnvelope, within: Duration) -> Attempt {
         let number = request.request_id;
         let (out, answer) = oneshot::channel();
+        let asked_at = Instant::now();
         shared.waiting.lock().expect("no panic under this lock").insert(number, out);
-        *shared.last_used.lock().expect("no panic under this lock") = Instant::now();
+        *shared.last_used.lock().expect("no panic under this lock") = asked_at;
         let asked = async {
             // A closed connection drops the senders of those who wait, and so answers them.
             let _ = shared.frames.send(request).await;
@@ -203,28 +210,46 @@ impl Destination {
             }
             answer.await
         };
-        let answered = timeout(self.settings.answer_timeout, asked).await;
+        let answered = timeout(within, asked).await;
         shared.waiting.lock().expect("no panic under this lock").remove(&number);
         match answered {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(format!("{}: the connection broke before the answer", self.endpoint)),
-            Err(_) => Err(self.no_answer()),
+            Ok(Ok(answer)) => verdict(self.place(), answer),
+            Ok(Err(_)) => {
+                let text = format!("{}: the connection broke before the answer", self.endpoint);
+                Err(Failure::new(FailureClass::Broken, text))
+            }
+            Err(_) => {
+                if asked_at.elapsed() >= SILENT_AFTER && !shared.was_heard_since(asked_at) {
+                    self.retire(shared);
+                }
+                Err(failures::no_answer(self.place(), within))
+            }
         }
     }
 
-    async fn connection(&self) -> Result<Single, String> {
+    /// It may have died without a sign, as when a firewall forgets it: the next request finds out on another one. Those
+    /// that are on this one may still be answered.
+    fn retire(&self, silent: &Arc<Shared>) {
+        let mut shared = self.shared.lock().expect("no panic under this lock");
+        if shared.as_ref().is_some_and(|shared| Arc::ptr_eq(shared, silent)) {
+            *shared = None;
+        }
+    }
+
+    async fn connection(&self) -> Result<Single, Failure> {
         while let Some((connection, _)) = self.pop_idle() {
             if connection.is_alive() {
                 return Ok(connection);
             }
         }
-        let connect = TcpStream::connect(self.endpoint.as_str());
-        let stream = timeout(self.settings.connect_timeout, connect)
-            .await
-            .map_err(|_| {
-                format!("{}: no connection within {} ms", self.endpoint, self.settings.connect_timeout.as_millis())
-            })?
-            .map_err(|error| format!("{}: cannot connect: {error}", self.endpoint))?;
+        let connect = async {
+            let addresses = self.names.addresses(self.place()).await;
+            let addresses = addresses.map_err(|error| failures::cannot_connect(self.place(), &error))?;
+            let stream = TcpStream::connect(&*addresses).await;
+            stream.map_err(|error| failures::cannot_connect(self.place(), &error))
+        };
+        let connected = timeout(self.settings.connect_timeout, connect).await;
+        let stream = connected.map_err(|_| failures::no_connection(self.place(), self.settings.connect_timeout))??;
         // A frame leaves when it is written.
         let _ = stream.set_nodelay(true);
         let (reader, writer) = stream.into_split();
@@ -261,30 +286,34 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-fn verdict(answer: BoomerangEnvelope) -> Answer {
-    let Some(Payload::CallbackResponse(CallbackResponse { status, error_message })) = answer.payload else {
-        return Err("the receiver answered with something else than a callback response".into());
-    };
-    let name = match Status::try_from(status) {
-        Ok(Status::Ok) => return Ok(()),
-        Ok(known) => known.as_str_name().to_owned(),
-        Err(_) => status.to_string(),
-    };
-    let text: String = error_message.chars().take(ERROR_CHARS_MAX).collect();
-    Err(format!("the receiver answered {name}: {text}"))
+fn verdict(place: &str, answer: BoomerangEnvelope) -> Attempt {
+    match answer.payload {
+        Some(Payload::CallbackResponse(response)) => response_verdict(place, response),
+        _ => {
+            let text = format!("{place}: the receiver answered with something else than a callback response");
+            Err(Failure::new(FailureClass::BadAnswer, text))
+        }
+    }
 }
 
 impl Single {
-    async fn ask(&mut self, request: BoomerangEnvelope) -> Result<BoomerangEnvelope, String> {
+    async fn ask(&mut self, request: BoomerangEnvelope, place: &str) -> Result<BoomerangEnvelope, Failure> {
         let mut frame = BytesMut::new();
         encode_frame(&request, &mut frame);
-        self.writer.write_all(&frame).await.map_err(|error| format!("cannot send: {error}"))?;
+        self.writer.write_all(&frame).await.map_err(|error| failures::broken(place, &error))?;
         match self.reader.next().await {
-            None => Err("the connection was closed before the answer".into()),
-            Some(Err(error)) => Err(format!("cannot read the answer: {error}")),
-            Some(Ok(frame)) => {
-                decode_envelope(frame.freeze()).map_err(|error| format!("the answer is not an envelope: {error}"))
+            None => {
+                let text = format!("{place}: the connection was closed before the answer");
+                Err(Failure::new(FailureClass::Broken, text))
             }
+            // A frame that is cut off, or too large to be an answer.
+            Some(Err(error)) if error.kind() == ErrorKind::InvalidData => {
+                Err(Failure::new(FailureClass::BadAnswer, format!("{place}: the answer is not a frame: {error}")))
+            }
+            Some(Err(error)) => Err(failures::broken(place, &error)),
+            Some(Ok(frame)) => decode_envelope(frame.freeze()).map_err(|error| {
+                Failure::new(FailureClass::BadAnswer, format!("{place}: the answer is not an envelope: {error}"))
+            }),
         }
     }
 
@@ -304,6 +333,7 @@ impl Shared {
             waiting: Mutex::default(),
             closed: AtomicBool::new(false),
             last_used: Mutex::new(Instant::now()),
+            last_heard: Mutex::new(Instant::now()),
             reader: Mutex::default(),
         });
         let reader = tokio::spawn(read_answers(connection.reader, Arc::downgrade(&shared)));
@@ -315,6 +345,10 @@ impl Shared {
     fn is_idle(&self, limit: Duration) -> bool {
         self.waiting.lock().expect("no panic under this lock").is_empty()
             && self.last_used.lock().expect("no panic under this lock").elapsed() >= limit
+    }
+
+    fn was_heard_since(&self, instant: Instant) -> bool {
+        *self.last_heard.lock().expect("no panic under this lock") >= instant
     }
 
     /// Dropping the senders tells those who wait.
@@ -360,10 +394,11 @@ async fn read_answers(mut reader: FramedRead<OwnedReadHalf, LengthDelimitedCodec
             shared.fail_all();
             return;
         };
+        *shared.last_heard.lock().expect("no panic under this lock") = Instant::now();
         let waiting = shared.waiting.lock().expect("no panic under this lock").remove(&answer.request_id);
         // Nobody waits any more for an answer that came after its timeout.
         if let Some(waiting) = waiting {
-            let _ = waiting.send(verdict(answer));
+            let _ = waiting.send(answer);
         }
     }
 }

@@ -1,0 +1,126 @@
+//! Against real receivers, over real sockets of loopback.
+
+mod grpc;
+mod http;
+mod lines;
+mod tcp;
+mod udp;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::task::{CallbackOptions, Fence, Policy, Retry, ShardId};
+
+/// Longer than anything takes that works.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Short enough to be waited for by a test that means to.
+const SHORT: Duration = Duration::from_millis(150);
+
+pub fn ticket(number: u64) -> Ticket {
+    let task = TaskId::new(1_000, ShardId(0), number);
+    Ticket { group: GroupId(1), term: 1, task, due_ms: 1_000 }
+}
+
+fn settings() -> CallbackSettings {
+    CallbackSettings { answer_timeout: PATIENCE, connect_timeout: PATIENCE, ..CallbackSettings::default() }
+}
+
+fn impatient() -> CallbackSettings {
+    CallbackSettings { answer_timeout: SHORT, ..settings() }
+}
+
+fn callback(url: &str) -> Callback {
+    Callback::from_url(url).unwrap().unwrap()
+}
+
+fn with(url: &str, options: CallbackOptions) -> Callback {
+    callback(url).with(options).unwrap()
+}
+
+fn delivery(callback: Callback, number: u64) -> Delivery {
+    let policy = Policy { callback, retry: Retry::default(), dead_letter: None };
+    Delivery {
+        task: ticket(number).task,
+        client: "orders".parse().unwrap(),
+        name: None,
+        payload: Bytes::from(format!("payload {number}")),
+        occurrence: 7,
+        attempt: 2,
+        due_ms: 1_000,
+        fence: Fence { term: 3, seq: number },
+        policy: Arc::new(policy),
+        dead_letter: None,
+    }
+}
+
+/// One attempt that does not have to wait.
+async fn attempt(callbacks: &Callbacks, delivery: Delivery) -> Result<(), Failure> {
+    let permit = callbacks.admit(&delivery.policy.callback, ticket(0)).expect("nobody waits");
+    match callbacks.deliver(permit, delivery).await {
+        Outcome::Acknowledged => Ok(()),
+        Outcome::Failed(failure) => Err(failure),
+    }
+}
+
+async fn once(callbacks: &Callbacks, callback: &Callback) -> Result<(), Failure> {
+    attempt(callbacks, delivery(callback.clone(), 1)).await
+}
+
+#[track_caller]
+fn assert_failed(ended: Result<(), Failure>, class: FailureClass, says: &[&str]) -> Failure {
+    let failure = ended.expect_err("it should have failed");
+    assert_eq!(failure.class, class, "{failure}");
+    for part in says {
+        assert!(failure.text.contains(part), "'{part}' is not in: {}", failure.text);
+    }
+    failure
+}
+
+/// An address where nobody listens. It is kept from others only by chance, as the system gives out ports in turn.
+async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// Accepts and never says a word.
+async fn silent() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            kept.push(stream);
+        }
+    });
+    address
+}
+
+/// What the waiters were told.
+#[derive(Debug)]
+enum Told {
+    Go(Vec<(Ticket, Permit)>),
+    Down(Vec<Ticket>, Failure),
+}
+
+struct Channel(mpsc::UnboundedSender<Told>);
+
+impl Waiters for Channel {
+    fn go(&self, admitted: Vec<(Ticket, Permit)>) {
+        let _ = self.0.send(Told::Go(admitted));
+    }
+
+    fn down(&self, tickets: Vec<Ticket>, failure: &Failure) {
+        let _ = self.0.send(Told::Down(tickets, failure.clone()));
+    }
+}
+
+fn listen(callbacks: &Callbacks) -> mpsc::UnboundedReceiver<Told> {
+    let (out, told) = mpsc::unbounded_channel();
+    callbacks.set_waiters(Arc::new(Channel(out)));
+    told
+}
