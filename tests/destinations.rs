@@ -18,13 +18,8 @@ async fn admin(node: &NodeProcess) -> Client {
 }
 
 fn task(callback: &Callback, delay_ms: u64) -> Registration {
-    let retry = Retry {
-        attempts_max: 3,
-        backoff: Backoff::Fixed,
-        interval_ms: 200,
-        interval_max_ms: 200,
-        jitter_percent: 0,
-    };
+    let retry =
+        Retry { attempts_max: 3, backoff: Backoff::Fixed, interval_ms: 200, interval_max_ms: 200, jitter_percent: 0 };
     Registration {
         payload: bytes::Bytes::from_static(b"payload"),
         due: Due::In(delay_ms),

@@ -140,7 +140,8 @@ async fn attempts_and_their_failures_survive_a_restart() {
     tokio::task::block_in_place(|| node.restart());
     let after = client.get(registered.task_id).await.unwrap().expect("it is still there");
     assert!(after.attempt >= 2 && after.last_failure.is_some(), "{after:?}");
-    let all = until("it dies", async || Some(letters(&client, &Default::default()).await).filter(|all| !all.is_empty()));
+    let all =
+        until("it dies", async || Some(letters(&client, &Default::default()).await).filter(|all| !all.is_empty()));
     let letter = all.await.remove(0);
     assert_eq!((letter.task_id, letter.attempts), (registered.task_id, 4), "the attempts before the kill count");
     assert_eq!(letter.failure.unwrap().class, Some(FailureClass::Refused));
@@ -164,7 +165,8 @@ async fn dead_letters_are_listed_replayed_and_purged() {
     let mut ids = HashSet::new();
     for n in 0..10 {
         let tags = named(if n < 4 { "even" } else { "odd" }, None);
-        let registered = client.register(Registration { tags, ..task(callback.clone(), tries(1, 0), 0) }).await.unwrap();
+        let registered =
+            client.register(Registration { tags, ..task(callback.clone(), tries(1, 0), 0) }).await.unwrap();
         ids.insert(registered.task_id);
     }
     let refused = client.register(task(to(NOWHERE), tries(1, 0), 0)).await.unwrap();
@@ -498,11 +500,7 @@ async fn a_list_takes_what_is_asked_for() {
     assert_eq!(ids(&client, state(TaskState::Scheduled)).await.len(), 12);
     assert_eq!(ids(&client, state(TaskState::Out)).await, []);
     assert_eq!(ids(&client, TaskFilter { recurring: Some(true), ..all() }).await, expect(&[0, 3, 6, 9]));
-    let range = TaskFilter {
-        due_after_ms: Some(mine[2].due_ms),
-        due_before_ms: Some(mine[5].due_ms),
-        ..of("admin")
-    };
+    let range = TaskFilter { due_after_ms: Some(mine[2].due_ms), due_before_ms: Some(mine[5].due_ms), ..of("admin") };
     let in_range = ids(&client, range).await;
     assert_eq!(in_range.iter().filter(|id| expect(&[3, 4]).contains(id)).count(), 2, "{in_range:?}");
     let name = |prefix: &str| TaskFilter { name_prefix: prefix.into(), ..of("admin") };
@@ -552,7 +550,8 @@ async fn a_page_costs_the_same_however_many_tasks_there_are() {
     let mut batches = Vec::new();
     for n in 0..OTHERS / 1_000 {
         let delay_ms = 1_000_000 + (n as u64 % 7) * 600_000;
-        let batch = (0..1_000).map(|_| Registration { payload: Bytes::new(), ..task(to(NOWHERE), tries(1, 0), delay_ms) });
+        let batch =
+            (0..1_000).map(|_| Registration { payload: Bytes::new(), ..task(to(NOWHERE), tries(1, 0), delay_ms) });
         batches.push(client.register_batch_nowait(batch.collect()).await.unwrap());
     }
     for batch in batches {

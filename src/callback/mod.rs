@@ -151,11 +151,6 @@ impl Callbacks {
         Self { inner }
     }
 
-    /// Whether callbacks of this protocol can be delivered; others are refused when they are registered.
-    pub fn supports(_protocol: Protocol) -> bool {
-        true
-    }
-
     /// Who is told of attempts that wait. Set once, before the first of them, and kept as long as this handle is: what
     /// they hold of whoever holds this handle, they must hold weakly.
     pub fn set_waiters(&self, waiters: Arc<dyn Waiters>) {

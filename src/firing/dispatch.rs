@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::mpsc;
 
 use super::Parts;
@@ -29,6 +30,8 @@ use crate::task::{DeadLetterNotice, Delivery, Failure, Fence, GroupId, InstantMs
 const LEASE_MARGIN: Duration = Duration::from_millis(100);
 /// A settled attempt that could not be stored is proposed again after this.
 const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Attempts that fail without being sent, of one shard and destination.
+const FAILED_AT_ONCE: usize = 256;
 /// Policies remembered per shard while it is led.
 const POLICIES_MAX: usize = 1_024;
 
@@ -63,7 +66,10 @@ pub(super) async fn run(group: &Group, term: u64, mut handed: mpsc::UnboundedRec
         let dispatched = match handed {
             Handed::Due(due) => dispatcher.due(&due),
             Handed::Admitted(admitted) => dispatcher.admitted(admitted),
-            Handed::Down(due, failure) => dispatcher.down(&due, &failure),
+            Handed::Down(tickets, failure) => {
+                parts.deliveries.spawn(fail(tickets, failure, group.id, term, parts.clone()));
+                Ok(())
+            }
         };
         if let Err(error) = dispatched {
             parts.groups.fail(&error.to_string());
@@ -126,33 +132,8 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// They fail without being sent.
-    fn down(&mut self, due: &Due, failure: &Failure) -> Result<(), StoreError> {
-        for Ready { id, at, .. } in self.ready(due)? {
-            let CursorRow { occurrence, attempt, .. } = at;
-            if self.parts.ledger.begin(self.group, self.term, id, occurrence, attempt).is_some() {
-                let outcome = Outcome::Failed(failure.clone());
-                self.parts.metrics.failed_attempts.inc();
-                let settled = Settle { id, occurrence, attempt, outcome, dispatched_ms: 0 };
-                let (group, term, parts) = (self.group, self.term, self.parts.clone());
-                self.parts.deliveries.spawn(async move { settle(&parts, group, term, settled).await });
-            }
-        }
-        Ok(())
-    }
-
-    /// What still stands at, or before, the instants that were handed over, which are armed. The rest goes back.
     fn ready(&mut self, due: &Due) -> Result<Vec<Ready>, StoreError> {
-        let Self { group, term, policies, parts } = self;
-        let standing = tokio::task::block_in_place(|| read(&parts.store, *group, due, policies))?;
-        let mut all = Vec::with_capacity(due.len());
-        for ((due_ms, id), standing) in due.iter().copied().zip(standing) {
-            match standing {
-                Some((task, at, policy)) if at.due_ms <= due_ms => all.push(Ready { id, due_ms, task, at, policy }),
-                other => parts.ledger.put_back(*group, *term, id, other.map(|(_, at, _)| at.due_ms)),
-            }
-        }
-        Ok(all)
+        ready(&self.parts, self.group, self.term, due, &mut self.policies)
     }
 
     fn deliver(&self, ready: Ready, permit: Permit) {
@@ -199,6 +180,48 @@ impl Dispatcher {
                 }
             }
         });
+    }
+}
+
+/// What still stands at, or before, the instants that were handed over, which are armed. The rest goes back.
+fn ready(
+    parts: &Parts,
+    group: GroupId,
+    term: u64,
+    due: &Due,
+    policies: &mut Policies,
+) -> Result<Vec<Ready>, StoreError> {
+    let standing = tokio::task::block_in_place(|| read(&parts.store, group, due, policies))?;
+    let mut all = Vec::with_capacity(due.len());
+    for ((due_ms, id), standing) in due.iter().copied().zip(standing) {
+        match standing {
+            Some((task, at, policy)) if at.due_ms <= due_ms => all.push(Ready { id, due_ms, task, at, policy }),
+            other => parts.ledger.put_back(group, term, id, other.map(|(_, at, _)| at.due_ms)),
+        }
+    }
+    Ok(all)
+}
+
+/// Attempts that fail without being sent, because their destination is down. Some at a time: thousands may have waited,
+/// and the others need the room.
+async fn fail(tickets: Vec<Ticket>, failure: Failure, group: GroupId, term: u64, parts: Arc<Parts>) {
+    let mut policies = Policies::default();
+    for tickets in tickets.chunks(FAILED_AT_ONCE) {
+        let due = parts.ledger.end_wait(tickets);
+        let ready = match ready(&parts, group, term, &due, &mut policies) {
+            Ok(ready) => ready,
+            Err(error) => return parts.groups.fail(&error.to_string()),
+        };
+        let begun = ready
+            .into_iter()
+            .filter(|Ready { id, at, .. }| parts.ledger.begin(group, term, *id, at.occurrence, at.attempt).is_some());
+        let settled = begun.map(|Ready { id, at, .. }| {
+            parts.metrics.failed_attempts.inc();
+            let outcome = Outcome::Failed(failure.clone());
+            let CursorRow { occurrence, attempt, .. } = at;
+            settle(&parts, group, term, Settle { id, occurrence, attempt, outcome, dispatched_ms: 0 })
+        });
+        join_all(settled).await;
     }
 }
 

@@ -38,8 +38,8 @@ pub(super) enum Handed {
     Due(Due),
     /// They waited for their destination, and now there is room.
     Admitted(Vec<(Ticket, Permit)>),
-    /// They waited for their destination, which is down.
-    Down(Due, Failure),
+    /// They wait for their destination, which is down.
+    Down(Vec<Ticket>, Failure),
 }
 
 /// How far an attempt is on its way out.
@@ -408,6 +408,13 @@ impl Ledger {
         }
     }
 
+    /// The wait of these is over. Returns those that are still waited for; they are in flight from now on.
+    pub(super) fn end_wait(&self, tickets: &[Ticket]) -> Due {
+        let mut state = self.lock();
+        let over = tickets.iter().filter(|ticket| Self::wait_is_over(&mut state, ticket));
+        over.map(|ticket| (ticket.due_ms, ticket.task)).collect()
+    }
+
     /// The wait of a task is over. False when nobody waits for it any more: the term is over, or it is held back.
     fn wait_is_over(state: &mut State, ticket: &Ticket) -> bool {
         let State { leading, held, in_flight, .. } = state;
@@ -608,21 +615,21 @@ impl Waiters for Ledger {
         send(out);
     }
 
+    /// They go on waiting, until the dispatcher gets to them: as many at once as there may be would take all the room of
+    /// what is in flight.
     fn down(&self, tickets: Vec<Ticket>, failure: &Failure) {
-        let mut turns: BTreeMap<GroupId, Due> = BTreeMap::new();
-        let mut out = Vec::new();
-        {
-            let mut state = self.lock();
-            for ticket in tickets {
-                if Self::wait_is_over(&mut state, &ticket) {
-                    turns.entry(ticket.group).or_default().push((ticket.due_ms, ticket.task));
-                }
-            }
-            for (group, turn) in turns {
-                let sender = state.leading.get(&group).expect("it was there").due.clone();
-                out.push((sender, Handed::Down(turn, failure.clone())));
-            }
+        let mut turns: BTreeMap<GroupId, Vec<Ticket>> = BTreeMap::new();
+        for ticket in tickets {
+            turns.entry(ticket.group).or_default().push(ticket);
         }
+        let out = {
+            let state = self.lock();
+            let led = turns.into_iter().filter_map(|(group, tickets)| {
+                let sender = state.leading.get(&group)?.due.clone();
+                Some((sender, Handed::Down(tickets, failure.clone())))
+            });
+            led.collect()
+        };
         send(out);
     }
 }
