@@ -1,7 +1,8 @@
 #!/bin/bash
-# The figures of README and release notes, one JSON object a line: lateness under load, registration, drain, the wheel,
-# memory with a million tasks, cost of idling, time to start. Needs the release build (`make bench` makes it) and nothing
-# else to do on the machine. BIN names the folder of the binaries; RUNS repeats what varies.
+# The figures of README and release notes, one JSON object a line: lateness under load and by protocol, registration one
+# by one and in batches, drain, the wheel, memory with a million tasks, cost of idling, time to start. Needs the release
+# build (`make bench` makes it) and nothing else to do on the machine. BIN names the folder of the binaries; RUNS repeats
+# what varies.
 set -euo pipefail
 
 BIN=${BIN:?the folder with boomerang and boomtool}
@@ -65,6 +66,22 @@ for run in $(seq "$RUNS"); do
     start "$WORK/register$run"
     bench register --tasks 500000 --connections 4 --inflight 1024 --keep --delay 1h
     stop
+done
+
+echo "== registration, 100 tasks in each request" >&2
+for run in $(seq "$RUNS"); do
+    start "$WORK/batch$run"
+    bench register --tasks 500000 --connections 4 --inflight 16 --batch 100 --keep --delay 1h
+    stop
+done
+
+for protocol in grpc http udp; do
+    echo "== 20,000 tasks over 20 s by $protocol" >&2
+    for run in $(seq "$RUNS"); do
+        start "$WORK/$protocol$run"
+        bench fire --tasks 20000 --spread 20s --protocol "$protocol"
+        stop
+    done
 done
 
 echo "== drain: all due at one instant" >&2

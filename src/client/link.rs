@@ -300,6 +300,7 @@ pub struct InFlight {
     state: InFlightState,
 }
 
+#[allow(clippy::large_enum_variant, reason = "nearly all are `Sent`, and a box would be an allocation per request")]
 enum InFlightState {
     Sent(Sent),
     /// The session was gone; a new one is being opened, and the request goes out once more.

@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn duplicates_are_told_from_retries() {
         let mut tally = Tally::new(100);
-        let copy = DeadLetterCopy { id: String::new(), attempts: 2, class: None, error: String::new() };
+        let copy = DeadLetterCopy { id: String::new(), attempts: 2, error: String::new() };
         let copy = Received { dead_letter: Some(copy), ..received(1, 0, 1, (0, 0), 1_000_200) };
         for (what, delivery, novelty) in [
             ("first", received(1, 0, 1, (1, 1), 1_000_100), Novelty::New),

@@ -1,43 +1,44 @@
 //! `boomtool client`: add, remove, key, revoke-key. For administrators.
 
 use std::io::{self, BufRead};
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::json;
 
-use super::args::{ClientAdd, ClientCommand, Global};
-use super::output::{Output, note};
-use super::{ToolError, connect};
+use super::args::{ClientAdd, ClientCommand};
+use super::output::note;
+use super::{Context, ToolError};
 use crate::client::ClientSettings;
 use crate::task::Invalid;
 
 /// Longer lines are files by mistake.
 const PASSWORD_BYTES_MAX: u64 = 4096;
 
-pub(super) async fn run(command: ClientCommand, global: Global, mut output: Output) -> Result<(), ToolError> {
+pub(super) async fn run(command: ClientCommand, context: &Context) -> Result<(), ToolError> {
+    let output = &context.output;
     match command {
         ClientCommand::Add(args) => {
-            let settings = settings(*args)?;
+            let settings = settings(*args, context)?;
             let client_id = settings.client_id.to_string();
-            let client = connect(global.options()).await?;
+            let client = context.connect().await?;
             client.register_client(settings).await?;
-            client.close().await;
+            context.hang_up(client).await;
             output.line(
                 || format!("{client_id}  registered"),
                 || json!({ "client_id": client_id, "result": "registered" }),
             )
         }
         ClientCommand::Remove { client_id } => {
-            let client = connect(global.options()).await?;
+            let client = context.connect().await?;
             client.deregister_client(&client_id).await?;
-            client.close().await;
+            context.hang_up(client).await;
             let client_id = client_id.to_string();
             output.line(|| format!("{client_id}  removed"), || json!({ "client_id": client_id, "result": "removed" }))
         }
         ClientCommand::Key { client_id, label } => {
-            let client = connect(global.options()).await?;
+            let client = context.connect().await?;
             let made = client.create_api_key(&client_id, &label).await?;
-            client.close().await;
+            context.hang_up(client).await;
             note("keep the key: it is stored nowhere, and not shown again");
             output.line(
                 || format!("{}  {}", made.key_id, made.key),
@@ -45,36 +46,38 @@ pub(super) async fn run(command: ClientCommand, global: Global, mut output: Outp
             )
         }
         ClientCommand::RevokeKey { key_id } => {
-            let client = connect(global.options()).await?;
+            let client = context.connect().await?;
             client.revoke_api_key(&key_id).await?;
-            client.close().await;
+            context.hang_up(client).await;
             output.line(|| format!("{key_id}  revoked"), || json!({ "key_id": key_id, "result": "revoked" }))
         }
     }
 }
 
-fn settings(args: ClientAdd) -> Result<ClientSettings, ToolError> {
-    let retry = args.policy.retry()?;
-    let password = if args.new_password == "-" { password_from(io::stdin().lock())? } else { args.new_password };
+fn settings(args: ClientAdd, context: &Context) -> Result<ClientSettings, ToolError> {
+    let own = args.policy.settings()?;
+    let limits = args.limits();
+    let password = match args.new_password.as_str() {
+        "-" => password_from(io::BufReader::new(context.open_input(Path::new("-"))?))?,
+        _ => args.new_password,
+    };
     if password.is_empty() {
         return Err(Invalid("--new-password: is empty".into()).into());
     }
     Ok(ClientSettings {
-        client_id: args.client_id,
-        password,
         is_admin: args.admin,
-        callback: args.policy.callback,
-        retry,
-        dead_letter: args.policy.dead_letter,
-        limits: Default::default(),
+        callback: own.callback,
+        retry: own.retry,
+        dead_letter: own.dead_letters,
+        limits,
+        ..ClientSettings::new(args.client_id, password)
     })
 }
 
 /// The first line, without its end.
 fn password_from(input: impl BufRead) -> Result<String, ToolError> {
-    let failed = |source| ToolError::File { path: PathBuf::from("standard input"), source };
     let mut line = String::new();
-    input.take(PASSWORD_BYTES_MAX).read_line(&mut line).map_err(failed)?;
+    input.take(PASSWORD_BYTES_MAX).read_line(&mut line).map_err(|source| ToolError::file(Path::new("-"), source))?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
@@ -94,6 +97,8 @@ mod tests {
                 assert_eq!((request.client_id.as_str(), request.password.as_str()), ("orders", "pw"));
                 assert!(request.is_admin && request.dlq.is_none() && request.retry.is_none());
                 assert_eq!(request.callback.unwrap().endpoint, "h:1");
+                let limits = request.limits.unwrap();
+                assert_eq!((limits.delay_max_ms, limits.payload_bytes_max), (7 * 24 * 3_600_000, 4096));
                 Payload::ClientRegistrationResponse(Default::default())
             }
             Payload::ApiKeyRequest(request) => Payload::ApiKeyResponse(proto::ApiKeyResponse {
@@ -106,7 +111,9 @@ mod tests {
             other => panic!("{other:?}"),
         });
         let run = async |line: &str| boomtool(&format!("{line} --addr {address}")).await;
-        let (printed, result) = run("client add orders --new-password pw --admin --callback tcp://h:1").await;
+        let (printed, result) =
+            run("client add orders --new-password pw --admin --callback tcp://h:1 --delay-max 7d --payload-max 4KiB")
+                .await;
         result.unwrap();
         assert_eq!(printed, "orders  registered\n");
         assert_eq!(run("client key orders --label ci").await.0, "ci  secret\n");

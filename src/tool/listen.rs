@@ -1,20 +1,21 @@
-//! `boomtool listen`: a receiver that prints what comes, and sums it up.
+//! `boomtool listen`: a receiver of all protocols that prints what comes, and sums it up.
 //!
 //! Lines are written by the handler itself, before the delivery is answered: what was acknowledged was also shown, and a
 //! reader that is slow slows the sender down.
 
-use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
-use super::ToolError;
-use super::args::{Listen, StatusArg};
+use super::args::listen::{Listen, StatusArg};
 use super::output::{Output, note, payload_into, payload_text};
-use crate::client::{Answer, Received, Receiver, Reply, Tally, TallySummary};
+use super::{Context, ToolError, interrupted};
+use crate::client::{Answer, Handler, Novelty, Received, Receiver, Refusal, Reply, Tally, TallySummary};
 use crate::when::format_instant;
+use crate::wire::proto::Status;
 
 /// For telling duplicates; about 100 MB when it is full.
 const OCCURRENCES_MAX: usize = 1_000_000;
@@ -29,50 +30,58 @@ struct Listener {
 struct State {
     output: Output,
     tally: Tally,
-    failed: Option<ToolError>,
+    /// Answered with a failure, on purpose.
+    failed: u64,
+    /// No deliveries, or without the right signature.
+    refused: u64,
+    error: Option<ToolError>,
 }
 
-pub(super) async fn run(args: Listen, output: Output) -> Result<(), ToolError> {
-    let stop = async {
-        match interrupted().await {
-            Ok(()) => {}
-            // Without a handler Ctrl-C ends the process by itself, only without a summary.
-            Err(_) => std::future::pending().await,
+/// One of many receivers with the same listener.
+struct Ear(Arc<Listener>);
+
+impl Handler for Ear {
+    fn take(&self, received: &Received) -> Answer {
+        self.0.take(received)
+    }
+
+    fn refused(&self, from: SocketAddr, why: &str) {
+        self.0.state().refused += 1;
+        note(&format!("refused a request from {from}: {why}"));
+    }
+}
+
+pub(super) async fn run(args: Listen, context: &Context) -> Result<(), ToolError> {
+    let listening = |receivers: &[Receiver]| {
+        for receiver in receivers {
+            note(&format!("listening on {}://{}", receiver.protocol(), receiver.local_addr()));
         }
     };
-    run_until(args, output, stop, |address| note(&format!("listening on {address}"))).await
-}
-
-/// Ctrl-C, or a polite request to end.
-async fn interrupted() -> io::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result,
-        _ = terminate.recv() => Ok(()),
-    }
+    run_until(args, context.output.clone(), interrupted(), listening).await
 }
 
 async fn run_until(
     args: Listen,
     output: Output,
     stop: impl Future<Output = ()>,
-    listening: impl FnOnce(std::net::SocketAddr),
+    listening: impl FnOnce(&[Receiver]),
 ) -> Result<(), ToolError> {
-    let state = State { output, tally: Tally::new(OCCURRENCES_MAX), failed: None };
+    let state = State { output, tally: Tally::new(OCCURRENCES_MAX), failed: 0, refused: 0, error: None };
     let listener = Arc::new(Listener { args, state: Mutex::new(state), done: Notify::new() });
-    let handler = {
-        let listener = listener.clone();
-        move |received: &Received| listener.take(received)
-    };
-    let receiver = Receiver::bind(&listener.args.tcp, handler)
-        .await
-        .map_err(|source| ToolError::Listen { address: listener.args.tcp.clone(), source })?;
-    listening(receiver.local_addr());
+    let mut receivers = Vec::new();
+    for (protocol, address) in listener.args.addresses() {
+        let secret = listener.args.secret.clone();
+        let receiver = Receiver::listen(protocol, address, secret, Ear(listener.clone())).await;
+        receivers.push(receiver.map_err(|source| ToolError::Listen { address: address.to_owned(), source })?);
+    }
+    listening(&receivers);
     tokio::select! {
         () = listener.done.notified() => {}
         () = stop => {}
     }
-    receiver.finish().await;
+    for receiver in receivers {
+        receiver.finish().await;
+    }
     listener.sum_up()
 }
 
@@ -80,26 +89,48 @@ impl Listener {
     fn take(&self, received: &Received) -> Answer {
         let mut state = self.state();
         // More than were asked for: they are left to whoever listens next.
-        if self.is_complete(&state) || state.failed.is_some() {
+        if self.is_complete(&state) || state.error.is_some() {
             return Reply::Silence.into();
         }
+        let failing = self.args.failing();
+        let reply = match failing > 0.0 && rand::random::<f64>() < failing {
+            true => Reply::Refuse(self.refusal()),
+            false => Reply::Accept,
+        };
+        let novelty = state.tally.record(received);
         if !self.args.quiet {
             let width = self.args.width;
-            if let Err(error) = state.output.line(|| line(received, width), || object(received)) {
-                state.failed = Some(error);
+            let shown =
+                state.output.line(|| line(received, novelty, &reply, width), || object(received, novelty, &reply));
+            if let Err(error) = shown {
+                state.error = Some(error);
                 self.done.notify_one();
                 return Reply::Silence.into();
             }
         }
-        state.tally.record(received);
+        state.failed += u64::from(reply != Reply::Accept);
         if self.is_complete(&state) {
             self.done.notify_one();
         }
-        let reply = match self.args.status {
-            StatusArg::Ok => Reply::Accept,
-            StatusArg::Error => Reply::refuse("refused by boomtool listen --status error"),
-        };
         Answer { reply, delay: self.args.delay }
+    }
+
+    /// What a sender is told whose delivery fails.
+    fn refusal(&self) -> Refusal {
+        let status = self.args.status.iter().find_map(|status| match status {
+            StatusArg::Status(status) => Some(*status),
+            StatusArg::Code(_) => None,
+        });
+        let http_status = self.args.status.iter().find_map(|status| match status {
+            StatusArg::Code(code) => Some(*code),
+            StatusArg::Status(_) => None,
+        });
+        Refusal {
+            status: status.unwrap_or(Status::Error),
+            http_status,
+            retry_after: self.args.retry_after,
+            ..Refusal::new("refused by boomtool listen, as it was told to")
+        }
     }
 
     fn is_complete(&self, state: &State) -> bool {
@@ -108,14 +139,20 @@ impl Listener {
 
     fn sum_up(&self) -> Result<(), ToolError> {
         let mut state = self.state();
-        if let Some(error) = state.failed.take() {
+        if let Some(error) = state.error.take() {
             return Err(error);
         }
         let summary = state.tally.summary();
+        let text = || summary_text(&summary, state.failed, state.refused);
+        let object = || {
+            let mut object = json!(summary);
+            (object["failed"], object["refused"]) = (json!(state.failed), json!(state.refused));
+            object
+        };
         if self.args.quiet {
-            state.output.line(|| summary_text(&summary), || json!(summary))?;
+            state.output.line(text, object)?;
         } else {
-            note(&if state.output.json { json!(summary).to_string() } else { summary_text(&summary) });
+            note(&if state.output.json { object().to_string() } else { text() });
         }
         match self.args.count {
             Some(count) if !self.is_complete(&state) => {
@@ -130,34 +167,73 @@ impl Listener {
     }
 }
 
-fn line(received: &Received, width: usize) -> String {
+fn line(received: &Received, novelty: Novelty, reply: &Reply, width: usize) -> String {
     let lateness = received.lateness_us().map_or("no due instant".into(), |us| format!("{} ms", millis_text(us)));
-    format!(
-        "{}  {lateness:>12}  {}  attempt {}  occurrence {}  fence {}.{}  {}",
+    let mut line = format!(
+        "{}  {lateness:>12}  {:<4}  {}  attempt {}  occurrence {}  fence {}.{}  {}",
         format_instant(arrived_us(received) / 1000),
+        received.protocol.to_string(),
         received.task_id,
         received.attempt,
         received.occurrence,
         received.fence.term,
         received.fence.seq,
         payload_text(&received.payload, width),
-    )
+    );
+    if !received.name.is_empty() {
+        line.push_str(&format!("  name {}", payload_text(received.name.as_bytes(), width)));
+    }
+    if let Some(letter) = &received.dead_letter {
+        line.push_str(&format!("  DEAD LETTER {}", payload_text(letter.error.as_bytes(), width)));
+    }
+    line.push_str(match novelty {
+        Novelty::New => "",
+        Novelty::Duplicate => "  DUPLICATE",
+        Novelty::Stale => "  STALE",
+    });
+    line.push_str(if *reply == Reply::Accept { "" } else { "  FAILED" });
+    line
 }
 
-fn object(received: &Received) -> Value {
+fn object(received: &Received, novelty: Novelty, reply: &Reply) -> Value {
+    let novelty = match novelty {
+        Novelty::New => "new",
+        Novelty::Duplicate => "duplicate",
+        Novelty::Stale => "stale",
+    };
+    let letter = received.dead_letter.as_ref();
     let mut object = Map::new();
     for (name, value) in [
         ("arrived_us", json!(arrived_us(received))),
         ("lateness_us", json!(received.lateness_us())),
+        ("protocol", json!(received.protocol.to_string())),
         ("task_id", json!(received.task_id.to_string())),
         ("client_id", json!(received.client_id)),
+        ("name", json!(received.name)),
         ("attempt", json!(received.attempt)),
         ("occurrence", json!(received.occurrence)),
         ("due_ms", json!(received.due_ms)),
         ("fence_term", json!(received.fence.term)),
         ("fence_seq", json!(received.fence.seq)),
+        ("novelty", json!(novelty)),
+        ("accepted", json!(*reply == Reply::Accept)),
+        ("from", json!(received.from.to_string())),
+        ("dead_letter_id", json!(letter.map(|letter| &letter.id))),
+        ("dead_letter_error", json!(letter.map(|letter| &letter.error))),
     ] {
         object.insert(name.to_owned(), value);
+    }
+    if let Some(http) = &received.http {
+        let headers = http
+            .headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), json!(String::from_utf8_lossy(value.as_bytes()))));
+        let headers: Map<String, Value> = headers.collect();
+        let version = format!("{:?}", http.version);
+        object.insert(
+            "http".into(),
+            json!({ "target": http.target, "version": version, "signed": http.signed, "headers": headers }),
+        );
     }
     payload_into(&mut object, &received.payload);
     Value::Object(object)
@@ -174,14 +250,14 @@ fn millis_text(us: i64) -> String {
     format!("{sign}{}.{:03}", us.unsigned_abs() / 1000, us.unsigned_abs() % 1000)
 }
 
-fn summary_text(summary: &TallySummary) -> String {
+fn summary_text(summary: &TallySummary, failed: u64, refused: u64) -> String {
     let lateness = &summary.lateness_us;
     let [p50, p90, p99, p999, max] = [lateness.p50, lateness.p90, lateness.p99, lateness.p999, lateness.max]
         .map(|us| format!("{}.{:03}", us / 1000, us % 1000));
     format!(
-        "fired {}  deliveries {}  duplicates {}  early {}  lateness ms: p50 {p50}  p90 {p90}  p99 {p99}  p999 {p999}  \
-         max {max}",
-        summary.fired, summary.deliveries, summary.duplicates, summary.early,
+        "fired {}  deliveries {}  duplicates {} ({} stale)  early {}  failed {failed}  refused {refused}  lateness ms: p50 \
+         {p50}  p90 {p90}  p99 {p99}  p999 {p999}  max {max}",
+        summary.fired, summary.deliveries, summary.duplicates, summary.stale, summary.early,
     )
 }
 
@@ -190,6 +266,8 @@ mod tests {
     use clap::Parser;
     use tokio::net::TcpStream;
     use tokio::sync::oneshot;
+
+    use prost::Message as _;
 
     use super::super::args::{Cli, Command};
     use super::super::tests::Printed;
@@ -218,11 +296,11 @@ mod tests {
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Listen(args) = cli.command else { unreachable!() };
         let printed = Printed::default();
-        let output = Output::new(printed.clone(), cli.global.json);
+        let output = Output::new(printed.clone(), cli.global.json, false);
         let (address, bound) = oneshot::channel();
-        let listening = move |bound| address.send(bound).unwrap();
+        let listening = move |receivers: &[Receiver]| address.send(receivers[0].local_addr()).unwrap();
         let stop = async { stop.await.unwrap_or(()) };
-        let running = tokio::spawn(run_until(args, output, stop, listening));
+        let running = tokio::spawn(run_until(*args, output, stop, listening));
         let sender = Peer::new(TcpStream::connect(bound.await.unwrap()).await.unwrap());
         (sender, printed, running)
     }
@@ -279,19 +357,20 @@ mod tests {
     #[tokio::test]
     async fn a_closed_pipe_ends_it_without_an_answer() {
         struct Closed;
-        impl io::Write for Closed {
-            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::BrokenPipe.into())
+        impl std::io::Write for Closed {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::BrokenPipe.into())
             }
-            fn flush(&mut self) -> io::Result<()> {
+            fn flush(&mut self) -> std::io::Result<()> {
                 Ok(())
             }
         }
         let cli = Cli::try_parse_from(["boomtool", "listen", "--tcp", "127.0.0.1:0"]).unwrap();
         let Command::Listen(args) = cli.command else { unreachable!() };
         let (address, bound) = oneshot::channel();
-        let listening = move |bound| address.send(bound).unwrap();
-        let running = tokio::spawn(run_until(args, Output::new(Closed, false), std::future::pending(), listening));
+        let listening = move |receivers: &[Receiver]| address.send(receivers[0].local_addr()).unwrap();
+        let output = Output::new(Closed, false, false);
+        let running = tokio::spawn(run_until(*args, output, std::future::pending(), listening));
         let mut sender = Peer::new(TcpStream::connect(bound.await.unwrap()).await.unwrap());
         sender.send(1, delivery(1)).await;
         assert!(sender.next().await.is_none(), "what was not shown is not acknowledged");
@@ -305,6 +384,65 @@ mod tests {
         let error = super::super::tests::boomtool(&line).await.1.unwrap_err();
         assert!(error.to_string().starts_with("cannot listen on 127.0.0.1:"), "{error}");
         assert!(error.hint().unwrap().contains("port 0"));
+    }
+
+    #[tokio::test]
+    async fn it_hears_all_protocols_at_once() {
+        let line =
+            "boomtool listen --tcp 127.0.0.1:0 --grpc 127.0.0.1:0 --http 127.0.0.1:0 --udp 127.0.0.1:0 --count 4";
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Listen(args) = cli.command else { unreachable!() };
+        let printed = Printed::default();
+        let (addresses, bound) = oneshot::channel();
+        let listening = move |receivers: &[Receiver]| {
+            addresses.send(receivers.iter().map(Receiver::local_addr).collect::<Vec<_>>()).unwrap();
+        };
+        let output = Output::new(printed.clone(), false, false);
+        let running = tokio::spawn(run_until(*args, output, std::future::pending(), listening));
+        let [tcp, grpc, http, udp] = bound.await.unwrap().try_into().unwrap();
+        let Payload::CallbackRequest(request) = delivery(1) else { unreachable!() };
+
+        let mut sender = Peer::new(TcpStream::connect(tcp).await.unwrap());
+        sender.send(1, delivery(1)).await;
+        sender.next().await.unwrap();
+        let grpc = format!("http://{grpc}");
+        let mut sender =
+            crate::wire::proto::boomerang_callback_client::BoomerangCallbackClient::connect(grpc).await.unwrap();
+        sender.on_task_expired(CallbackRequest { fence_seq: 16, ..request.clone() }).await.unwrap();
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let sending = reqwest::Client::new().post(format!("http://{http}/x"));
+        let sending = sending.header("X-Boomerang-Task-Id", task_id(2).to_string()).header("X-Boomerang-Name", "n");
+        assert_eq!(sending.send().await.unwrap().status(), 204);
+        let sender = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        sender.send_to(&request.encode_to_vec(), udp).await.unwrap();
+
+        running.await.unwrap().unwrap();
+        let text = printed.text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        for (line, protocol, end) in [
+            (lines[0], "  tcp   ", "\"hello\""),
+            (lines[1], "  grpc  ", "  STALE"),
+            (lines[2], "  http  ", "  name \"n\""),
+            (lines[3], "  udp   ", "  DUPLICATE"),
+        ] {
+            assert!(line.contains(protocol) && line.ends_with(end), "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_part_fails_with_the_status_that_was_named() {
+        for (flags, failing) in [("", false), ("--status overloaded", true), ("--fail-rate 0 --status 503", false)] {
+            let (_stop, stopped) = oneshot::channel();
+            let (mut sender, printed, running) = start(&format!("--count 1 --json {flags}"), stopped).await;
+            sender.send(1, delivery(1)).await;
+            let Some(Payload::CallbackResponse(response)) = sender.next().await.unwrap().payload else { panic!() };
+            let expected = if failing { Status::Overloaded } else { Status::Ok };
+            assert_eq!(response.status(), expected, "{flags}");
+            running.await.unwrap().unwrap();
+            let object: Value = serde_json::from_str(&printed.text()).unwrap();
+            assert_eq!(object["accepted"], !failing);
+        }
     }
 
     #[test]

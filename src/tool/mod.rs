@@ -5,25 +5,34 @@
 //! standard error, and every error says what to do next where that is known.
 //!
 //! - [`args`]: flags, commands and their help
-//! - `output`: lines, tables and JSON; `task`, `client`, `listen`, `bench`: one file per family of commands
+//! - `task`, `batch`, `dlq`, `client`, `listen`, `shell`, `bench`: one file per family of commands
+//! - `output`: lines, tables and JSON; `show`: tasks and dead letters in them; `watch`: the same again and again
 
 pub mod args;
+mod batch;
 mod bench;
 mod client;
+mod dlq;
 mod listen;
 mod output;
+mod shell;
+mod show;
 mod task;
+mod watch;
 
 use std::error::Error;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use crate::client::{Client, ClientError, Options};
+use clap::CommandFactory;
+
+use crate::client::{Client, ClientError};
 use crate::task::Invalid;
 use crate::wire::FRAME_BYTES_MAX;
 use crate::wire::proto::Status;
-use args::{Cli, Command};
+use args::{Cli, Command, Global};
 use output::{Output, note};
 
 /// Why a command did not do what it should.
@@ -60,6 +69,11 @@ pub enum ToolError {
 }
 
 impl ToolError {
+    fn file(path: &Path, source: io::Error) -> Self {
+        let path = if path == Path::new("-") { Path::new("standard input") } else { path };
+        ToolError::File { path: path.to_owned(), source }
+    }
+
     /// 2 is for the caller's line, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -101,11 +115,62 @@ impl ToolError {
     }
 }
 
+/// What a command has besides its own arguments.
+#[derive(Clone)]
+struct Context {
+    global: Global,
+    output: Output,
+    /// Somebody is there who can be asked.
+    interactive: bool,
+    /// In the shell: the connection that is kept from one line to the next.
+    kept: Option<Arc<shell::Kept>>,
+}
+
+impl Context {
+    /// A connection, opened for this command or kept from an earlier one.
+    async fn connect(&self) -> Result<Client, ToolError> {
+        match &self.kept {
+            Some(kept) => kept.connect(&self.global).await,
+            None => Ok(Client::connect(self.global.options()).await?),
+        }
+    }
+
+    /// The command needs its connection no longer.
+    async fn hang_up(&self, client: Client) {
+        if self.kept.is_none() {
+            client.close().await;
+        }
+    }
+
+    /// Reads a file, or standard input for `-`; no more than a frame could carry.
+    fn read_input(&self, path: &Path) -> Result<Vec<u8>, ToolError> {
+        let mut bytes = Vec::new();
+        // One more than fits, so that too much is seen and refused rather than cut.
+        let mut input = self.open_input(path)?.take(FRAME_BYTES_MAX as u64 + 1);
+        input.read_to_end(&mut bytes).map_err(|source| ToolError::file(path, source))?;
+        Ok(bytes)
+    }
+
+    /// Opens a file, or standard input for `-`.
+    fn open_input(&self, path: &Path) -> Result<Box<dyn Read>, ToolError> {
+        if path != Path::new("-") {
+            let file = std::fs::File::open(path).map_err(|source| ToolError::file(path, source))?;
+            return Ok(Box::new(file));
+        }
+        if self.kept.is_some() {
+            return Err(Invalid::new("-: standard input is the shell's own; write the data into a file").into());
+        }
+        Ok(Box::new(io::stdin().lock()))
+    }
+}
+
 /// Runs a parsed command line and says with which code to exit.
 pub async fn run(cli: Cli) -> ExitCode {
     // One write per line: a listener's lines come out as they happen, even into a pipe.
-    let output = Output::new(io::stdout(), cli.global.json);
-    match execute(cli, output).await {
+    let output = Output::new(io::stdout(), cli.global.json, io::stdout().is_terminal());
+    let interactive = io::stdin().is_terminal() && io::stderr().is_terminal();
+    let context = Context { global: cli.global, output, interactive, kept: None };
+    match execute(cli.command, context).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();
@@ -125,12 +190,33 @@ pub fn report(error: &ToolError) {
     }
 }
 
-async fn execute(cli: Cli, output: Output) -> Result<(), ToolError> {
-    match cli.command {
-        Command::Task(command) => task::run(command, cli.global, output).await,
-        Command::Client(command) => client::run(command, cli.global, output).await,
-        Command::Listen(listen) => listen::run(listen, output).await,
-        Command::Bench(command) => bench::run(*command, cli.global, output).await,
+async fn execute(command: Command, context: Context) -> Result<(), ToolError> {
+    match command {
+        Command::Task(command) => task::run(command, &context).await,
+        Command::Dlq(command) => dlq::run(command, &context).await,
+        Command::Client(command) => client::run(command, &context).await,
+        Command::Listen(listen) => listen::run(*listen, &context).await,
+        Command::Shell(args) => shell::run(args, context).await,
+        Command::Bench(command) => bench::run(*command, &context).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "boomtool", &mut script);
+            context.output.raw(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+/// Ctrl-C, or a polite request to end. Never, where the system cannot tell: there Ctrl-C ends the process by itself.
+async fn interrupted() {
+    let waiting = async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            result = tokio::signal::ctrl_c() => result,
+            _ = terminate.recv() => Ok(()),
+        }
+    };
+    if waiting.await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -143,26 +229,6 @@ fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
-}
-
-async fn connect(options: Options) -> Result<Client, ToolError> {
-    Ok(Client::connect(options).await?)
-}
-
-/// Reads a file, or standard input for `-`; no more than a frame could carry.
-fn read_input(path: &Path) -> Result<Vec<u8>, ToolError> {
-    let failed = |source| ToolError::File { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    // One more than fits, so that too much is seen and refused rather than cut.
-    let limit = FRAME_BYTES_MAX as u64 + 1;
-    if path == Path::new("-") {
-        let failed = |source| ToolError::File { path: PathBuf::from("standard input"), source };
-        io::stdin().lock().take(limit).read_to_end(&mut bytes).map_err(failed)?;
-    } else {
-        let file = std::fs::File::open(path).map_err(failed)?;
-        file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -194,13 +260,29 @@ mod tests {
         }
     }
 
-    /// Runs a command line; words are separated by blanks.
-    pub async fn boomtool(line: &str) -> (String, Result<(), ToolError>) {
-        let cli = Cli::try_parse_from(std::iter::once("boomtool").chain(line.split_whitespace())).unwrap();
+    /// A command line, what it is run with, and what it prints. Words are separated as in a shell.
+    pub fn prepare(line: &str) -> (Command, Context, Printed) {
+        let words = shlex::split(line).unwrap();
+        let cli = Cli::try_parse_from(std::iter::once("boomtool".to_owned()).chain(words)).unwrap();
         let printed = Printed::default();
-        let output = Output::new(printed.clone(), cli.global.json);
-        let result = execute(cli, output).await;
+        let output = Output::new(printed.clone(), cli.global.json, false);
+        (cli.command, Context { global: cli.global, output, interactive: false, kept: None }, printed)
+    }
+
+    /// Runs a command line.
+    pub async fn boomtool(line: &str) -> (String, Result<(), ToolError>) {
+        let (command, context, printed) = prepare(line);
+        let result = execute(command, context).await;
         (printed.text(), result)
+    }
+
+    #[tokio::test]
+    async fn completions_know_the_commands() {
+        for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+            let (printed, result) = boomtool(&format!("completions {shell}")).await;
+            result.unwrap();
+            assert!(printed.contains("replay") && printed.contains("dedup-key"), "{shell}");
+        }
     }
 
     #[tokio::test]
@@ -230,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        let error = read_input(Path::new("/nonexistent/payload")).unwrap_err();
+        let error = prepare("task list").1.read_input(Path::new("/nonexistent/payload")).unwrap_err();
         assert!(chain(&error).starts_with("cannot read /nonexistent/payload: caused by: No such file"));
     }
 }

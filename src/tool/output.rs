@@ -5,30 +5,60 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::ToolError;
 
-/// Standard output, or a buffer in tests.
+/// So often a progress bar is drawn while nothing moves.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// Standard output, or a buffer in tests. Cheap to clone; lines of all clones stay whole.
+#[derive(Clone)]
 pub struct Output {
-    writer: Box<dyn Write + Send>,
+    writer: Arc<Mutex<Box<dyn Write + Send>>>,
     /// One JSON object per line instead of text.
     pub json: bool,
+    /// Somebody looks at it, and what was printed can be drawn over.
+    pub terminal: bool,
 }
 
 impl Output {
     /// Results go to `writer`, each line as soon as it is whole.
-    pub fn new(writer: impl Write + Send + 'static, json: bool) -> Self {
-        Self { writer: Box::new(writer), json }
+    pub fn new(writer: impl Write + Send + 'static, json: bool, terminal: bool) -> Self {
+        Self { writer: Arc::new(Mutex::new(Box::new(writer))), json, terminal }
     }
 
     /// One line of text, or one object, whichever was asked for.
-    pub fn line(&mut self, text: impl FnOnce() -> String, object: impl FnOnce() -> Value) -> Result<(), ToolError> {
+    pub fn line(&self, text: impl FnOnce() -> String, object: impl FnOnce() -> Value) -> Result<(), ToolError> {
         let mut line = if self.json { object().to_string() } else { text() };
         line.push('\n');
-        self.writer.write_all(line.as_bytes()).and_then(|()| self.writer.flush()).map_err(ToolError::Output)
+        self.raw(&line)
     }
+
+    /// Text as it is.
+    pub fn raw(&self, text: &str) -> Result<(), ToolError> {
+        let mut writer = self.writer.lock().expect("no panic under this lock");
+        writer.write_all(text.as_bytes()).and_then(|()| writer.flush()).map_err(ToolError::Output)
+    }
+}
+
+/// A bar on standard error for long work, or a count when nobody knows how much there is; nothing when standard error is
+/// no terminal.
+pub fn progress(what: &'static str, total: Option<u64>) -> ProgressBar {
+    let (bar, template) = match total {
+        Some(total) => (ProgressBar::new(total), "{msg} [{wide_bar}] {pos} of {len}, {per_sec}, {eta} left"),
+        None => (ProgressBar::new_spinner(), "{msg} {spinner} {pos}, {per_sec}"),
+    };
+    bar.set_style(ProgressStyle::with_template(template).expect("a constant that is right"));
+    bar.set_message(what);
+    if !bar.is_hidden() {
+        bar.enable_steady_tick(PROGRESS_EVERY);
+    }
+    bar
 }
 
 /// What is no result: progress, advice. A closed standard error is nobody's trouble.
@@ -74,7 +104,7 @@ pub fn payload_into(object: &mut Map<String, Value>, payload: &[u8]) {
     };
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

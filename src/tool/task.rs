@@ -1,88 +1,232 @@
-//! `boomtool task`: register, get, list, cancel.
+//! `boomtool task`: register, get, list, update, pause, resume, cancel.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::args::{Global, List, Register, TaskCommand, millis};
-use super::output::{Output, note, payload_into, payload_text, table};
-use super::{ToolError, connect, read_input};
-use crate::client::{Cancelled, Due, Options, Registration, TaskFilter, TaskView};
-use crate::task::{Recurrence, TaskId};
-use crate::when::{format_duration, format_instant};
+use super::args::millis;
+use super::args::task::{Get, List, Register, TaskCommand, TaskIds, Update};
+use super::output::{note, table};
+use super::show::{
+    TASK_TITLES, failure_text, history_table, outcome_name, past_object, state_text, task_object, task_row, task_text,
+};
+use super::watch::{Board, Row, again, look_again};
+use super::{Context, ToolError, batch, interrupted};
+use crate::client::{
+    Cancelled, Client, Due, PastOccurrence, Registered, TaskFilter, TaskHistory, TaskUpdate, TaskView, Updated,
+};
+use crate::task::{Invalid, TaskId};
+use crate::when::format_instant;
 
 /// What `list` asks for at a time: a page with its payloads has to fit into one frame.
 const PAGE_TASKS: u64 = 100;
 
-/// How much of a payload a table shows.
-const PAYLOAD_WIDTH: usize = 40;
-
-pub(super) async fn run(command: TaskCommand, global: Global, output: Output) -> Result<(), ToolError> {
+pub(super) async fn run(command: TaskCommand, context: &Context) -> Result<(), ToolError> {
     match command {
-        TaskCommand::Register(register) => self::register(*register, global, output).await,
-        TaskCommand::Get { task_id } => get(task_id, global, output).await,
-        TaskCommand::List(list) => self::list(list, global, output).await,
-        TaskCommand::Cancel { task_ids } => cancel(task_ids, global, output).await,
+        TaskCommand::Register(args) => match &args.batch {
+            Some(path) => batch::run(path, &args.spec, context).await,
+            None => register(*args, context).await,
+        },
+        TaskCommand::Get(args) => get(args, context, interrupted()).await,
+        TaskCommand::List(args) => list(args, context, interrupted()).await,
+        TaskCommand::Update(args) => update(*args, context).await,
+        TaskCommand::Pause(args) => set_paused(args, true, context).await,
+        TaskCommand::Resume(args) => set_paused(args, false, context).await,
+        TaskCommand::Cancel(args) => cancel(args, context).await,
     }
 }
 
-async fn register(args: Register, global: Global, mut output: Output) -> Result<(), ToolError> {
+/// A payload from an argument or a file, if any of them was given.
+fn payload(text: Option<&str>, file: Option<&Path>, context: &Context) -> Result<Option<Bytes>, ToolError> {
+    let bytes = match (text, file) {
+        (_, Some(path)) => context.read_input(path)?,
+        (Some("-"), None) => context.read_input(Path::new("-"))?,
+        (Some(text), None) => text.as_bytes().to_vec(),
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(bytes.into()))
+}
+
+async fn register(args: Register, context: &Context) -> Result<(), ToolError> {
     // Whatever can be wrong on this side comes before the connection.
-    let options = Options {
-        callback: args.policy.callback.clone(),
-        retry: args.policy.retry()?,
-        dead_letter: args.policy.dead_letter.clone(),
-        ..global.options()
-    };
-    let payload = match (&args.payload, &args.file) {
-        (_, Some(path)) => read_input(path)?,
-        (Some(text), None) if text == "-" => read_input(Path::new("-"))?,
-        (text, None) => text.clone().unwrap_or_default().into_bytes(),
-    };
-    let due = match (args.at, args.delay.or(args.every)) {
-        (Some(at_ms), _) => Due::At(at_ms),
-        (None, delay) => Due::In(delay.map_or(0, millis)),
-    };
-    let registration = Registration {
-        payload: Bytes::from(payload),
-        due,
-        recurrence: args.every.map(|every| Recurrence::every(millis(every))),
-        ..Default::default()
-    };
-    let client = connect(options).await?;
+    args.spec.registration(Bytes::new())?;
+    let payload = payload(args.payload.as_deref(), args.file.as_deref(), context)?.unwrap_or_default();
+    let registration = args.spec.registration(payload)?;
+    let client = context.connect().await?;
     let registered = client.register(registration).await?;
-    client.close().await;
-    let due = format_instant(registered.due_ms);
-    output.line(
-        || format!("{}  due {due}  {} ms", registered.task_id, registered.due_ms),
-        || json!({ "task_id": registered.task_id.to_string(), "due_ms": registered.due_ms, "due": due }),
-    )
+    context.hang_up(client).await;
+    context.output.line(|| registered_text(&registered), || registered_object(&registered))
 }
 
-async fn get(task_id: TaskId, global: Global, mut output: Output) -> Result<(), ToolError> {
-    let client = connect(global.options()).await?;
-    let task = client.get(task_id).await?;
-    client.close().await;
-    match task {
-        Some(task) => output.line(|| description(&task), || object(&task)),
-        None => Err(ToolError::Undone(format!(
-            "there is no task {task_id}: it never was, is done, was cancelled, or belongs to another client"
-        ))),
+pub(super) fn registered_text(registered: &Registered) -> String {
+    let Registered { task_id, due_ms, duplicate } = registered;
+    let known = if *duplicate { "  known by its key" } else { "" };
+    format!("{task_id}  due {}  {due_ms} ms{known}", format_instant(*due_ms))
+}
+
+pub(super) fn registered_object(registered: &Registered) -> Value {
+    let Registered { task_id, due_ms, duplicate } = registered;
+    let due = format_instant(*due_ms);
+    json!({ "task_id": task_id.to_string(), "due_ms": due_ms, "due": due, "duplicate": duplicate })
+}
+
+/// Not there now, and nothing is known of it.
+fn missing(task_id: TaskId) -> ToolError {
+    ToolError::Undone(format!("there is no task {task_id}: it never was, ended long ago, or belongs to another client"))
+}
+
+async fn get(args: Get, context: &Context, stop: impl Future<Output = ()>) -> Result<(), ToolError> {
+    let client = context.connect().await?;
+    if let Some(every) = args.watch {
+        watch_one(&client, args.task_id, every, context, stop).await?;
+    } else {
+        let found = client.get_with_history(args.task_id).await?;
+        let found = found.filter(|found| found.task.is_some() || !found.past.is_empty());
+        let found = found.ok_or_else(|| missing(args.task_id))?;
+        context
+            .output
+            .line(|| found_text(args.task_id, &found), || found_object(args.task_id, &found, args.history))?;
+    }
+    context.hang_up(client).await;
+    Ok(())
+}
+
+fn found_text(task_id: TaskId, found: &TaskHistory) -> String {
+    let mut text = match &found.task {
+        Some(task) => task_text(task),
+        None => ended_text(task_id, &found.past),
+    };
+    if !found.past.is_empty() {
+        text.push_str("\n\n");
+        text.push_str(&history_table(&found.past).join("\n"));
+    }
+    text
+}
+
+fn found_object(task_id: TaskId, found: &TaskHistory, history: bool) -> Value {
+    let mut object = match &found.task {
+        Some(task) => task_object(task),
+        None => [("task_id".to_owned(), json!(task_id.to_string()))].into_iter().collect(),
+    };
+    object.insert("ended".into(), json!(found.task.is_none()));
+    // Of a task that has ended, there is nothing else to say.
+    if history || found.task.is_none() {
+        object.insert("history".into(), found.past.iter().map(past_object).collect());
+    }
+    Value::Object(object)
+}
+
+/// How a task ended, as far as is known: its latest occurrence says so.
+fn ended_text(task_id: TaskId, past: &[PastOccurrence]) -> String {
+    match past.first() {
+        Some(last) => {
+            let failure =
+                last.failure.as_ref().map(|failure| format!(" ({})", failure_text(failure))).unwrap_or_default();
+            let (outcome, at) = (outcome_name(last.outcome), format_instant(last.ended_ms));
+            format!("{task_id}  ended: {outcome}{failure} at {at}")
+        }
+        None => format!("{task_id}  ended"),
     }
 }
 
-async fn list(args: List, global: Global, mut output: Output) -> Result<(), ToolError> {
-    let client = connect(global.options()).await?;
+/// Shows a task until it is gone, and then how it ended.
+async fn watch_one(
+    client: &Client,
+    task_id: TaskId,
+    every: Duration,
+    context: &Context,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ToolError> {
+    let mut stop = pin!(stop);
+    let mut board =
+        Board::new(&context.output, &["TASK", "STATE", "VERSION", "DUE", "OCCURRENCE", "ATTEMPT"], "task_id");
+    let mut seen = false;
+    loop {
+        match client.get_with_history(task_id).await {
+            Ok(Some(TaskHistory { task: Some(task), past })) => {
+                seen = true;
+                let history = if past.is_empty() { Vec::new() } else { history_table(&past) };
+                let (about, below) = if board.is_drawn() { (task_text(&task), history) } else { Default::default() };
+                board.show(&about, vec![one_row(&task)], &below)?;
+            }
+            Ok(found) => {
+                let past = found.map(|found| found.past).unwrap_or_default();
+                if past.is_empty() && !seen {
+                    return Err(missing(task_id));
+                }
+                let ended = TaskHistory { task: None, past };
+                let text = || ended_text(task_id, &ended.past);
+                return context.output.line(text, || found_object(task_id, &ended, true));
+            }
+            Err(error) if look_again(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !again(every, stop.as_mut()).await {
+            return Ok(());
+        }
+    }
+}
+
+fn one_row(task: &TaskView) -> Row {
+    let mut cells = vec![
+        task.task_id.to_string(),
+        state_text(task.state).to_owned(),
+        task.version.to_string(),
+        format_instant(task.due_ms),
+        task.occurrence.to_string(),
+        task.attempt.to_string(),
+    ];
+    if let Some(last) = cells.last_mut()
+        && let Some(failure) = &task.last_failure
+    {
+        last.push_str(&format!("  after {}", failure_text(failure)));
+    }
+    Row { key: task.task_id.to_string(), cells, object: Value::Object(task_object(task)) }
+}
+
+async fn list(args: List, context: &Context, stop: impl Future<Output = ()>) -> Result<(), ToolError> {
+    let client = context.connect().await?;
+    match args.watch {
+        Some(every) => watch_many(&client, &args, every, context, stop).await?,
+        None => {
+            let mut head = true;
+            let more = each_page(&client, &args, |page| {
+                let first = head;
+                // A page may be empty and yet not be the last one.
+                head &= page.is_empty();
+                print_page(&page, first, context)
+            })
+            .await?;
+            if more {
+                note(&format!("there are more than {}: --limit N shows more, --all shows all", args.limit));
+            }
+        }
+    }
+    context.hang_up(client).await;
+    Ok(())
+}
+
+/// Calls `take` with each page until the limit; true when there is more beyond it.
+async fn each_page(
+    client: &Client,
+    args: &List,
+    mut take: impl FnMut(Vec<TaskView>) -> Result<(), ToolError>,
+) -> Result<bool, ToolError> {
     let mut left = if args.all { u64::MAX } else { args.limit };
     let mut filter = TaskFilter {
-        client_id: args.client_id,
+        client_id: args.client_id.clone(),
         due_after_ms: args.after,
         due_before_ms: args.before,
         recurring: (args.recurring || args.once).then_some(args.recurring),
+        state: args.state.map(Into::into),
+        name_prefix: args.name_prefix.clone(),
+        label_prefix: args.label.as_ref().map(|(key, value)| format!("{key}={value}")).unwrap_or_default(),
         ..Default::default()
     };
-    let mut head = true;
     loop {
         filter.limit = u32::try_from(left.min(PAGE_TASKS)).expect("a page is small");
         let mut page = client.list(filter.clone()).await?;
@@ -90,51 +234,155 @@ async fn list(args: List, global: Global, mut output: Output) -> Result<(), Tool
         let cut = page.tasks.len() as u64 > left;
         page.tasks.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         left -= page.tasks.len() as u64;
-        print_page(&page.tasks, head, &mut output)?;
-        head = false;
-        let more = match page.next_token {
+        take(page.tasks)?;
+        match page.next_token {
             Some(token) if left > 0 && !cut => {
                 if token == filter.token {
                     return Err(ToolError::Undone(format!("the node repeats its page token '{token}'")));
                 }
                 filter.token = token;
-                continue;
             }
-            token => cut || token.is_some(),
-        };
-        if more {
-            note(&format!("there are more than {}: --limit N shows more, --all shows all", args.limit));
+            token => return Ok(cut || token.is_some()),
         }
-        client.close().await;
-        return Ok(());
     }
 }
 
 /// Each page is a table of its own, since the next ones are not known yet; only the first has a head.
-fn print_page(tasks: &[TaskView], head: bool, output: &mut Output) -> Result<(), ToolError> {
+fn print_page(tasks: &[TaskView], head: bool, context: &Context) -> Result<(), ToolError> {
+    let output = &context.output;
     if output.json {
-        return tasks.iter().try_for_each(|task| output.line(String::new, || object(task)));
+        return tasks.iter().try_for_each(|task| output.line(String::new, || Value::Object(task_object(task))));
     }
-    let titles = ["TASK", "CLIENT", "DUE", "EVERY", "ATTEMPT", "CALLBACK", "PAYLOAD"];
-    let mut rows = vec![titles.map(str::to_owned).to_vec()];
-    rows.extend(tasks.iter().map(|task| {
-        vec![
-            task.task_id.to_string(),
-            task.client_id.clone(),
-            format_instant(task.due_ms),
-            task.recurrence.map_or("once".into(), |r| format_duration(r.interval_ms)),
-            task.attempt.to_string(),
-            callback_text(task),
-            payload_text(&task.payload, PAYLOAD_WIDTH),
-        ]
-    }));
+    let mut rows = vec![TASK_TITLES.map(str::to_owned).to_vec()];
+    rows.extend(tasks.iter().map(task_row));
     let lines = table(&rows);
-    let lines = lines.into_iter().skip(usize::from(!head || tasks.is_empty()));
-    lines.into_iter().try_for_each(|line| output.line(|| line, || Value::Null))
+    let mut lines = lines.into_iter().skip(usize::from(!head || tasks.is_empty()));
+    lines.try_for_each(|line| output.line(|| line, || Value::Null))
 }
 
-async fn cancel(task_ids: Vec<TaskId>, global: Global, mut output: Output) -> Result<(), ToolError> {
-    let client = connect(global.options()).await?;
+async fn watch_many(
+    client: &Client,
+    args: &List,
+    every: Duration,
+    context: &Context,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ToolError> {
+    let mut stop = pin!(stop);
+    let mut board = Board::new(&context.output, &TASK_TITLES, "task_id");
+    loop {
+        let mut tasks = Vec::new();
+        let listed = each_page(client, args, |page| {
+            tasks.extend(page);
+            Ok(())
+        });
+        match listed.await {
+            Ok(more) => {
+                // One that moved from a page to the next was listed twice.
+                let mut ids = BTreeSet::new();
+                tasks.retain(|task| ids.insert(task.task_id));
+                let about = format!("{} tasks{}, Ctrl-C ends", ids.len(), if more { " and more" } else { "" });
+                let rows = tasks.iter().map(|task| Row {
+                    key: task.task_id.to_string(),
+                    cells: task_row(task),
+                    object: Value::Object(task_object(task)),
+                });
+                board.show(&about, rows.collect(), &[])?;
+            }
+            Err(ToolError::Client(error)) if look_again(&error) => {}
+            Err(error) => return Err(error),
+        }
+        if !again(every, stop.as_mut()).await {
+            return Ok(());
+        }
+    }
+}
+
+async fn update(args: Update, context: &Context) -> Result<(), ToolError> {
+    let due = args.at.map(Due::At).or(args.delay.map(|delay| Due::In(millis(delay))));
+    let update = TaskUpdate {
+        expected_version: args.if_version,
+        due,
+        payload: payload(args.payload.as_deref(), args.file.as_deref(), context)?,
+        settings: args.policy.settings()?,
+    };
+    if due.is_none() && update.payload.is_none() && update.settings == Default::default() {
+        return Err(
+            Invalid::new("nothing is to be changed: name --in, --at, --payload, --file or a delivery flag").into()
+        );
+    }
+    let client = context.connect().await?;
+    let updated = client.update(args.task_id, update).await?;
+    context.hang_up(client).await;
+    let id = args.task_id.to_string();
+    let output = &context.output;
+    let why = match updated {
+        Updated::Updated { version, due_ms } => {
+            let due = format_instant(due_ms);
+            return output.line(
+                || format!("{id}  updated to version {version}  due {due}  {due_ms} ms"),
+                || json!({ "task_id": id, "result": "updated", "version": version, "due_ms": due_ms, "due": due }),
+            );
+        }
+        Updated::TooLate { occurrence, attempt } => {
+            output.line(
+                || format!("{id}  too late: attempt {attempt} of occurrence {occurrence} may be out"),
+                || json!({ "task_id": id, "result": "too_late", "occurrence": occurrence, "attempt": attempt }),
+            )?;
+            "an attempt may be out"
+        }
+        Updated::Conflict { version } => {
+            output.line(
+                || format!("{id}  conflict: it has version {version} now"),
+                || json!({ "task_id": id, "result": "conflict", "version": version }),
+            )?;
+            "somebody else has changed it"
+        }
+        Updated::NotFound => {
+            output.line(|| format!("{id}  not found"), || json!({ "task_id": id, "result": "not_found" }))?;
+            "there is no such task"
+        }
+    };
+    Err(ToolError::Undone(format!("the task was not updated: {why}")))
+}
+
+async fn set_paused(args: TaskIds, paused: bool, context: &Context) -> Result<(), ToolError> {
+    let output = &context.output;
+    let client = context.connect().await?;
+    let mut missing = 0;
+    for task_id in &args.task_ids {
+        let id = task_id.to_string();
+        let done = if paused {
+            client.pause(*task_id).await?.map(|paused| match paused.maybe_out {
+                None => (format!("{id}  paused"), json!({ "task_id": id, "result": "paused" })),
+                Some((occurrence, attempt)) => (
+                    format!("{id}  paused; attempt {attempt} of occurrence {occurrence} may be out"),
+                    json!({ "task_id": id, "result": "paused", "occurrence": occurrence, "attempt": attempt }),
+                ),
+            })
+        } else {
+            client.resume(*task_id).await?.map(|resumed| {
+                let (due, due_ms) = (format_instant(resumed.due_ms), resumed.due_ms);
+                (
+                    format!("{id}  resumed  due {due}  {due_ms} ms"),
+                    json!({ "task_id": id, "result": "resumed", "due_ms": due_ms, "due": due }),
+                )
+            })
+        };
+        missing += usize::from(done.is_none());
+        let (text, object) =
+            done.unwrap_or_else(|| (format!("{id}  not found"), json!({ "task_id": id, "result": "not_found" })));
+        output.line(|| text, || object)?;
+    }
+    context.hang_up(client).await;
+    match missing {
+        0 => Ok(()),
+        _ => Err(ToolError::Undone(format!("{missing} of {} tasks were not found", args.task_ids.len()))),
+    }
+}
+
+async fn cancel(TaskIds { task_ids }: TaskIds, context: &Context) -> Result<(), ToolError> {
+    let output = &context.output;
+    let client = context.connect().await?;
     let mut undone = 0;
     for task_id in &task_ids {
         let cancelled = client.cancel(*task_id).await?;
@@ -153,64 +401,20 @@ async fn cancel(task_ids: Vec<TaskId>, global: Global, mut output: Output) -> Re
             }
         }?;
     }
-    client.close().await;
+    context.hang_up(client).await;
     match undone {
         0 => Ok(()),
         _ => Err(ToolError::Undone(format!("{undone} of {} tasks were not cancelled", task_ids.len()))),
     }
 }
 
-fn callback_text(task: &TaskView) -> String {
-    match &task.callback {
-        // Endpoints of HTTP are URLs already.
-        Some(callback) if callback.endpoint.as_str().contains("://") => callback.endpoint.to_string(),
-        Some(callback) => format!("{}://{}", callback.protocol, callback.endpoint),
-        None => "-".to_owned(),
-    }
-}
-
-fn description(task: &TaskView) -> String {
-    let every = task.recurrence.map_or("once".into(), |r| format!("every {}", format_duration(r.interval_ms)));
-    let rows: Vec<Vec<String>> = [
-        ("task", task.task_id.to_string()),
-        ("client", task.client_id.clone()),
-        ("due", format!("{}  {} ms", format_instant(task.due_ms), task.due_ms)),
-        ("first due", format!("{}  {} ms", format_instant(task.first_due_ms), task.first_due_ms)),
-        ("repeats", every),
-        ("occurrence", task.occurrence.to_string()),
-        ("attempt", task.attempt.to_string()),
-        ("callback", callback_text(task)),
-        ("payload", payload_text(&task.payload, usize::MAX)),
-    ]
-    .map(|(name, value)| vec![name.to_owned(), value])
-    .to_vec();
-    table(&rows).join("\n")
-}
-
-fn object(task: &TaskView) -> Value {
-    let mut object = Map::new();
-    for (name, value) in [
-        ("task_id", json!(task.task_id.to_string())),
-        ("client_id", json!(task.client_id)),
-        ("due_ms", json!(task.due_ms)),
-        ("due", json!(format_instant(task.due_ms))),
-        ("first_due_ms", json!(task.first_due_ms)),
-        ("repeat_interval_ms", json!(task.recurrence.map(|r| r.interval_ms))),
-        ("occurrence", json!(task.occurrence)),
-        ("attempt", json!(task.attempt)),
-        ("callback", json!(task.callback.as_ref().map(|_| callback_text(task)))),
-    ] {
-        object.insert(name.to_owned(), value);
-    }
-    payload_into(&mut object, &task.payload);
-    Value::Object(object)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use super::super::tests::boomtool;
+    use super::super::args::Command;
+    use super::super::tests::{boomtool, prepare};
+    use super::*;
     use crate::client::fake::{self, Fake};
     use crate::wire::proto::{self, Status, boomerang_envelope::Payload};
 
@@ -247,6 +451,32 @@ mod tests {
                         ..Default::default()
                     })
                 }
+                Payload::UpdateTaskRequest(request) => {
+                    let status = match request.expected_version {
+                        0 => Status::Ok,
+                        1 => Status::Conflict,
+                        2 => Status::TooLate,
+                        _ => Status::NotFound,
+                    };
+                    Payload::UpdateTaskResponse(proto::UpdateTaskResponse {
+                        status: status.into(),
+                        version: 9,
+                        scheduled_time_ms: 1_896_076_800_000,
+                        detail: Some(proto::Detail { occurrence: 3, attempt: 1, version: 8, ..Default::default() }),
+                        ..Default::default()
+                    })
+                }
+                Payload::PauseTaskRequest(request) if request.task_id.ends_with('2') => {
+                    Payload::PauseTaskResponse(proto::PauseTaskResponse {
+                        status: Status::NotFound.into(),
+                        ..Default::default()
+                    })
+                }
+                Payload::PauseTaskRequest(_) => Payload::PauseTaskResponse(proto::PauseTaskResponse {
+                    scheduled_time_ms: 1_896_076_800_000,
+                    detail: Some(proto::Detail { occurrence: 3, attempt: 1, ..Default::default() }),
+                    ..Default::default()
+                }),
                 _ => fake::refused(Status::InvalidRequest, "not in this test"),
             }
         });
@@ -321,5 +551,132 @@ mod tests {
         assert_eq!((error.to_string().as_str(), error.exit_code()), ("1 of 2 tasks were not cancelled", 1));
         let (_, result) = boomtool(&format!("task cancel {good} --addr {address}")).await;
         result.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_task_is_given_travels_with_it() {
+        let (address, requests) = node().await;
+        let line = "task register x --every 1m --missed all:5 --dedup-key k --dedup-ttl 1h --name n --label a=b \
+                    --callback udp://h:1 --ack --callback-timeout 2s --attempts 3 --jitter 10 --dead-letters ops";
+        boomtool(&format!("{line} --addr {address}")).await.1.unwrap();
+        let requests = requests.lock().unwrap();
+        let Payload::RegistrationRequest(task) = &requests[0] else { panic!("{requests:?}") };
+        let callback = task.callback.as_ref().unwrap();
+        assert_eq!((callback.endpoint.as_str(), callback.acknowledge, callback.timeout_ms), ("h:1", true, 2_000));
+        let retry = task.retry.as_ref().unwrap();
+        assert_eq!((retry.max_attempts, retry.jitter_percent), (3, 10));
+        assert_eq!((task.dedup_key.as_str(), task.dedup_ttl_ms, task.name.as_str()), ("k", 3_600_000, "n"));
+        assert_eq!((task.labels["a"].as_str(), task.dlq.as_ref().unwrap().destination.as_str()), ("b", "ops"));
+        assert_eq!(task.recurrence.as_ref().unwrap().missed_max, 5);
+    }
+
+    #[tokio::test]
+    async fn update_says_what_became_of_it() {
+        let (address, requests) = node().await;
+        let id = fake::task_id(1);
+        for (flags, line, code) in [
+            ("--in 5s", "updated to version 9  due 2030-01-31T08:00:00.000Z  1896076800000 ms", 0),
+            ("--payload y --if-version 1", "conflict: it has version 8 now", 1),
+            ("--at 1896076800000 --if-version 2", "too late: attempt 1 of occurrence 3 may be out", 1),
+            ("--dead-letters ops --if-version 3", "not found", 1),
+        ] {
+            let (printed, result) = boomtool(&format!("task update {id} {flags} --addr {address}")).await;
+            assert_eq!(printed, format!("{id}  {line}\n"));
+            assert_eq!(result.map_or_else(|error| error.exit_code(), |()| 0), code, "{flags}");
+        }
+        let Payload::UpdateTaskRequest(request) = requests.lock().unwrap().remove(1) else { panic!() };
+        assert_eq!((request.payload.as_deref(), request.delay_ms, request.due_ms), (Some(&b"y"[..]), None, None));
+        let error = boomtool(&format!("task update {id} --addr 127.0.0.1:1")).await.1.unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
+    }
+
+    #[tokio::test]
+    async fn pause_and_resume_say_what_became_of_each() {
+        let (address, _) = node().await;
+        let (good, gone) = (fake::task_id(1), fake::task_id(2));
+        let (printed, result) = boomtool(&format!("task pause {good} {gone} --addr {address}")).await;
+        let expected = format!("{good}  paused; attempt 1 of occurrence 3 may be out\n{gone}  not found\n");
+        assert_eq!((printed, result.unwrap_err().exit_code()), (expected, 1));
+        let (printed, result) = boomtool(&format!("task resume {good} --json --addr {address}")).await;
+        result.unwrap();
+        let object: Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!((&object["result"], &object["due_ms"]), (&json!("resumed"), &json!(1_896_076_800_000u64)));
+    }
+
+    /// A node that knows one task, for so many looks; then only how it ended.
+    async fn ending_node(looks: usize) -> String {
+        let fake = Fake::start().await;
+        let address = fake.address();
+        let left = Mutex::new(looks);
+        fake.serve(move |_| {
+            let mut left = left.lock().unwrap();
+            let now = *left;
+            *left = left.saturating_sub(1);
+            let past = proto::Occurrence {
+                outcome: proto::occurrence::Outcome::Dead.into(),
+                due_ms: 1_896_076_800_000,
+                ended_ms: 1_896_076_801_000,
+                dispatched_ms: 1_896_076_800_004,
+                attempts: 2,
+                failure: Some(proto::Failure { class: 1, text: "nobody listens".into(), at_ms: 5 }),
+                ..Default::default()
+            };
+            let task = proto::TaskDetails { attempt: if now > 2 { 1 } else { 2 }, ..fake::details(1, b"x") };
+            Payload::GetTaskResponse(proto::GetTaskResponse {
+                task: (now > 0).then_some(task),
+                history: if now > 0 { Vec::new() } else { vec![past] },
+                ..Default::default()
+            })
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_task_is_watched_to_its_end() {
+        let id = fake::task_id(1);
+        let address = ending_node(5).await;
+        let (printed, result) = boomtool(&format!("task get {id} --watch 1ms --addr {address}")).await;
+        result.unwrap();
+        let lines: Vec<&str> = printed.lines().collect();
+        assert_eq!(lines.len(), 3, "attempt 1, attempt 2, and the end: {printed}");
+        assert!(lines[1].ends_with("  0  2"), "{printed}");
+        assert_eq!(lines[2], format!("{id}  ended: dead (refused: nobody listens) at 2030-01-31T08:00:01.000Z"));
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_is_shown_by_its_history() {
+        let (id, address) = (fake::task_id(1), ending_node(0).await);
+        let (printed, result) = boomtool(&format!("task get {id} --addr {address}")).await;
+        result.unwrap();
+        assert!(printed.starts_with(&format!("{id}  ended: dead")), "{printed}");
+        assert!(printed.contains("\nOCCURRENCE  OUTCOME") && printed.contains("  4ms  "), "{printed}");
+        let (printed, _) = boomtool(&format!("task get {id} --json --addr {address}")).await;
+        let object: Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!((&object["ended"], &object["history"][0]["failure"]["class"]), (&json!(true), &json!("refused")));
+    }
+
+    #[tokio::test]
+    async fn a_list_is_watched_until_it_is_stopped() {
+        let fake = Fake::start().await;
+        let address = fake.address();
+        let looks = Mutex::new(0);
+        let (enough, stopped) = tokio::sync::oneshot::channel();
+        let enough = Mutex::new(Some(enough));
+        fake.serve(move |_| {
+            let mut looks = looks.lock().unwrap();
+            *looks += 1;
+            if *looks == 3 {
+                enough.lock().unwrap().take().unwrap().send(()).unwrap();
+            }
+            // The second task is gone at the third look.
+            let tasks = (1..=if *looks < 3 { 2 } else { 1 }).map(|n| fake::details(n, b"x")).collect();
+            Payload::ListTasksResponse(proto::ListTasksResponse { tasks, ..Default::default() })
+        });
+        let (command, context, printed) = prepare(&format!("task list --watch 1ms --addr {address}"));
+        let Command::Task(TaskCommand::List(args)) = command else { unreachable!() };
+        list(args, &context, async { stopped.await.unwrap() }).await.unwrap();
+        let lines = printed.text();
+        assert_eq!(lines.lines().count(), 3, "two tasks and one that went: {lines}");
+        assert_eq!(lines.lines().last(), Some(format!("{}  gone", fake::task_id(2)).as_str()));
     }
 }

@@ -84,12 +84,14 @@ async fn received<H: Handler>(
         attempt: number(&headers, "X-Boomerang-Attempt")?,
         due_ms: number(&headers, "X-Boomerang-Due")?,
         fence: fence(&headers)?,
-        dead_letter: text(&headers, "x-boomerang-dead-letter").map(|id| DeadLetterCopy {
-            id,
-            attempts: 0,
-            class: None,
-            error: String::new(),
-        }),
+        dead_letter: match text(&headers, "x-boomerang-dead-letter") {
+            None => None,
+            Some(id) => Some(DeadLetterCopy {
+                id,
+                attempts: number(&headers, "X-Boomerang-Dead-Attempts")?,
+                error: text(&headers, "x-boomerang-dead-error").unwrap_or_default(),
+            }),
+        },
         request_id: 0,
         from,
         arrived_at,
@@ -103,7 +105,27 @@ async fn received<H: Handler>(
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
-    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    headers.get(name).map(|value| decoded(value.as_bytes()))
+}
+
+/// What is not visible ASCII comes percent-encoded.
+fn decoded(value: &[u8]) -> String {
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value;
+    while let Some((first, tail)) = rest.split_first() {
+        let digits = tail.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// 0 when it is missing.
@@ -192,8 +214,10 @@ mod tests {
             .header("X-Boomerang-Attempt", "2")
             .header("X-Boomerang-Due", "1700000000000")
             .header("X-Boomerang-Fence", "3.17")
-            .header("X-Boomerang-Name", "n\u{e4}chtlich")
+            .header("X-Boomerang-Name", "n%C3%A4chtlich 100%25 %")
             .header("X-Boomerang-Dead-Letter", "some@1")
+            .header("X-Boomerang-Dead-Attempts", "5")
+            .header("X-Boomerang-Dead-Error", "refused: nobody listens")
             .body("hello")
     }
 
@@ -207,9 +231,11 @@ mod tests {
             assert_eq!((received.task_id, received.client_id.as_str()), (task_id(7), "orders"));
             assert_eq!((received.occurrence, received.attempt, received.due_ms), (4, 2, 1_700_000_000_000));
             assert_eq!((received.fence, received.payload), (Fence { term: 3, seq: 17 }, Bytes::from("hello")));
+            assert_eq!(received.name, "n\u{e4}chtlich 100% %");
+            let copy = received.dead_letter.unwrap();
             assert_eq!(
-                (received.name.as_str(), received.dead_letter.unwrap().id.as_str()),
-                ("n\u{e4}chtlich", "some@1")
+                (copy.id.as_str(), copy.attempts, copy.error.as_str()),
+                ("some@1", 5, "refused: nobody listens")
             );
             let http = received.http.unwrap();
             assert_eq!((http.version == axum::http::Version::HTTP_2, http.signed), (http2, false));

@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::task::{FailureClass, Fence, InstantMs, Invalid, Protocol, Secret, TaskId};
+use crate::task::{Fence, InstantMs, Invalid, Protocol, Secret, TaskId};
 use crate::wire::convert;
 use crate::wire::proto::{self, CallbackRequest, Status};
 
@@ -69,16 +69,14 @@ pub struct Received {
     pub http: Option<HttpRequest>,
 }
 
-/// What the destination of dead letters is told. Over HTTP only the id is.
+/// What the destination of dead letters is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetterCopy {
     /// By which it can be replayed.
     pub id: String,
     /// So many were made; 0 when the sender does not say.
     pub attempts: u32,
-    /// How the last one failed.
-    pub class: Option<FailureClass>,
-    /// In words.
+    /// How the last one failed: the class of the failure, and a text.
     pub error: String,
 }
 
@@ -126,8 +124,10 @@ impl Received {
             dead_letter: request.dead_letter.map(|notice| DeadLetterCopy {
                 id: notice.dead_letter_id,
                 attempts: notice.attempts,
-                class: convert::failure_class_from(notice.failure_class).unwrap_or(None),
-                error: notice.error,
+                error: match convert::failure_class_from(notice.failure_class) {
+                    Ok(Some(class)) => format!("{class}: {}", notice.error),
+                    _ => notice.error,
+                },
             }),
             request_id,
             from,

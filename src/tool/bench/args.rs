@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum, value_parser};
 
 use super::super::args::parse_timeout;
+use crate::task::Protocol;
 use crate::when::parse_duration;
 
 /// What can be measured.
@@ -53,11 +54,13 @@ pub struct LoadArgs {
     long_about = "How fast tasks are stored, and how long each one takes.\n\n\
         Every connection keeps --inflight registrations under way; the next is sent when an answer has come. \
         'latency_us' is the time from submitting a registration to its answer, so with many under way it is mostly the \
-        time in the queue: for the latency of a lone request, use --connections 1 --inflight 1. 'per_second' counts \
-        acknowledged registrations. Afterwards the tasks are cancelled, which is not part of the measurement.",
+        time in the queue: for the latency of a lone request, use --connections 1 --inflight 1. With --batch, the latency \
+        of a task is that of its request. 'per_second' counts acknowledged \
+        registrations. Afterwards the tasks are cancelled, which is not part of the measurement.",
     after_help = "\
 Examples:
   boomtool bench register --tasks 200000 --json
+  boomtool bench register --tasks 1000000 --batch 100 --inflight 16
   boomtool bench register --tasks 2000 --connections 1 --inflight 1"
 )]
 pub struct RegisterBench {
@@ -67,6 +70,9 @@ pub struct RegisterBench {
     /// How far ahead they are due
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
     pub delay: Duration,
+    /// So many tasks in each request; --inflight counts requests
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=10_000))]
+    pub batch: u32,
     /// The load.
     #[command(flatten)]
     pub load: LoadArgs,
@@ -77,6 +83,23 @@ pub struct RegisterBench {
 pub enum ProtocolArg {
     /// Frames over TCP
     Tcp,
+    /// Calls over gRPC
+    Grpc,
+    /// HTTP/1.1
+    Http,
+    /// Datagrams that are acknowledged
+    Udp,
+}
+
+impl From<ProtocolArg> for Protocol {
+    fn from(protocol: ProtocolArg) -> Self {
+        match protocol {
+            ProtocolArg::Tcp => Protocol::Tcp,
+            ProtocolArg::Grpc => Protocol::Grpc,
+            ProtocolArg::Http => Protocol::Http,
+            ProtocolArg::Udp => Protocol::Udp,
+        }
+    }
 }
 
 /// `bench fire`.
@@ -91,7 +114,8 @@ pub enum ProtocolArg {
     after_help = "\
 Examples:
   boomtool bench fire --tasks 60000 --spread 60s --json             # 1,000 per second
-  boomtool bench fire --tasks 60000 --spread 60s --pending 1000000  # the same with a million waiting"
+  boomtool bench fire --tasks 60000 --spread 60s --pending 1000000  # the same with a million waiting
+  boomtool bench fire --tasks 60000 --spread 60s --protocol http"
 )]
 pub struct FireBench {
     /// How many tasks fire

@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Map, json};
 
 use super::super::ToolError;
 use super::super::args::{Global, millis};
 use super::account::Schedule;
 use super::args::DrainBench;
-use super::fire::{counts, facts};
 use super::load::now_ms;
 use super::report::Report;
 use super::{Bench, configuration};
-use crate::client::Percentiles;
+use crate::task::Protocol;
 
 /// How fast a node is trusted to register, when no `--lead` is given.
 const REGISTERED_PER_MS: u64 = 5;
@@ -23,24 +22,15 @@ pub(super) async fn run(args: DrainBench, global: &Global) -> Result<Report, Too
     let lead = lead.unwrap_or_else(|| lead_for(tasks));
     let own = json!({ "tasks": tasks, "lead_ms": millis(lead), "wait_ms": millis(wait) });
     let configuration = configuration(&load, own);
-    let bench = Bench::start(&load, global, tasks).await?;
+    let bench = Bench::start(&load, global, Protocol::Tcp, tasks).await?;
     let schedule = Schedule::Spread { first_ms: now_ms() + millis(lead), spread_ms: 0, tasks };
-    let mut registering = bench.register("registering", tasks, schedule).await;
+    let registering = bench.register("registering", tasks, schedule).await;
     let judgement = bench.wait(&registering.acknowledged, wait).await;
-    let mut more = facts(&registering, &judgement);
-    more.insert("draining_us".into(), json!(judgement.last_us - judgement.first_us));
-    more.insert("cleaned_up".into(), bench.finish(judgement.lost.clone()).await);
-    let failures = std::mem::take(&mut registering.failures);
-    Ok(Report {
-        bench: "drain",
-        configuration,
-        counts: counts(&registering, &judgement),
-        per_second: judgement.per_second(),
-        latency_us: Percentiles::of(&registering.latency_us),
-        lateness_us: Some(judgement.lateness_us),
-        more,
-        failures,
-    })
+    let own = Map::from_iter([
+        ("draining_us".to_owned(), json!(judgement.last_us - judgement.first_us)),
+        ("cleaned_up".to_owned(), bench.finish(judgement.lost.clone()).await),
+    ]);
+    Ok(Report::of_deliveries("drain", configuration, registering, judgement, own))
 }
 
 fn lead_for(tasks: u64) -> Duration {

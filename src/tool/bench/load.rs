@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::Either;
 use futures::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -17,7 +18,9 @@ use tokio::task::JoinSet;
 
 use super::account::{Schedule, histogram};
 use super::progress::Progress;
-use crate::client::{Cancelled, Client, ClientError, Registered, Registration};
+use crate::client::{
+    BatchResult, Cancelled, Client, ClientError, PendingBatch, PendingRegistration, Registered, Registration,
+};
 use crate::task::{InstantMs, TaskId};
 
 /// Payloads are cut from this many random bytes: far more than the window of a compressor that meets several of them.
@@ -75,6 +78,26 @@ impl Registering {
         self.latency_us.saturating_record(micros(latency));
     }
 
+    /// Accounts for the answer to one registration; gives the error back, if it is one.
+    fn take(
+        &mut self,
+        one: Result<Registered, ClientError>,
+        latency: Duration,
+        progress: &Progress,
+    ) -> Option<ClientError> {
+        match one {
+            Ok(registered) => {
+                self.acknowledge(registered, latency);
+                progress.one();
+                None
+            }
+            Err(error) => {
+                count(&mut self.failures, &error, 1);
+                Some(error)
+            }
+        }
+    }
+
     fn absorb(&mut self, other: Self) {
         self.sent += other.sent;
         self.acknowledged.extend(other.acknowledged);
@@ -84,11 +107,36 @@ impl Registering {
     }
 }
 
-/// Registers `tasks` tasks over all connections; whichever is free takes the next one in the order of their due
-/// instants.
+/// A registration that was sent, or a batch of them.
+type Pending = Either<PendingRegistration, PendingBatch>;
+
+/// What came of a request.
+enum Answered {
+    One(Result<Registered, ClientError>),
+    /// With the number of its tasks.
+    Many(u64, Result<BatchResult, ClientError>),
+}
+
+/// Sends the tasks of these numbers with one request.
+async fn send(
+    client: &Client,
+    numbers: std::ops::Range<u64>,
+    schedule: Schedule,
+    payloads: &Payloads,
+) -> Result<Pending, ClientError> {
+    let task = |number| Registration { payload: payloads.get(number), due: schedule.due(number), ..Default::default() };
+    match numbers.end - numbers.start {
+        1 => client.register_nowait(task(numbers.start)).await.map(Either::Left),
+        _ => client.register_batch_nowait(numbers.map(task).collect()).await.map(Either::Right),
+    }
+}
+
+/// Registers `tasks` tasks over all connections, so many with each request; whichever is free takes the next ones in the
+/// order of their due instants.
 pub(super) async fn register(
     clients: &[Client],
     inflight: usize,
+    batch: u32,
     tasks: u64,
     schedule: Schedule,
     payloads: &Arc<Payloads>,
@@ -96,6 +144,7 @@ pub(super) async fn register(
 ) -> Registering {
     let started = Instant::now();
     let next = Arc::new(AtomicU64::new(0));
+    let batch = u64::from(batch);
     let mut connections = JoinSet::new();
     for client in clients {
         let (client, next, payloads, progress) = (client.clone(), next.clone(), payloads.clone(), progress.clone());
@@ -104,36 +153,43 @@ pub(super) async fn register(
             let mut under_way = FuturesUnordered::new();
             loop {
                 while under_way.len() < inflight {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= tasks {
+                    let first = next.fetch_add(batch, Ordering::Relaxed);
+                    if first >= tasks {
                         break;
                     }
-                    let due = schedule.due(number);
-                    let registration = Registration { payload: payloads.get(number), due, ..Default::default() };
+                    let numbers = first..(first + batch).min(tasks);
+                    let count = numbers.end - first;
                     let submitted = Instant::now();
-                    result.sent += 1;
-                    match client.register_nowait(registration).await {
-                        Ok(answer) => under_way.push(async move {
-                            let answer = answer.await;
-                            (answer, submitted.elapsed())
+                    result.sent += count;
+                    match send(&client, numbers, schedule, &payloads).await {
+                        Ok(pending) => under_way.push(async move {
+                            let answered = match pending {
+                                Either::Left(one) => Answered::One(one.await),
+                                Either::Right(many) => Answered::Many(count, many.await),
+                            };
+                            (answered, submitted.elapsed())
                         }),
                         Err(error) => {
                             // It could not even be sent, after a wait: the rest would take for ever to fail alike.
                             next.store(tasks, Ordering::Relaxed);
-                            count(&mut result.failures, &error);
+                            self::count(&mut result.failures, &error, count);
                         }
                     }
                 }
-                match under_way.next().await {
-                    None => return result,
-                    Some((Ok(registered), latency)) => {
-                        result.acknowledge(registered, latency);
-                        progress.one();
+                let Some((answered, latency)) = under_way.next().await else { return result };
+                let overloaded = match answered {
+                    Answered::One(one) => result.take(one, latency, &progress),
+                    Answered::Many(_, Ok(many)) => {
+                        let take = |one| result.take(one, latency, &progress);
+                        many.into_iter().map(take).fold(None, Option::or)
                     }
-                    Some((Err(error), _)) => {
-                        count(&mut result.failures, &error);
-                        pause_if_overloaded(&error).await;
+                    Answered::Many(of, Err(error)) => {
+                        self::count(&mut result.failures, &error, of);
+                        Some(error)
                     }
+                };
+                if let Some(error) = overloaded {
+                    pause_if_overloaded(&error).await;
                 }
             }
         });
@@ -185,7 +241,7 @@ pub(super) async fn cancel(
                     Ok(Cancelled::TooLate { .. }) => result.too_late += 1,
                     Ok(Cancelled::NotFound) => result.not_found += 1,
                     Err(error) => {
-                        count(&mut result.failures, &error);
+                        count(&mut result.failures, &error, 1);
                         pause_if_overloaded(&error).await;
                         if matches!(error, ClientError::Connect { .. }) {
                             next.store(u64::MAX / 2, Ordering::Relaxed);
@@ -213,8 +269,8 @@ async fn pause_if_overloaded(error: &ClientError) {
     }
 }
 
-fn count(failures: &mut BTreeMap<String, u64>, error: &ClientError) {
-    *failures.entry(error.to_string()).or_default() += 1;
+fn count(failures: &mut BTreeMap<String, u64>, error: &ClientError, times: u64) {
+    *failures.entry(error.to_string()).or_default() += times;
 }
 
 fn merge(into: &mut BTreeMap<String, u64>, from: BTreeMap<String, u64>) {

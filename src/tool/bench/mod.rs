@@ -25,10 +25,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::args::Global;
-use super::output::Output;
-use super::{ToolError, connect};
+use super::{Context, ToolError};
 use crate::client::{Client, Options, Received, Receiver, Reply};
-use crate::task::{Callback, InstantMs, Protocol, TaskId};
+use crate::task::{Callback, CallbackOptions, InstantMs, Invalid, Protocol, TaskId};
 use account::{Arrivals, Judgement, Schedule};
 use args::{BenchCommand, LoadArgs};
 use load::{Cancelling, Payloads, Registering, now_ms};
@@ -40,14 +39,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long after the last delivery one more is waited for, which would be a duplicate.
 const LINGER: Duration = Duration::from_millis(300);
 
-pub(super) async fn run(command: BenchCommand, global: Global, mut output: Output) -> Result<(), ToolError> {
+pub(super) async fn run(command: BenchCommand, context: &Context) -> Result<(), ToolError> {
     let report = match command {
-        BenchCommand::Register(args) => register::run(args, &global).await?,
-        BenchCommand::Fire(args) => fire::run(args, &global).await?,
-        BenchCommand::Drain(args) => drain::run(args, &global).await?,
+        BenchCommand::Register(args) => register::run(args, &context.global).await?,
+        BenchCommand::Fire(args) => fire::run(args, &context.global).await?,
+        BenchCommand::Drain(args) => drain::run(args, &context.global).await?,
         BenchCommand::Wheel(args) => wheel::run(args).await?,
     };
-    report.print(&mut output)?;
+    report.print(&context.output)?;
     report.verdict()
 }
 
@@ -55,6 +54,8 @@ pub(super) async fn run(command: BenchCommand, global: Global, mut output: Outpu
 struct Bench {
     clients: Vec<Client>,
     inflight: usize,
+    /// So many tasks in each request.
+    batch: u32,
     payloads: Arc<Payloads>,
     receiver: Receiver,
     arrivals: Arc<Arrivals>,
@@ -64,7 +65,7 @@ struct Bench {
 
 impl Bench {
     /// `expected`: how many deliveries the receiver's list has room for from the start.
-    async fn start(args: &LoadArgs, global: &Global, expected: u64) -> Result<Self, ToolError> {
+    async fn start(args: &LoadArgs, global: &Global, protocol: Protocol, expected: u64) -> Result<Self, ToolError> {
         let arrivals = Arc::new(Arrivals::with_capacity(expected));
         let take = {
             let arrivals = arrivals.clone();
@@ -73,7 +74,7 @@ impl Bench {
                 Reply::Accept.into()
             }
         };
-        let receiver = Receiver::bind(&args.listen, take)
+        let receiver = Receiver::listen(protocol, &args.listen, None, take)
             .await
             .map_err(|source| ToolError::Listen { address: args.listen.clone(), source })?;
         let address = receiver.local_addr();
@@ -81,21 +82,26 @@ impl Bench {
             Some(host) => format!("{host}:{}", address.port()),
             None => address.to_string(),
         };
-        let callback = Callback::new(Protocol::Tcp, &endpoint)?;
+        let callback = callback(protocol, &endpoint)?;
         let progress = Arc::new(Progress::start(args.quiet, arrivals.clone()));
         let inflight = usize::try_from(args.inflight).expect("bounded by its flag");
         let options = Options { callback: Some(callback), inflight_max: inflight, ..global.options() };
         let mut clients = Vec::new();
         for _ in 0..args.connections {
-            clients.push(connect(options.clone()).await?);
+            clients.push(Client::connect(options.clone()).await?);
         }
         let payloads = Arc::new(Payloads::new(args.payload));
-        Ok(Self { clients, inflight, payloads, receiver, arrivals, progress, keep: args.keep })
+        Ok(Self { clients, inflight, batch: 1, payloads, receiver, arrivals, progress, keep: args.keep })
+    }
+
+    fn with_batches(self, batch: u32) -> Self {
+        Self { batch, ..self }
     }
 
     async fn register(&self, phase: &'static str, tasks: u64, schedule: Schedule) -> Registering {
         self.progress.phase(phase, tasks);
-        load::register(&self.clients, self.inflight, tasks, schedule, &self.payloads, &self.progress).await
+        let Self { clients, inflight, batch, payloads, progress, .. } = self;
+        load::register(clients, *inflight, *batch, tasks, schedule, payloads, progress).await
     }
 
     /// Waits until all of these have come, at most until `wait` after the last of them is due.
@@ -141,6 +147,18 @@ impl Bench {
     }
 }
 
+/// The receiver as the node is to reach it.
+fn callback(protocol: Protocol, endpoint: &str) -> Result<Callback, Invalid> {
+    match protocol {
+        Protocol::Http => Callback::new(protocol, &format!("http://{endpoint}/")),
+        // Otherwise sent would be all that is known, and what is lost would never be tried again.
+        Protocol::Udp => {
+            Callback::new(protocol, endpoint)?.with(CallbackOptions { acknowledge: true, ..CallbackOptions::default() })
+        }
+        Protocol::Tcp | Protocol::Grpc => Callback::new(protocol, endpoint),
+    }
+}
+
 /// The part of the configuration that all benches with a load share.
 fn configuration(load: &LoadArgs, own: Value) -> Value {
     let mut all = json!({
@@ -162,6 +180,7 @@ mod tests {
     use serde_json::Value;
 
     use super::super::tests::boomtool;
+    use super::{Protocol, callback};
     use crate::client::fake::{self, Fake};
     use crate::wire::proto::{self, Status, boomerang_envelope::Payload};
 
@@ -170,15 +189,24 @@ mod tests {
         let fake = Fake::start().await;
         let address = fake.address();
         let registered = AtomicU64::new(0);
-        fake.serve(move |request| match request {
-            Payload::RegistrationRequest(task) => match registered.fetch_add(1, Ordering::Relaxed) {
-                number if number == refused => fake::refused(Status::Overloaded, "not now"),
-                number => Payload::RegistrationResponse(proto::RegistrationResponse {
-                    task_id: fake::task_id(number).to_string(),
-                    scheduled_time_ms: task.due_ms + 3_600_000 * u64::from(task.due_ms == 0),
-                    ..Default::default()
-                }),
+        let answer = move |task: &proto::Task| match registered.fetch_add(1, Ordering::Relaxed) {
+            number if number == refused => proto::RegistrationResponse {
+                status: Status::Overloaded.into(),
+                error_message: "not now".into(),
+                ..Default::default()
             },
+            number => proto::RegistrationResponse {
+                task_id: fake::task_id(number).to_string(),
+                scheduled_time_ms: task.due_ms + 3_600_000 * u64::from(task.due_ms == 0),
+                ..Default::default()
+            },
+        };
+        fake.serve(move |request| match request {
+            Payload::RegistrationRequest(task) => Payload::RegistrationResponse(answer(&task)),
+            Payload::RegistrationBatch(batch) => {
+                let responses = batch.tasks.iter().map(&answer).collect();
+                Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse { responses, ..Default::default() })
+            }
             Payload::CancellationRequest(_) => Payload::CancellationResponse(Default::default()),
             _ => fake::refused(Status::InvalidRequest, "not in this test"),
         });
@@ -211,10 +239,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn batches_are_counted_by_their_tasks() {
+        let (report, result) = bench("register --tasks 50 --batch 8", &node(7).await).await;
+        assert_eq!(result.unwrap_err(), "1 of 50 were not acknowledged");
+        assert_eq!((report["sent"].as_u64(), report["acknowledged"].as_u64()), (Some(50), Some(49)));
+        assert_eq!(
+            (&report["failures"]["OVERLOADED: not now"], &report["cleaned_up"]["cancelled"]),
+            (&1.into(), &49.into())
+        );
+        assert_eq!(report["configuration"]["batch"], 8);
+    }
+
+    #[test]
+    fn receivers_are_named_as_the_node_reaches_them() {
+        assert_eq!(callback(Protocol::Http, "h:1").unwrap().endpoint.as_str(), "http://h:1/");
+        assert!(callback(Protocol::Udp, "h:1").unwrap().options.acknowledge);
+        assert_eq!(callback(Protocol::Grpc, "h:1").unwrap().endpoint.as_str(), "h:1");
+    }
+
+    #[tokio::test]
     async fn what_does_not_come_is_lost_and_taken_back() {
-        for line in
-            ["fire --tasks 5 --spread 1ms --lead 0s --wait 0s --pending 20", "drain --tasks 5 --lead 0s --wait 0s"]
-        {
+        for line in [
+            "fire --tasks 5 --spread 1ms --lead 0s --wait 0s --pending 20 --protocol udp",
+            "drain --tasks 5 --lead 0s --wait 0s",
+        ] {
             let (report, result) = bench(line, &node(u64::MAX).await).await;
             assert_eq!(result.unwrap_err(), "5 of 5 acknowledged were lost", "{line}");
             assert_eq!((report["fired"].as_u64(), report["lost"].as_u64()), (Some(0), Some(5)), "{line}");

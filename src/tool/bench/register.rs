@@ -10,11 +10,13 @@ use super::load::micros;
 use super::report::{Counts, Report};
 use super::{Bench, configuration};
 use crate::client::Percentiles;
+use crate::task::Protocol;
 
 pub(super) async fn run(args: RegisterBench, global: &Global) -> Result<Report, ToolError> {
-    let configuration = configuration(&args.load, json!({ "tasks": args.tasks, "delay_ms": millis(args.delay) }));
+    let configuration =
+        configuration(&args.load, json!({ "tasks": args.tasks, "delay_ms": millis(args.delay), "batch": args.batch }));
     // Nothing fires unless the delay is shorter than the bench, so no room is kept for it.
-    let bench = Bench::start(&args.load, global, 0).await?;
+    let bench = Bench::start(&args.load, global, Protocol::Tcp, 0).await?.with_batches(args.batch);
     let registering = bench.register("registering", args.tasks, Schedule::In(millis(args.delay))).await;
     let acknowledged = registering.acknowledged.len() as u64;
     // No delivery is waited for, so none is lost.

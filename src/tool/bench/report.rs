@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::super::ToolError;
-use super::super::output::Output;
+use super::super::args::millis;
+use super::super::output::{Output, note};
+use super::account::Judgement;
+use super::load::Registering;
 use crate::client::Percentiles;
 
 /// Of tasks, or of timers.
@@ -36,7 +39,48 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub fn print(&self, output: &mut Output) -> Result<(), ToolError> {
+    /// Of a bench whose tasks fire: what was sent, against what the receiver saw. `own` is what only that bench knows.
+    pub fn of_deliveries(
+        bench: &'static str,
+        configuration: Value,
+        registering: Registering,
+        judgement: Judgement,
+        own: Map<String, Value>,
+    ) -> Self {
+        if registering.late > 0 {
+            note(&format!(
+                "{} tasks were due before they were acknowledged, which counts as lateness: a longer --lead avoids it",
+                registering.late
+            ));
+        }
+        let mut more = Map::from_iter([
+            ("registered_late".to_owned(), json!(registering.late)),
+            ("registering_ms".to_owned(), json!(millis(registering.took))),
+            ("duplicates_without_larger_fence".to_owned(), json!(judgement.duplicates_same_fence)),
+            ("early_us_max".to_owned(), json!(judgement.early_us_max)),
+            ("strays".to_owned(), json!(judgement.strays)),
+        ]);
+        more.extend(own);
+        Self {
+            bench,
+            configuration,
+            counts: Counts {
+                sent: registering.sent,
+                acknowledged: registering.acknowledged.len() as u64,
+                fired: judgement.fired,
+                lost: judgement.lost.len() as u64,
+                early: judgement.early,
+                duplicates: judgement.duplicates,
+            },
+            per_second: judgement.per_second(),
+            latency_us: Percentiles::of(&registering.latency_us),
+            lateness_us: Some(judgement.lateness_us),
+            more,
+            failures: registering.failures,
+        }
+    }
+
+    pub fn print(&self, output: &Output) -> Result<(), ToolError> {
         output.line(|| self.text(), || self.object())
     }
 
