@@ -253,7 +253,7 @@ async fn a_copy_of_a_dead_letter_goes_to_its_url_with_tries_of_its_own() {
     }
     assert_eq!((copy.task_id, copy.payload.as_ref()), (registered.task_id, &b"payload"[..]));
     let notice = copy.dead_letter.expect("it says that it is a copy");
-    assert_eq!((notice.attempts, notice.class), (2, Some(FailureClass::Refused)));
+    assert!(notice.attempts == 2 && notice.error.contains("refused"), "{notice:?}");
     let letter = until("the copy is settled", async || {
         letters(&client, &Default::default()).await.pop().filter(|letter| letter.copy == "delivered")
     })
