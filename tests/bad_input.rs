@@ -397,6 +397,167 @@ fn clients_and_their_settings_are_checked_when_they_are_set() {
     world.assert_unharmed();
 }
 
+/// What came after the original protocol: each wrong field is refused by its name, and changes nothing.
+#[test]
+fn nonsense_in_later_messages_is_refused_by_name() {
+    use proto::*;
+    let world = World::new(&[]);
+    let mut raw = world.raw();
+    let session = world.admin_session(&mut raw);
+    let here = Some(proto::CallbackConfig { endpoint: world.receiver.endpoint(), ..Default::default() });
+    let task = || Task { callback: here.clone(), delay_ms: HOUR_MS, ..Default::default() };
+    let every = |recurrence: Recurrence| Task { repeat_interval_ms: 1_000, recurrence: Some(recurrence), ..task() };
+    let to = |callback: proto::CallbackConfig| Task { callback: Some(callback), ..task() };
+    let http = || proto::CallbackConfig { protocol: 2, endpoint: "http://h/".into(), ..Default::default() };
+    let letter = format!("{}@5", world.early.0);
+    let long = "x".repeat(1_000);
+    let tasks: Vec<(&str, Task)> = vec![
+        ("due_ms", Task { due_ms: now_ms(), ..task() }),
+        ("dedup_key", Task { dedup_key: long.clone(), ..task() }),
+        ("dedup_ttl_ms", Task { dedup_key: "k".into(), dedup_ttl_ms: u64::MAX, ..task() }),
+        ("name", Task { name: long.clone(), ..task() }),
+        ("name", Task { name: "a\u{0}b".into(), ..task() }),
+        ("labels", Task { labels: [("".to_owned(), "v".to_owned())].into(), ..task() }),
+        ("labels", Task { labels: (0..20).map(|n| (n.to_string(), String::new())).collect(), ..task() }),
+        ("recurrence", Task { recurrence: Some(Recurrence { count: 3, ..Default::default() }), ..task() }),
+        ("recurrence.missed", every(Recurrence { missed: 9, ..Default::default() })),
+        ("recurrence.missed_max", every(Recurrence { missed: 2, missed_max: u32::MAX, ..Default::default() })),
+        ("recurrence.until_ms", every(Recurrence { until_ms: 1, ..Default::default() })),
+        ("callback.protocol", to(proto::CallbackConfig { protocol: 9, ..http() })),
+        ("callback.endpoint", to(proto::CallbackConfig { endpoint: "nowhere".into(), ..http() })),
+        ("callback.secret", to(proto::CallbackConfig { secret: "whsec_???".into(), ..http() })),
+        ("callback.secret", to(proto::CallbackConfig { secret: "s".into(), ..here.clone().unwrap() })),
+        ("callback.timeout_ms", to(proto::CallbackConfig { timeout_ms: u64::MAX, ..http() })),
+        ("callback.acknowledge", to(proto::CallbackConfig { acknowledge: true, ..http() })),
+        (
+            "retry.max_attempts",
+            Task { retry: Some(proto::RetryPolicy { max_attempts: 9_999, ..Default::default() }), ..task() },
+        ),
+        (
+            "retry.jitter_percent",
+            Task { retry: Some(proto::RetryPolicy { jitter_percent: 101, ..Default::default() }), ..task() },
+        ),
+        ("dlq.destination", Task { dlq: Some(proto::DlqPolicy { destination: "http:///x".into() }), ..task() }),
+        ("dlq.destination", Task { dlq: Some(proto::DlqPolicy { destination: "x".repeat(9_999) }), ..task() }),
+    ];
+    for (field, task) in tasks {
+        let Payload::RegistrationResponse(answer) = raw.ask(&session, Payload::RegistrationRequest(task.clone()))
+        else {
+            panic!()
+        };
+        assert_eq!(answer.status(), Status::InvalidRequest, "{task:?}");
+        assert!(answer.error_message.starts_with(&format!("{field}:")), "{field}: {}", answer.error_message);
+        // In a batch it is refused just the same, and alone.
+        let batch = RegistrationBatch { tasks: vec![task.clone(), task] };
+        let Payload::RegistrationBatchResponse(answer) = raw.ask(&session, Payload::RegistrationBatch(batch)) else {
+            panic!()
+        };
+        assert_eq!((answer.status(), answer.responses.len()), (Status::Ok, 2));
+        assert!(answer.responses.iter().all(|answer| answer.status() == Status::InvalidRequest));
+    }
+    let udp = proto::CallbackConfig { protocol: 3, endpoint: "h:1".into(), ..Default::default() };
+    let too_large = Task { payload: vec![0; 60_001].into(), ..to(udp) };
+    let Payload::RegistrationResponse(answer) = raw.ask(&session, Payload::RegistrationRequest(too_large)) else {
+        panic!()
+    };
+    assert!(answer.error_message.starts_with("payload:"), "{}", answer.error_message);
+
+    let id = world.early.0.clone();
+    let update =
+        |request: UpdateTaskRequest| Payload::UpdateTaskRequest(UpdateTaskRequest { task_id: id.clone(), ..request });
+    let list = |request: ListTasksRequest| Payload::ListTasksRequest(request);
+    let letters = |filter: DeadLetterFilter, next_token: &str| {
+        let (filter, next_token) = (Some(filter), next_token.to_owned());
+        Payload::ListDeadLettersRequest(ListDeadLettersRequest { filter, next_token, limit: 0 })
+    };
+    let replay = |ids: Vec<String>| {
+        Payload::ReplayDeadLettersRequest(ReplayDeadLettersRequest { dead_letter_ids: ids, ..Default::default() })
+    };
+    let requests: Vec<(&str, Status, Payload)> = vec![
+        ("nothing to change", Status::InvalidRequest, update(Default::default())),
+        (
+            "due_ms",
+            Status::InvalidRequest,
+            update(UpdateTaskRequest { due_ms: Some(9), delay_ms: Some(9), ..Default::default() }),
+        ),
+        ("due_ms", Status::InvalidRequest, update(UpdateTaskRequest { due_ms: Some(u64::MAX), ..Default::default() })),
+        (
+            "delay_ms",
+            Status::InvalidRequest,
+            update(UpdateTaskRequest { delay_ms: Some(u64::MAX), ..Default::default() }),
+        ),
+        (
+            "callback.endpoint",
+            Status::InvalidRequest,
+            update(UpdateTaskRequest { callback: Some(Default::default()), ..Default::default() }),
+        ),
+        (
+            "task_id",
+            Status::InvalidRequest,
+            Payload::PauseTaskRequest(PauseTaskRequest { task_id: "x".into(), paused: true }),
+        ),
+        (
+            "dead_letter_id",
+            Status::InvalidRequest,
+            Payload::GetDeadLetterRequest(GetDeadLetterRequest { dead_letter_id: id.clone() }),
+        ),
+        (
+            "dead letter",
+            Status::NotFound,
+            Payload::GetDeadLetterRequest(GetDeadLetterRequest { dead_letter_id: letter }),
+        ),
+        ("dead_letter_id", Status::InvalidRequest, replay(vec!["x@y".into()])),
+        ("dead_letter_ids", Status::InvalidRequest, replay(vec![String::new(); 1_001])),
+        ("state", Status::InvalidRequest, list(ListTasksRequest { state: 77, ..Default::default() })),
+        (
+            "label_prefix",
+            Status::InvalidRequest,
+            list(ListTasksRequest { label_prefix: "env".into(), ..Default::default() }),
+        ),
+        (
+            "label_prefix",
+            Status::InvalidRequest,
+            list(ListTasksRequest { label_prefix: "a=".into(), name_prefix: "n".into(), ..Default::default() }),
+        ),
+        (
+            "next_token",
+            Status::InvalidRequest,
+            list(ListTasksRequest { next_token: "t".repeat(99), ..Default::default() }),
+        ),
+        ("next_token", Status::InvalidRequest, letters(Default::default(), "nonsense")),
+        (
+            "failure_class",
+            Status::InvalidRequest,
+            letters(DeadLetterFilter { failure_class: 99, ..Default::default() }, ""),
+        ),
+        (
+            "task_id",
+            Status::InvalidRequest,
+            letters(DeadLetterFilter { task_id: "x".into(), ..Default::default() }, ""),
+        ),
+    ];
+    for (text, status, request) in requests {
+        let shown = format!("{request:?}");
+        let (found, message) = match raw.ask(&session, request) {
+            Payload::UpdateTaskResponse(answer) => (answer.status(), answer.error_message),
+            Payload::PauseTaskResponse(answer) => (answer.status(), answer.error_message),
+            Payload::GetDeadLetterResponse(answer) => (answer.status(), answer.error_message),
+            Payload::ReplayDeadLettersResponse(answer) => (answer.status(), answer.error_message),
+            Payload::ListTasksResponse(answer) => (answer.status(), answer.error_message),
+            Payload::ListDeadLettersResponse(answer) => (answer.status(), answer.error_message),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found, status, "{shown}: {message}");
+        assert!(message.starts_with(text), "{shown}: {message}");
+    }
+    // Without a session, nothing.
+    for request in [update(Default::default()), letters(Default::default(), ""), list(Default::default())] {
+        let answer = format!("{:?}", raw.ask("", request));
+        assert!(answer.contains("authenticate first"), "{answer}");
+    }
+    world.assert_unharmed();
+}
+
 fn as_admin() -> proto::AuthHandshake {
     proto::AuthHandshake { client_id: "admin".into(), password: ADMIN_PASSWORD.into(), ..Default::default() }
 }

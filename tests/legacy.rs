@@ -439,3 +439,36 @@ fn a_receiver_of_many_connections_keeps_them() {
     eprintln!("{} connections for {} callbacks", connections.len(), ROUNDS * TASKS);
     assert!(connections.len() < ROUNDS * TASKS / 4, "{} connections", connections.len());
 }
+
+/// The original named a receiver of four protocols by number; each of them is called back.
+#[test]
+fn callbacks_come_by_every_protocol_of_the_original() {
+    use boomerang::client::Receiver as Modern;
+    use boomerang::task::Protocol;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let node = NodeProcess::start(&[]);
+    for (number, protocol) in [(0, Protocol::Tcp), (1, Protocol::Grpc), (2, Protocol::Http), (3, Protocol::Udp)] {
+        let (receiver, mut deliveries) = runtime.block_on(Modern::channel_of(protocol, "127.0.0.1:0", 10)).unwrap();
+        let address = receiver.local_addr();
+        let endpoint = match protocol {
+            Protocol::Http => format!("http://{address}/callback"),
+            Protocol::Grpc => format!("http://{address}"),
+            Protocol::Tcp | Protocol::Udp => address.to_string(),
+        };
+        let client_id = format!("by-{protocol}");
+        let answer = node.admin().put_client(ClientRegistrationRequest {
+            password: password_of(&client_id),
+            client_id: client_id.clone(),
+            callback: Some(common::legacy::CallbackConfig { protocol: number, endpoint }),
+            ..Default::default()
+        });
+        assert_eq!(answer.status, OK, "{answer:?}");
+        let mut client = Client::login(node.started.tcp, &client_id, &password_of(&client_id));
+        let (id, _) = client.throw(b"hello", 100);
+        let came = async { tokio::time::timeout(common::PATIENCE, deliveries.recv()).await };
+        let received = runtime.block_on(came).expect("it comes").unwrap();
+        assert_eq!((received.task_id.to_string(), received.payload.as_ref()), (id, &b"hello"[..]));
+        assert_eq!((received.protocol, received.client_id), (protocol, client_id));
+        node.wait_for_metric("boomerang_pending", 0.0);
+    }
+}
