@@ -27,7 +27,15 @@ struct Walk {
     /// Those who joined the line, in order.
     line: VecDeque<Ticket>,
     told: HashSet<u128>,
+    timer: Option<Instant>,
     up: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    Arrival,
+    ComesBack,
+    Timer,
 }
 
 impl Walk {
@@ -52,6 +60,12 @@ impl Walk {
             }
             None => self.line.push_back(ticket),
         }
+        self.set_timer();
+    }
+
+    fn set_timer(&mut self) {
+        let at = self.gate.wakes_at(self.now);
+        self.timer = self.timer.into_iter().chain(at).min();
     }
 
     fn come_back(&mut self) {
@@ -80,12 +94,13 @@ impl Walk {
             self.tell(ticket);
             self.leave(pass);
         }
+        self.set_timer();
     }
 }
 
 #[test]
 fn on_any_walk_nobody_is_lost_overtaken_or_told_twice() {
-    for round in 0..300 {
+    for round in 0..1_000 {
         let seed: u64 = rand::random();
         println!("round {round}, seed {seed}");
         let mut rng = StdRng::seed_from_u64(seed);
@@ -93,7 +108,7 @@ fn on_any_walk_nobody_is_lost_overtaken_or_told_twice() {
         let cool_downs = CoolDowns { min: 50 * MS, max: 400 * MS };
         let (gate, now) = (Gate::new(limit, cool_downs), Instant::now());
         let (out, line, told) = (BTreeMap::new(), VecDeque::new(), HashSet::new());
-        let mut walk = Walk { rng, gate, limit, now, out, line, told, up: true };
+        let mut walk = Walk { rng, gate, limit, now, out, line, told, timer: None, up: true };
         let tickets = 400;
         let mut arrivals: VecDeque<(Instant, u64)> = VecDeque::new();
         let mut at = now;
@@ -103,20 +118,27 @@ fn on_any_walk_nobody_is_lost_overtaken_or_told_twice() {
             arrivals.push_back((at, number));
         }
         loop {
-            let wakes_at = walk.gate.wakes_at(walk.now);
-            let next = [arrivals.front().map(|next| next.0), walk.out.keys().next().map(|next| next.0), wakes_at];
-            let Some(next) = next.into_iter().flatten().min() else { break };
-            walk.now = next;
+            let arrival = arrivals.front().map(|next| (next.0, Event::Arrival));
+            let comes_back = walk.out.keys().next().map(|next| (next.0, Event::ComesBack));
+            let timer = walk.timer.map(|at| (at, Event::Timer));
+            // What happens at the same instant happens in any order.
+            let mut next: Vec<_> = [arrival, comes_back, timer].into_iter().flatten().collect();
+            let Some(now) = next.iter().map(|next| next.0).min() else { break };
+            next.retain(|next| next.0 == now);
+            walk.now = now.max(walk.now);
             if walk.rng.random_ratio(1, 40) {
                 walk.up = !walk.up;
             }
-            if walk.out.keys().next().is_some_and(|out| out.0 <= next) {
-                walk.come_back();
-                walk.hand_out();
-            } else if arrivals.front().is_some_and(|arrival| arrival.0 <= next) {
-                walk.arrive(arrivals.pop_front().unwrap().1);
-            } else {
-                walk.hand_out();
+            match next[walk.rng.random_range(0..next.len())].1 {
+                Event::Arrival => walk.arrive(arrivals.pop_front().unwrap().1),
+                Event::ComesBack => {
+                    walk.come_back();
+                    walk.hand_out();
+                }
+                Event::Timer => {
+                    walk.timer = None;
+                    walk.hand_out();
+                }
             }
             assert_eq!((walk.gate.waiting(), walk.gate.out()), (walk.line.len(), walk.out.len()));
         }
