@@ -134,8 +134,8 @@ impl Client {
         }
     }
 
-    /// Registers dead letters again, due at once with all their attempts, and removes them, each in one step. Does a part
-    /// of them: go on with the `next_token` until there is none.
+    /// Registers dead letters again, due at once with all their attempts, and removes them, each in one step. Does a
+    /// part of them: go on with the `next_token` until there is none.
     pub async fn replay_dead_letters(
         &self,
         choice: &DeadLetterChoice,

@@ -1,4 +1,5 @@
-//! The Rust client: registers, cancels and lists tasks over one TCP connection, and receives callbacks.
+//! The Rust client: everything the protocol of clients has, over one TCP connection, and receivers of callbacks by TCP,
+//! gRPC, HTTP and UDP.
 //!
 //! Used by `boomtool`, `jepsen`, the tests and the benches, and by anyone who embeds it. It speaks the protocol of
 //! `proto/client.proto` and knows nothing of shards, stores or Raft.
@@ -11,6 +12,10 @@
 //! What it promises: a request is sent at most once, except that one answered "your session is gone" (which means: not
 //! executed) goes out once more in a new session. When a connection breaks, what was under way ends with
 //! [`ClientError::ConnectionLost`], since nobody can know its outcome; the next request connects again.
+//!
+//! - `link`, `connection`, `session`: how a request travels; `error`: how it can fail
+//! - `registration`, `requests`, `dead_letters`: what can be asked for; `views`: what a node shows
+//! - [`receiver`]: the other end of callbacks; `tally`: what came, counted
 
 mod connection;
 mod dead_letters;

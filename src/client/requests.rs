@@ -96,7 +96,8 @@ pub struct TaskFilter {
     pub state: Option<TaskState>,
     /// Only tasks whose name begins so; they come in the order of their names. Empty is all.
     pub name_prefix: String,
-    /// Only tasks with a label that begins so, `key=` or `key=begin of value`; in the order of that label. Empty is all.
+    /// Only tasks with a label that begins so, `key=` or `key=begin of value`; in the order of that label. Empty is
+    /// all.
     pub label_prefix: String,
     /// How many tasks a page may hold; 0 leaves it to the node.
     pub limit: u32,
@@ -271,8 +272,8 @@ impl Client {
         }
     }
 
-    /// Keeps a task from being delivered until it is resumed; due instants that pass meanwhile are left out. `None` when
-    /// there is no such task.
+    /// Keeps a task from being delivered until it is resumed; due instants that pass meanwhile are left out. `None`
+    /// when there is no such task.
     pub async fn pause(&self, task_id: TaskId) -> Result<Option<Paused>, ClientError> {
         let answer = self.set_paused(task_id, true).await?;
         Ok(answer.map(|answer| {

@@ -1,9 +1,9 @@
 //! Counts what came: how many, how late, how often twice, and whether ever early.
 //!
-//! A delivery is a duplicate when its occurrence was delivered before with the same or a later attempt, or with the same
-//! or a larger fence; with a larger one it is stale as well. The copy of a dead letter is another thing than the
-//! deliveries of its occurrence. Memory is bounded: the oldest occurrences are forgotten, and a duplicate of one of those counts
-//! as new; the bound is the caller's.
+//! A delivery is a duplicate when its occurrence was delivered before with the same or a later attempt, or with the
+//! same or a larger fence; with a larger one it is stale as well. The copy of a dead letter is another thing than the
+//! deliveries of its occurrence. Memory is bounded: the oldest occurrences are forgotten, and a duplicate of one of
+//! those counts as new; the bound is the caller's.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};

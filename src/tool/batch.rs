@@ -1,7 +1,8 @@
 //! `boomtool task register --batch`: many tasks from a file, one JSON object per line.
 //!
 //! All lines are read and checked before anything is sent, so that a wrong one in the middle leaves nothing half done.
-//! Then they go out in messages of many tasks, several under way, and their results are printed in the order of the lines.
+//! Then they go out in messages of many tasks, several under way, and their results are printed in the order of the
+//! lines.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

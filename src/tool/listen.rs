@@ -1,7 +1,7 @@
 //! `boomtool listen`: a receiver of all protocols that prints what comes, and sums it up.
 //!
-//! Lines are written by the handler itself, before the delivery is answered: what was acknowledged was also shown, and a
-//! reader that is slow slows the sender down.
+//! Lines are written by the handler itself, before the delivery is answered: what was acknowledged was also shown, and
+//! a reader that is slow slows the sender down.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -255,8 +255,8 @@ fn summary_text(summary: &TallySummary, failed: u64, refused: u64) -> String {
     let [p50, p90, p99, p999, max] = [lateness.p50, lateness.p90, lateness.p99, lateness.p999, lateness.max]
         .map(|us| format!("{}.{:03}", us / 1000, us % 1000));
     format!(
-        "fired {}  deliveries {}  duplicates {} ({} stale)  early {}  failed {failed}  refused {refused}  lateness ms: p50 \
-         {p50}  p90 {p90}  p99 {p99}  p999 {p999}  max {max}",
+        "fired {}  deliveries {}  duplicates {} ({} stale)  early {}  failed {failed}  refused {refused}  lateness ms: \
+         p50 {p50}  p90 {p90}  p99 {p99}  p999 {p999}  max {max}",
         summary.fired, summary.deliveries, summary.duplicates, summary.stale, summary.early,
     )
 }
@@ -428,6 +428,33 @@ mod tests {
         ] {
             assert!(line.contains(protocol) && line.ends_with(end), "{line}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_signed_is_refused_and_counted() {
+        let line = "boomtool listen --http 127.0.0.1:0 --secret s --quiet --json --status 429 --retry-after 3s";
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Listen(args) = cli.command else { unreachable!() };
+        let secret = args.secret.clone().unwrap();
+        let printed = Printed::default();
+        let (address, bound) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
+        let listening = move |receivers: &[Receiver]| address.send(receivers[0].local_addr()).unwrap();
+        let output = Output::new(printed.clone(), true, false);
+        let running = tokio::spawn(run_until(*args, output, async { stopped.await.unwrap() }, listening));
+        let url = format!("http://{}/", bound.await.unwrap());
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let post = || reqwest::Client::new().post(&url).header("X-Boomerang-Task-Id", task_id(1).to_string()).body("x");
+        assert_eq!(post().send().await.unwrap().status(), 401);
+        let now = std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let signature = crate::client::receiver::signature::sign(&secret, "m", now, b"x");
+        let signed = post().header("webhook-id", "m").header("webhook-timestamp", now.to_string());
+        let answer = signed.header("webhook-signature", signature).send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.headers()["retry-after"].to_str().unwrap()), (429, "3"));
+        stop.send(()).unwrap();
+        running.await.unwrap().unwrap();
+        let summary: Value = serde_json::from_str(&printed.text()).unwrap();
+        assert_eq!((&summary["refused"], &summary["failed"], &summary["fired"]), (&json!(1), &json!(1), &json!(1)));
     }
 
     #[tokio::test]

@@ -98,8 +98,8 @@ impl ToolError {
             }
             ToolError::Client(ClientError::Server { status, retry_after, .. }) => match (status, retry_after) {
                 (Status::Unauthorized, _) => {
-                    "see --client and --password (BOOMERANG_CLIENT, BOOMERANG_PASSWORD), or --token (BOOMERANG_TOKEN); the \
-                     first password of 'admin' is in <data-dir>/admin-password on the node"
+                    "see --client and --password (BOOMERANG_CLIENT, BOOMERANG_PASSWORD), or --token (BOOMERANG_TOKEN); \
+                     the first password of 'admin' is in <data-dir>/admin-password on the node"
                 }
                 (Status::Overloaded, Some(after)) => return Some(format!("try again in {after:?}")),
                 (Status::Overloaded, None) => "try again in a moment",

@@ -46,8 +46,8 @@ impl Output {
     }
 }
 
-/// A bar on standard error for long work, or a count when nobody knows how much there is; nothing when standard error is
-/// no terminal.
+/// A bar on standard error for long work, or a count when nobody knows how much there is; nothing when standard error
+/// is no terminal.
 pub fn progress(what: &'static str, total: Option<u64>) -> ProgressBar {
     let (bar, template) = match total {
         Some(total) => (ProgressBar::new(total), "{msg} [{wide_bar}] {pos} of {len}, {per_sec}, {eta} left"),

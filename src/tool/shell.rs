@@ -1,8 +1,8 @@
 //! `boomtool shell`: a prompt that takes every command, on a connection that is kept from one line to the next.
 //!
-//! A line is cut into words as a shell does it, and then parsed and run as if `boomtool` stood before it; what it does not
-//! say about the connection is taken from the shell's own flags. Without a terminal there is no prompt, and lines come from
-//! standard input as they are.
+//! A line is cut into words as a shell does it, and then parsed and run as if `boomtool` stood before it; what it does
+//! not say about the connection is taken from the shell's own flags. Without a terminal there is no prompt, and lines
+//! come from standard input as they are.
 
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The same picture again and again: drawn anew on a terminal, elsewhere one line for each thing that has changed.
 //!
-//! What is shown are rows with a key. A row is printed when it was not there or was different the time before, and a key
-//! that is missing is said to be gone. The first picture is all new.
+//! What is shown are rows with a key. A row is printed when it was not there or was different the time before, and a
+//! key that is missing is said to be gone. The first picture is all new.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

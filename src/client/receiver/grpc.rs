@@ -1,7 +1,7 @@
 //! Callbacks over gRPC: the service `BoomerangCallback`, without TLS.
 //!
-//! An answer that is a refusal is a `CallbackResponse` with its status, and not a gRPC status: those are for what is wrong
-//! with the call itself.
+//! An answer that is a refusal is a `CallbackResponse` with its status, and not a gRPC status: those are for what is
+//! wrong with the call itself.
 
 use std::sync::Arc;
 use std::time::SystemTime;

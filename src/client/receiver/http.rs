@@ -1,7 +1,7 @@
 //! Callbacks over HTTP: any path, POST; HTTP/1.1, or HTTP/2 from the start, without TLS.
 //!
-//! The body is the payload, and the `X-Boomerang-*` headers say the rest. A success is 204, a refusal has its status, its
-//! reason as the body, and `Retry-After` when it names one.
+//! The body is the payload, and the `X-Boomerang-*` headers say the rest. A success is 204, a refusal has its status,
+//! its reason as the body, and `Retry-After` when it names one.
 
 use std::net::SocketAddr;
 use std::str::FromStr;

@@ -1,7 +1,7 @@
 //! The other end of a callback: takes deliveries, hands each to a handler, and answers as the handler says.
 //!
-//! Used by `boomtool listen`, the tests and the benches. Whichever protocol brings a delivery, the handler sees the same
-//! [`Received`] and gives the same [`Answer`]; what one protocol alone has to say is in [`Received::http`].
+//! Used by `boomtool listen`, the tests and the benches. Whichever protocol brings a delivery, the handler sees the
+//! same [`Received`] and gives the same [`Answer`]; what one protocol alone has to say is in [`Received::http`].
 //!
 //! The instant of arrival is taken before anything else is done with a delivery, so that what the handler does with
 //! earlier ones does not count as lateness. What is no delivery, or has the wrong signature, is refused here and never

@@ -1,8 +1,9 @@
 //! Callbacks over TCP: frames, as clients speak them too.
 //!
-//! The instant of arrival is taken once per read, right after it. Many deliveries come in one read and their answers leave in one write. A numbered delivery (`request_id`) is answered
-//! when its answer is ready; one without a number is answered in the order of arrival, as the original protocol has it:
-//! a delayed answer then holds back the ones behind it.
+//! The instant of arrival is taken once per read, right after it. Many deliveries come in one read and their answers
+//! leave in one write. A numbered delivery (`request_id`) is answered when its answer is ready; one without a number is
+//! answered in the order of arrival, as the original protocol has it: a delayed answer then holds back the ones behind
+//! it.
 //!
 //! A connection neither reads nor answers while its handler or its channel keeps it waiting: that is the back-pressure.
 

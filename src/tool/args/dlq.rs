@@ -27,8 +27,8 @@ Examples:
     /// Register dead letters again, due at once with all their attempts
     #[command(
         long_about = "Register dead letters again, due at once with all their attempts.\n\n\
-            Each becomes a new task and is removed, in one step. Its deliveries name the original task and occurrence. The \
-            exit code is 0 only when all that were named were there.",
+            Each becomes a new task and is removed, in one step. Its deliveries name the original task and occurrence. \
+            The exit code is 0 only when all that were named were there.",
         after_help = "\
 Examples:
   boomtool dlq replay 0190b2c4-...@1896076800000

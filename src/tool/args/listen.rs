@@ -15,11 +15,11 @@ use crate::wire::proto::Status;
 #[command(
     group = ArgGroup::new("addresses").args(["tcp", "grpc", "http", "udp"]).required(true).multiple(true),
     long_about = "Receive callbacks and print them as they come.\n\n\
-        Listens on any number of addresses at once. Each line says when a delivery arrived, by how many milliseconds it was \
-        late (measured by the clock of this machine: trust it as far as the clocks agree), how it came, which task, \
-        attempt, occurrence and fence it carries, and the payload. DUPLICATE marks a delivery whose occurrence came before \
-        with the same or a later attempt or the same fence, STALE one that came after a larger fence. At the end, or on \
-        Ctrl-C, a summary follows: on standard output with --quiet, else on standard error.\n\n\
+        Listens on any number of addresses at once. Each line says when a delivery arrived, by how many milliseconds \
+        it was late (measured by the clock of this machine: trust it as far as the clocks agree), how it came, which \
+        task, attempt, occurrence and fence it carries, and the payload. DUPLICATE marks a delivery whose occurrence \
+        came before with the same or a later attempt or the same fence, STALE one that came after a larger fence. At \
+        the end, or on Ctrl-C, a summary follows: on standard output with --quiet, else on standard error.\n\n\
         It can play a bad receiver: slow with --delay, failing with --fail-rate and --status.\n\n\
         With --count, an end before so many deliveries is a failure (exit code 1).",
     after_help = "\
@@ -52,10 +52,11 @@ pub struct Listen {
     /// Which part of the deliveries fails, at random: 0.3 or 30% [default: all with --status, else none]
     #[arg(long, value_name = "PART", value_parser = parse_part)]
     pub fail_rate: Option<f64>,
-    /// What the sender of a failed one is told: a code of HTTP, or for the others a status such as 'error', 'overloaded'
+    /// What the sender of a failed one is told: a code of HTTP, or for the others a status such as 'error',
+    /// 'overloaded'
     ///
-    /// Can be given twice, once for HTTP and once for the others. The one follows the other as far as it can. 'ok' means
-    /// that nothing fails.
+    /// Can be given twice, once for HTTP and once for the others. The one follows the other as far as it can. 'ok'
+    /// means that nothing fails.
     #[arg(long, value_name = "CODE|STATUS")]
     pub status: Vec<StatusArg>,
     /// HTTP: tell the sender of a failed one to come back no sooner

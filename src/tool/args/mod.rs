@@ -1,7 +1,8 @@
 //! What can be typed: flags and commands as plain values, and their help.
 //!
-//! The first of two stages. Here text becomes values, each checked by itself (clap exits with 2 and its own message); what
-//! can only be judged together, or needs a file, is the business of the command. Defaults are those of [`Options`].
+//! The first of two stages. Here text becomes values, each checked by itself (clap exits with 2 and its own message);
+//! what can only be judged together, or needs a file, is the business of the command. Defaults are those of
+//! [`Options`].
 //!
 //! - [`task`], [`dlq`], [`listen`]: one file per family of commands; those of `bench` are with the benches
 //! - [`delivery`]: where a task goes, for all commands that can say so
@@ -224,9 +225,9 @@ pub struct ClientAdd {
 #[derive(Debug, Args)]
 #[command(
     long_about = "An interactive prompt.\n\n\
-        Every command without the word 'boomtool', with quotes as in a shell, on one connection that is kept open. The flags \
-        for the connection, and --json, hold for every line that does not name its own. An error does not end it; Ctrl-C ends \
-        a command, 'exit' or Ctrl-D the prompt. Lines that name a secret are not kept in the history.\n\n\
+        Every command without the word 'boomtool', with quotes as in a shell, on one connection that is kept open. The \
+        flags for the connection, and --json, hold for every line that does not name its own. An error does not end \
+        it; Ctrl-C ends a command, 'exit' or Ctrl-D the prompt. Lines that name a secret are not kept in the history.\n\n\
         When standard input is no terminal there is no prompt, and the exit code is 1 if any line failed.",
     after_help = "\
 Examples:

@@ -45,9 +45,9 @@ Examples:
     /// Take tasks back
     #[command(
         long_about = "Take tasks back.\n\n\
-            The answer is definite. 'cancelled': it was not delivered and will not be. 'too late': the named attempt may \
-            be out already. 'not found': it never was, is done, or was cancelled before. The exit code is 0 only when \
-            every task was cancelled.",
+            The answer is definite. 'cancelled': it was not delivered and will not be. 'too late': the named attempt \
+            may be out already. 'not found': it never was, is done, or was cancelled before. The exit code is 0 only \
+            when every task was cancelled.",
         after_help = "\
 Examples:
   boomtool task cancel 0190b2c4-..."
@@ -70,12 +70,12 @@ pub struct TaskIds {
         When this command prints a task id, a majority of the cluster has the task on disk: it will come back, even if \
         nodes fail before. It goes to the receiver that --callback names, or else to the one the client was registered \
         with.\n\n\
-        --batch reads many tasks, one JSON object per line, with these fields: payload (text, or any JSON, which is sent \
-        as its text) or payload_hex; in, at, every, missed, overlap, count, until; dedup_key, dedup_ttl; name, labels (an \
-        object); callback, secret, callback_timeout, ack, http2, follow_redirects; attempts, backoff, retry_interval, \
-        retry_max_interval, jitter; dead_letters. They mean what the flags of the same names mean, a number where a time \
-        is wanted is in milliseconds, and the flags given are the defaults for all lines. Nothing is sent when any line is \
-        wrong. One line is printed for each task, in their order.",
+        --batch reads many tasks, one JSON object per line, with these fields: payload (text, or any JSON, which is \
+        sent as its text) or payload_hex; in, at, every, missed, overlap, count, until; dedup_key, dedup_ttl; name, \
+        labels (an object); callback, secret, callback_timeout, ack, http2, follow_redirects; attempts, backoff, \
+        retry_interval, retry_max_interval, jitter; dead_letters. They mean what the flags of the same names mean, a \
+        number where a time is wanted is in milliseconds, and the flags given are the defaults for all lines. Nothing \
+        is sent when any line is wrong. One line is printed for each task, in their order.",
     after_help = "\
 Examples:
   boomtool task register hello --in 1h30m
@@ -301,10 +301,10 @@ impl From<StateArg> for TaskState {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Change a task of which no attempt is out.\n\n\
-        What is not named stays as it is. The answer is definite: 'updated' with the new version, 'too late' when the named \
-        attempt may be out, 'conflict' when --if-version names another version than it has, 'not found'. The exit code is \
-        0 only when it was updated. --callback replaces the receiver with all of its options; one of the retry flags \
-        replaces all five of them.",
+        What is not named stays as it is. The answer is definite: 'updated' with the new version, 'too late' when the \
+        named attempt may be out, 'conflict' when --if-version names another version than it has, 'not found'. The \
+        exit code is 0 only when it was updated. --callback replaces the receiver with all of its options; one of the \
+        retry flags replaces all five of them.",
     after_help = "\
 Examples:
   boomtool task update 0190b2c4-... --in 10m

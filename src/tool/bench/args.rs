@@ -54,8 +54,8 @@ pub struct LoadArgs {
     long_about = "How fast tasks are stored, and how long each one takes.\n\n\
         Every connection keeps --inflight registrations under way; the next is sent when an answer has come. \
         'latency_us' is the time from submitting a registration to its answer, so with many under way it is mostly the \
-        time in the queue: for the latency of a lone request, use --connections 1 --inflight 1. With --batch, the latency \
-        of a task is that of its request. 'per_second' counts acknowledged \
+        time in the queue: for the latency of a lone request, use --connections 1 --inflight 1. With --batch, the \
+        latency of a task is that of its request. 'per_second' counts acknowledged \
         registrations. Afterwards the tasks are cancelled, which is not part of the measurement.",
     after_help = "\
 Examples:
@@ -176,8 +176,8 @@ pub struct DrainBench {
     long_about = "What the timing wheel costs by itself, next to two others; needs no node.\n\n\
         Each structure gets the same timers in the same order: all are inserted, half are cancelled in random order, \
         the others expire. The counts and 'latency_us' (one turn of 'expire', a tick of 1 ms) are those of Boomerang's \
-        wheel. Nanoseconds are processor time. Memory is what the resident memory of the process grew by. The delay queue of tokio runs by the real \
-        clock, so a run takes at least --spread; --alone leaves both others out.",
+        wheel. Nanoseconds are processor time. Memory is what the resident memory of the process grew by. The delay \
+        queue of tokio runs by the real clock, so a run takes at least --spread; --alone leaves both others out.",
     after_help = "\
 Examples:
   boomtool bench wheel --timers 1000000 --json

@@ -131,8 +131,8 @@ async fn send(
     }
 }
 
-/// Registers `tasks` tasks over all connections, so many with each request; whichever is free takes the next ones in the
-/// order of their due instants.
+/// Registers `tasks` tasks over all connections, so many with each request; whichever is free takes the next ones in
+/// the order of their due instants.
 pub(super) async fn register(
     clients: &[Client],
     inflight: usize,

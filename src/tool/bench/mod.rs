@@ -1,8 +1,8 @@
 //! `boomtool bench`: measures a node from outside, by its public protocol, and the timing wheel alone.
 //!
-//! Load and receiver are one process, so that one clock stamps both ends of everything; the node has a clock of its own,
-//! which on the same machine is the same. Every bench prints one [`report::Report`]. Exit code 1: something was not
-//! acknowledged, was lost, or came early.
+//! Load and receiver are one process, so that one clock stamps both ends of everything; the node has a clock of its
+//! own, which on the same machine is the same. Every bench prints one [`report::Report`]. Exit code 1: something was
+//! not acknowledged, was lost, or came early.
 //!
 //! - `args`: flags and their help; `register`, `fire`, `drain`, `wheel`: one file per bench
 //! - `load`: registers and cancels with many requests under way
