@@ -241,6 +241,7 @@ impl Settings {
             callback.answer_timeout = Duration::from_millis(within("--callback-timeout", timeout, 10, 3_600_000)?);
         }
         let for_one = given.destination_in_flight_max.unwrap_or(callback.in_flight_max);
+        callback.in_flight_of_all_max = firing.in_flight_max;
         callback.in_flight_max = within("--destination-in-flight-max", for_one, 1, 1 << 20)?;
         let disk_free_min = given.disk_free_min.unwrap_or(DISK_FREE_MIN_MIB);
         let disk_reserve = given.disk_reserve.unwrap_or(DISK_RESERVE_MIB);

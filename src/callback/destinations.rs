@@ -4,6 +4,10 @@
 //! a hundred thousand hooks is one receiver. All of its state is under one small lock, which is never held while the
 //! waiters are called or something is awaited.
 //!
+//! How many may be out is bounded for each, and less when the node itself runs short: nobody gets more than a quarter of
+//! what is left, so that destinations that hang never have all of it between them. A TCP receiver starts with as many as
+//! it gets connections, until it has shown that one connection can carry more.
+//!
 //! Nobody in line is forgotten: a gate moves when a permit comes back, and when a cool-down ends, for which a timer is
 //! set as long as somebody waits. Who hands out turns of a destination goes on until there are none, and whatever
 //! happens meanwhile is left to it: so the waiters hear of turns in order, and a waiter that drops a permit at once
@@ -11,6 +15,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -49,8 +54,10 @@ impl Way {
         }
     }
 
-    fn limit(self, settings: &CallbackSettings) -> usize {
+    /// `pipelined`: the receiver has shown that it keeps many requests apart on one connection.
+    fn limit(self, settings: &CallbackSettings, pipelined: bool) -> usize {
         match self {
+            Way::Tcp if !pipelined => settings.in_flight_max.min(settings.connections_max),
             Way::Tcp | Way::Grpc | Way::Http2 | Way::Udp => settings.in_flight_max,
             Way::Http | Way::Https | Way::UdpAcknowledged => {
                 settings.in_flight_max.min(settings.in_flight_by_socket_max)
@@ -69,11 +76,13 @@ fn receiver(callback: &Callback) -> &str {
 
 pub struct Destinations {
     by_way: [Mutex<HashMap<Box<str>, Arc<Destination>>>; Way::COUNT],
-    settings: CallbackSettings,
     shared: Arc<Shared>,
 }
 
 struct Shared {
+    settings: CallbackSettings,
+    /// Permits that have not come back, of all destinations.
+    out: AtomicUsize,
     waiters: OnceLock<Arc<dyn Waiters>>,
     /// Timers are set from threads that may be none of the runtime's.
     runtime: Handle,
@@ -88,6 +97,7 @@ struct Destination {
 
 struct State {
     gate: Gate,
+    pipelined: bool,
     /// Somebody is handing out turns, and looks again before it ends.
     handing: bool,
     /// The earliest instant at which a timer looks.
@@ -108,8 +118,9 @@ pub struct CallbackCounts {
 
 impl Destinations {
     pub fn new(settings: CallbackSettings) -> Self {
-        let shared = Arc::new(Shared { waiters: OnceLock::new(), runtime: Handle::current() });
-        Self { by_way: Default::default(), settings, shared }
+        let (waiters, runtime) = (OnceLock::new(), Handle::current());
+        let shared = Arc::new(Shared { settings, out: AtomicUsize::new(0), waiters, runtime });
+        Self { by_way: Default::default(), shared }
     }
 
     pub fn set_waiters(&self, waiters: Arc<dyn Waiters>) {
@@ -121,12 +132,13 @@ impl Destinations {
         let now = Instant::now();
         let mut state = destination.state();
         state.last_used = now;
+        destination.set_limit(&mut state);
         let Some(pass) = state.gate.admit(ticket, now) else {
             destination.set_timer(&mut state, now);
             return None;
         };
         drop(state);
-        Some(Permit { destination, pass, evidence: Evidence::Nothing })
+        Some(destination.permit(pass))
     }
 
     fn destination(&self, callback: &Callback) -> Arc<Destination> {
@@ -135,7 +147,7 @@ impl Destinations {
         if let Some(destination) = destinations.get(name) {
             return destination.clone();
         }
-        let destination = Arc::new(Destination::new(way, name, &self.settings, self.shared.clone()));
+        let destination = Arc::new(Destination::new(way, name, self.shared.clone()));
         destinations.insert(name.into(), destination.clone());
         destination
     }
@@ -164,10 +176,11 @@ impl Destinations {
 }
 
 impl Destination {
-    fn new(way: Way, name: &str, settings: &CallbackSettings, shared: Arc<Shared>) -> Self {
+    fn new(way: Way, name: &str, shared: Arc<Shared>) -> Self {
+        let settings = &shared.settings;
         let cool_downs = CoolDowns { min: settings.cool_down_min, max: settings.cool_down_max };
-        let gate = Gate::new(way.limit(settings), cool_downs);
-        let state = State { gate, handing: false, timer: None, last_used: Instant::now() };
+        let gate = Gate::new(way.limit(settings, false), cool_downs);
+        let state = State { gate, pipelined: false, handing: false, timer: None, last_used: Instant::now() };
         Self { way, name: name.into(), state: Mutex::new(state), shared }
     }
 
@@ -175,14 +188,22 @@ impl Destination {
         self.state.lock().expect("no panic under this lock")
     }
 
+    fn set_limit(&self, state: &mut State) {
+        let Shared { settings, out, .. } = &*self.shared;
+        let left = settings.in_flight_of_all_max.saturating_sub(out.load(Ordering::Relaxed));
+        state.gate.set_limit(self.way.limit(settings, state.pipelined).min(left / 4));
+    }
+
     fn is_unused(&self, limit: Duration) -> bool {
         let state = self.state();
         state.gate.is_idle() && state.last_used.elapsed() >= limit
     }
 
-    fn end(self: &Arc<Self>, pass: Pass, evidence: Evidence) {
+    fn end(self: &Arc<Self>, pass: Pass, evidence: Evidence, pipelined: bool) {
         let now = Instant::now();
+        self.shared.out.fetch_sub(1, Ordering::Relaxed);
         let mut state = self.state();
+        state.pipelined |= pipelined;
         state.last_used = now;
         let was_open = state.gate.is_open();
         state.gate.end(pass, evidence, now);
@@ -205,6 +226,7 @@ impl Destination {
         loop {
             let now = Instant::now();
             let down = state.gate.take_down();
+            self.set_limit(&mut state);
             let turns = state.gate.turns(now);
             state.handing = !down.is_empty() || !turns.is_empty();
             if !state.handing {
@@ -214,7 +236,7 @@ impl Destination {
             drop(state);
             let waiters = self.shared.waiters.get().expect("the waiters are set before anybody waits");
             for (tickets, failure) in down {
-                waiters.down(tickets, &self.is_down(&failure));
+                waiters.down(tickets, &self.is_down(&failure), &Name { way: self.way, name: self.name.clone() });
             }
             if !turns.is_empty() {
                 waiters.go(turns.into_iter().map(|(ticket, pass)| (ticket, self.permit(pass))).collect());
@@ -224,7 +246,8 @@ impl Destination {
     }
 
     fn permit(self: &Arc<Self>, pass: Pass) -> Permit {
-        Permit { destination: self.clone(), pass, evidence: Evidence::Nothing }
+        self.shared.out.fetch_add(1, Ordering::Relaxed);
+        Permit { destination: self.clone(), pass, evidence: Evidence::Nothing, pipelined: false }
     }
 
     fn is_down(&self, probe: &Failure) -> Failure {
@@ -263,15 +286,39 @@ pub struct Permit {
     destination: Arc<Destination>,
     pass: Pass,
     evidence: Evidence,
+    pipelined: bool,
 }
 
 impl Permit {
-    /// Notes how the attempt to `callback` ended. A task may have been given another receiver while it waited: then it
-    /// says nothing about the destination whose place it has.
-    pub(super) fn note(&mut self, callback: &Callback, ended: &Result<(), Failure>) {
-        if self.destination.way == Way::of(callback) && *self.destination.name == *receiver(callback) {
-            self.evidence = evidence(ended);
+    /// Notes how the attempt to `callback` ended, and whether its receiver keeps many requests apart on one connection.
+    /// A task may have been given another receiver while it waited: then it says nothing about the destination whose
+    /// place it has.
+    pub(super) fn note(&mut self, callback: &Callback, ended: &Result<(), Failure>, pipelined: bool) {
+        let Destination { way, name, shared, .. } = &*self.destination;
+        if *way != Way::of(callback) || **name != *receiver(callback) {
+            return;
         }
+        self.pipelined = pipelined;
+        // Whoever waits for less than others would says nothing about what they will meet.
+        let hasty = callback.options.timeout_ms.map(Duration::from_millis);
+        let hasty = hasty.is_some_and(|timeout| timeout < shared.settings.answer_timeout);
+        match ended {
+            Err(failure) if hasty && failure.class == FailureClass::Timeout => {}
+            ended => self.evidence = evidence(ended),
+        }
+    }
+}
+
+/// Which destination, for whoever has to tell whether a callback still goes there.
+#[derive(Debug, Clone)]
+pub struct Name {
+    way: Way,
+    name: Box<str>,
+}
+
+impl Name {
+    pub fn is_of(&self, callback: &Callback) -> bool {
+        self.way == Way::of(callback) && *self.name == *receiver(callback)
     }
 }
 
@@ -289,7 +336,7 @@ fn evidence(ended: &Result<(), Failure>) -> Evidence {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.destination.end(self.pass, std::mem::take(&mut self.evidence));
+        self.destination.end(self.pass, std::mem::take(&mut self.evidence), self.pipelined);
     }
 }
 

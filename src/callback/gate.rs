@@ -91,6 +91,12 @@ impl Gate {
         }
     }
 
+    /// From now on; those who are out stay out. Whoever lowers it must see to it that the line moves again: it does
+    /// whenever a pass comes back, and with none out there is always one to be had.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.max(1);
+    }
+
     /// A pass, or a place at the end of the line.
     pub fn admit(&mut self, ticket: Ticket, now: Instant) -> Option<Pass> {
         if self.line.is_empty()
@@ -114,7 +120,7 @@ impl Gate {
     }
 
     fn pass(&mut self, now: Instant) -> Option<Pass> {
-        if self.out == self.limit {
+        if self.out >= self.limit {
             return None;
         }
         let probe = match self.breaker {

@@ -172,7 +172,9 @@ async fn verdict(place: &str, response: Response, deadline: Instant) -> Attempt 
     let waits = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     let retry_after_ms = response.headers().get(RETRY_AFTER).filter(|_| waits).and_then(retry_after_ms);
     let location = response.headers().get(LOCATION).filter(|_| status.is_redirection());
+    // Without what may be secret in it: failures are shown, and travel on.
     let location = location.map(|location| String::from_utf8_lossy(location.as_bytes()).into_owned());
+    let location = location.map(|location| location.split(['?', '#']).next().unwrap_or_default().to_owned());
     // An answer that is read to its end leaves a connection that can be used again.
     let body = beginning(response, deadline).await;
     if status.is_success() {

@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use destinations::Destinations;
-pub use destinations::{CallbackCounts, Permit};
+pub use destinations::{CallbackCounts, Name as DestinationName, Permit};
 use grpc::Grpc;
 use http::Http;
 use names::Names;
@@ -62,6 +62,8 @@ pub struct CallbackSettings {
     pub idle_timeout: Duration,
     /// Attempts one destination may have out; the others wait in its line.
     pub in_flight_max: usize,
+    /// Attempts all destinations together may have out. What is left of it bounds each of them.
+    pub in_flight_of_all_max: usize,
     /// The same, where each of them needs a socket of its own.
     pub in_flight_by_socket_max: usize,
     /// How long nothing is sent to a destination that is down: at first, doubled with each probe that fails, at most.
@@ -78,6 +80,7 @@ impl Default for CallbackSettings {
             pipeline_max: 1_024,
             idle_timeout: Duration::from_secs(60),
             in_flight_max: 2_048,
+            in_flight_of_all_max: 16_384,
             in_flight_by_socket_max: 256,
             cool_down_min: Duration::from_secs(1),
             cool_down_max: Duration::from_secs(30),
@@ -99,8 +102,8 @@ pub struct Ticket {
 pub trait Waiters: Send + Sync + 'static {
     /// It is their turn, with the place each was given.
     fn go(&self, admitted: Vec<(Ticket, Permit)>);
-    /// Their destination was found down: each has failed like this, without being sent.
-    fn down(&self, tickets: Vec<Ticket>, failure: &Failure);
+    /// Their destination was found down: each that still goes there has failed like this, without being sent.
+    fn down(&self, tickets: Vec<Ticket>, failure: &Failure, destination: &DestinationName);
 }
 
 /// How an attempt ended, for whoever makes it.
@@ -172,13 +175,19 @@ impl Callbacks {
         let inner = &self.inner;
         let callback = &delivery.policy.callback;
         let within = callback.options.timeout_ms.map_or(inner.settings.answer_timeout, Duration::from_millis);
+        let mut pipelined = false;
         let ended = match callback.protocol {
-            Protocol::Tcp => inner.tcp_destination(&callback.endpoint).deliver(&delivery, within).await,
+            Protocol::Tcp => {
+                let destination = inner.tcp_destination(&callback.endpoint);
+                let ended = destination.deliver(&delivery, within).await;
+                pipelined = destination.is_pipelined();
+                ended
+            }
             Protocol::Grpc => inner.grpc.deliver(&delivery, within).await,
             Protocol::Http => inner.http.deliver(&delivery, within).await,
             Protocol::Udp => inner.udp.deliver(&delivery, within).await,
         };
-        permit.note(callback, &ended);
+        permit.note(callback, &ended, pipelined);
         match ended {
             Ok(()) => Outcome::Acknowledged,
             Err(failure) => Outcome::Failed(failure),

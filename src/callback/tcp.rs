@@ -120,7 +120,9 @@ impl Destination {
                 return self.deliver_shared(&shared, request, within).await;
             }
         }
-        let permit = self.connections.acquire().await.expect("the semaphore is never closed");
+        let permit = timeout(within, self.connections.acquire()).await;
+        let permit = permit.map_err(|_| failures::no_connection(self.place(), within))?;
+        let permit = permit.expect("the semaphore is never closed");
         // While we waited for a connection, another one may have found out that one is enough.
         if let Some(shared) = self.shared() {
             drop(permit);
@@ -145,6 +147,11 @@ impl Destination {
             self.keep(connection);
         }
         verdict(self.place(), answer)
+    }
+
+    /// Whether the receiver has shown that one connection can carry many requests.
+    pub fn is_pipelined(&self) -> bool {
+        self.shared().is_some()
     }
 
     fn place(&self) -> &str {

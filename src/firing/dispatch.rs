@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::Parts;
 use super::ledger::{Due, Handed};
-use crate::callback::{Permit, Ticket};
+use crate::callback::{DestinationName, Permit, Ticket};
 use crate::propose::{Ask, Refused};
 use crate::raft::Group;
 use crate::shard::{self, CatchUp, Reply, Request, Settle};
@@ -66,8 +66,8 @@ pub(super) async fn run(group: &Group, term: u64, mut handed: mpsc::UnboundedRec
         let dispatched = match handed {
             Handed::Due(due) => dispatcher.due(&due),
             Handed::Admitted(admitted) => dispatcher.admitted(admitted),
-            Handed::Down(tickets, failure) => {
-                parts.deliveries.spawn(fail(tickets, failure, group.id, term, parts.clone()));
+            Handed::Down(tickets, failure, destination) => {
+                parts.deliveries.spawn(fail(tickets, failure, destination, group.id, term, parts.clone()));
                 Ok(())
             }
         };
@@ -204,7 +204,14 @@ fn ready(
 
 /// Attempts that fail without being sent, because their destination is down. Some at a time: thousands may have waited,
 /// and the others need the room.
-async fn fail(tickets: Vec<Ticket>, failure: Failure, group: GroupId, term: u64, parts: Arc<Parts>) {
+async fn fail(
+    tickets: Vec<Ticket>,
+    failure: Failure,
+    destination: DestinationName,
+    group: GroupId,
+    term: u64,
+    parts: Arc<Parts>,
+) {
     let mut policies = Policies::default();
     for tickets in tickets.chunks(FAILED_AT_ONCE) {
         let due = parts.ledger.end_wait(tickets);

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 
 use super::FiringSettings;
-use crate::callback::{Permit, Ticket, Waiters};
+use crate::callback::{DestinationName, Permit, Ticket, Waiters};
 use crate::clock::Clock;
 use crate::propose::Dispatches;
 use crate::raft::Observer;
@@ -39,7 +39,7 @@ pub(super) enum Handed {
     /// They waited for their destination, and now there is room.
     Admitted(Vec<(Ticket, Permit)>),
     /// They wait for their destination, which is down.
-    Down(Vec<Ticket>, Failure),
+    Down(Vec<Ticket>, Failure, DestinationName),
 }
 
 /// How far an attempt is on its way out.
@@ -617,7 +617,7 @@ impl Waiters for Ledger {
 
     /// They go on waiting, until the dispatcher gets to them: as many at once as there may be would take all the room of
     /// what is in flight.
-    fn down(&self, tickets: Vec<Ticket>, failure: &Failure) {
+    fn down(&self, tickets: Vec<Ticket>, failure: &Failure, destination: &DestinationName) {
         let mut turns: BTreeMap<GroupId, Vec<Ticket>> = BTreeMap::new();
         for ticket in tickets {
             turns.entry(ticket.group).or_default().push(ticket);
@@ -626,7 +626,7 @@ impl Waiters for Ledger {
             let state = self.lock();
             let led = turns.into_iter().filter_map(|(group, tickets)| {
                 let sender = state.leading.get(&group)?.due.clone();
-                Some((sender, Handed::Down(tickets, failure.clone())))
+                Some((sender, Handed::Down(tickets, failure.clone(), destination.clone())))
             });
             led.collect()
         };

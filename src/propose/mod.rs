@@ -73,7 +73,7 @@ pub enum Due {
 }
 
 impl Due {
-    fn at(self, now_ms: InstantMs) -> InstantMs {
+    pub fn at(self, now_ms: InstantMs) -> InstantMs {
         match self {
             Due::After(delay_ms) => now_ms.saturating_add(delay_ms),
             Due::At(due_ms) => due_ms,
@@ -128,9 +128,15 @@ pub enum Ask {
 }
 
 impl Ask {
+    /// What it takes besides [`REQUEST_BYTES`].
     fn payload_bytes(&self) -> usize {
         match self {
-            Ask::Register { payload, .. } => payload.len(),
+            Ask::Register { payload, tags, policy, .. } => {
+                let tags = tags.as_ref().map_or(0, Tags::bytes);
+                // A session's policy is shared, a task's own is not.
+                let policy = if Arc::strong_count(policy) == 1 { policy.bytes() } else { 0 };
+                payload.len() + tags + policy
+            }
             Ask::Edit { change: Change { payload: Some(payload), .. }, .. } => payload.len(),
             _ => 0,
         }
@@ -141,6 +147,8 @@ impl Ask {
         match (self, disk) {
             // What makes room is let through as long as anything is.
             (Ask::Plain(Request::Purge(_) | Request::Forget(_)), DiskState::Low(_)) => None,
+            // Old work goes on.
+            (Ask::Plain(Request::CatchUp(_)), _) => None,
             (
                 Ask::Register { .. } | Ask::Edit { .. } | Ask::Replay { .. } | Ask::Plain(_),
                 DiskState::Low(why) | DiskState::Full(why),

@@ -1,6 +1,6 @@
 //! Dead letters: pages of them, one of them, and what can be done with them.
 //!
-//! The oldest come first. Replaying and purging by a filter goes page by page as well: each request deals with some, and
+//! The oldest come first; each client's are indexed apart, so that nobody walks over those of others. Replaying and purging by a filter goes page by page as well: each request deals with some, and
 //! answers with a cursor to go on from, so that a client can show how far it is and stop in between.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::sessions::{Session, SessionError};
 use super::walk::{Place, Range, Walk, place_behind, token};
 use crate::propose::Ask;
 use crate::shard::{Purge, Reply, Request};
-use crate::store::keys::Key;
+use crate::store::keys::{Key, client_hash};
 use crate::store::overlay::get_row;
 use crate::store::rows::{CopyState, DeadLetterRow};
 use crate::store::{StoreError, codec};
@@ -152,7 +152,17 @@ fn choose(
         let letters = ids.iter().map(|id| group_of(service, id).map(|(id, _)| id)).collect::<Result<_, _>>()?;
         return Ok(Chosen { letters, next_token: String::new() });
     }
-    let filter = Filter::new(session, filter)?;
+    let mut filter = Filter::new(session, filter)?;
+    // What dies while this goes on is not part of it: a receiver that fails at once would keep it busy for ever. The
+    // cursor carries the bound.
+    let (bound_ms, next_token) = match next_token {
+        "" => (service.clock.now_ms() + 1, ""),
+        token => {
+            let parts = token.split_once('-').and_then(|(bound, rest)| Some((bound.parse().ok()?, rest)));
+            parts.ok_or_else(foreign_token)?
+        }
+    };
+    filter.until_ms = filter.until_ms.min(bound_ms);
     let at_once = if wanted == 0 { CHANGED_AT_ONCE_MAX } else { limit(wanted).min(CHANGED_AT_ONCE_MAX) };
     let mut letters = Vec::new();
     let next_token = tokio::task::block_in_place(|| {
@@ -161,6 +171,7 @@ fn choose(
             true
         })
     })?;
+    let next_token = if next_token.is_empty() { next_token } else { format!("{bound_ms}-{next_token}") };
     Ok(Chosen { letters, next_token })
 }
 
@@ -175,11 +186,14 @@ fn walk(
 ) -> Result<String, Problem> {
     let from = match next_token {
         "" => filter.from_ms.to_be_bytes().to_vec(),
-        token => place_behind(INDEX, token)
-            .ok_or_else(|| Invalid::new("next_token: is not one that an earlier page answered with"))?,
+        token => place_behind(INDEX, token).ok_or_else(foreign_token)?,
     };
     let until = (filter.until_ms < InstantMs::MAX).then(|| filter.until_ms.to_be_bytes().to_vec());
-    let range = Range { prefix: &Key::dead_letter_prefix, from, until };
+    let prefix = |group: GroupId| match &filter.client {
+        Some(client) => Key::letter_of_client_prefix(group, client_hash(client)),
+        None => Key::dead_letter_prefix(group),
+    };
+    let range = Range { prefix: &prefix, from, until };
     let mut walk = Walk::new(&service.store, service.shards, &range)?;
     let mut taken = 0;
     let mut last: Option<Place> = None;
@@ -187,10 +201,14 @@ fn walk(
         if taken == limit {
             break;
         }
-        let Some((_, place, row)) = walk.next()? else { return Ok(String::new()) };
-        let row: DeadLetterRow = codec::decode("a dead letter", &row)?;
+        let Some((group, place, row)) = walk.next()? else { return Ok(String::new()) };
         let id = id_at(&place)?;
-        if filter.takes(id, &row) {
+        let row: Option<DeadLetterRow> = match filter.client {
+            // It may have been replayed since its place was read.
+            Some(_) => get_row(&service.store, "a dead letter", &Key::dead_letter(group, id))?,
+            None => Some(codec::decode("a dead letter", &row)?),
+        };
+        if let Some(row) = row.filter(|row| filter.takes(id, row)) {
             if !take(id, row) {
                 break;
             }
@@ -199,6 +217,10 @@ fn walk(
         last = Some(place);
     }
     Ok(last.map_or_else(|| next_token.to_owned(), |place| token(INDEX, &place)))
+}
+
+fn foreign_token() -> Invalid {
+    Invalid::new("next_token: is not one that an earlier page answered with")
 }
 
 fn id_at(place: &[u8]) -> Result<DeadLetterId, StoreError> {

@@ -106,12 +106,14 @@ macro_rules! refusal {
     }};
     ($message:ident, $problem:expr, $extended:expr, detail) => {{
         let problem: Problem = $problem;
-        proto::$message {
+        #[allow(clippy::needless_update, reason = "some messages have nothing else")]
+        let message = proto::$message {
             status: problem.status_for($extended),
             error_message: problem.text,
             detail: problem.detail,
             ..Default::default()
-        }
+        };
+        message
     }};
 }
 pub(super) use refusal;

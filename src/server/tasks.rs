@@ -163,11 +163,7 @@ fn registration(
     let due = due.unwrap_or(Due::After(0));
     let recurrence = recurrence_from(task.repeat_interval_ms, task.recurrence.as_ref())?;
     if let Some(recurrence) = &recurrence {
-        let first = match due {
-            Due::At(due_ms) => due_ms,
-            Due::After(delay_ms) => service.clock.now_ms() + delay_ms,
-        };
-        recurrence.validate(Some(first))?;
+        recurrence.validate(Some(due.at(service.clock.now_ms())))?;
     }
     let tags = Tags::new(&task.name, task.labels)?;
     let policy = if task.callback.is_some() || task.retry.is_some() || task.dlq.is_some() {
@@ -220,9 +216,11 @@ fn due(service: &Service, session: &Session, delay_ms: Option<u64>, due_ms: Inst
 
 /// What could never be sent is refused now, not when it is due.
 fn check_datagram(policy: &Policy, payload_bytes: usize) -> Result<(), Invalid> {
-    if policy.callback.protocol == Protocol::Udp && payload_bytes > UDP_PAYLOAD_BYTES_MAX {
+    let by_udp = |policy: &Policy| policy.callback.protocol == Protocol::Udp;
+    let any = by_udp(policy) || policy.for_copy().as_ref().is_some_and(by_udp);
+    if any && payload_bytes > UDP_PAYLOAD_BYTES_MAX {
         return Err(Invalid::new(format!(
-            "payload: {payload_bytes} bytes, a udp callback carries at most {UDP_PAYLOAD_BYTES_MAX}"
+            "payload: {payload_bytes} bytes, a datagram carries at most {UDP_PAYLOAD_BYTES_MAX}"
         )));
     }
     Ok(())
@@ -316,7 +314,7 @@ pub(super) async fn update(
         })
     };
     let asked = wanted(service, session, &request.task_id)
-        .and_then(|Wanted { id, group, owner, session }| Ok((id, group, edit(service, &session, id, owner, request)?)));
+        .and_then(|wanted| Ok((wanted.id, wanted.group, edit(service, &wanted, request)?)));
     let (id, group, ask) = match asked {
         Ok(asked) => asked,
         Err(problem) => return respond(message(Err(problem))),
@@ -341,13 +339,8 @@ pub(super) async fn update(
     service.proposer.submit(group, ask, Box::new(answer)).await;
 }
 
-fn edit(
-    service: &Service,
-    session: &Session,
-    id: TaskId,
-    owner: Option<ClientId>,
-    request: proto::UpdateTaskRequest,
-) -> Result<Ask, Problem> {
+fn edit(service: &Service, wanted: &Wanted, request: proto::UpdateTaskRequest) -> Result<Ask, Problem> {
+    let Wanted { id, group, owner, session } = wanted;
     let due = due(service, session, request.delay_ms, request.due_ms.map_or(0, |due_ms| due_ms.max(1)))?;
     if let Some(payload) = &request.payload {
         service.limits.with(session.limits).check_payload(payload.len())?;
@@ -362,8 +355,25 @@ fn edit(
     if due.is_none() && change == Change::default() {
         return Err(Invalid::new("nothing to change: give a due instant, a payload, or part of a policy").into());
     }
+    // By what the task is now; it is there to keep people from mistakes, and not decided by it.
+    if let Some((task, _)) = shard::read_task(&service.store, *group, *id)?
+        && owner.as_ref().is_none_or(|owner| *owner == task.client)
+    {
+        let policy: Option<PolicyRow> = get_row(&service.store, "a policy", &Key::policy(*group, task.policy))?;
+        if let Some(PolicyRow { policy, .. }) = policy {
+            let policy = Policy {
+                callback: change.callback.clone().unwrap_or(policy.callback),
+                retry: policy.retry,
+                dead_letter: change.dead_letter.clone().unwrap_or(policy.dead_letter),
+            };
+            check_datagram(&policy, change.payload.as_ref().unwrap_or(&task.payload).len())?;
+        }
+        if let (Some(recurrence), Some(due)) = (&task.recurrence, due) {
+            recurrence.validate(Some(due.at(service.clock.now_ms())))?;
+        }
+    }
     let version = (request.expected_version > 0).then_some(request.expected_version);
-    Ok(Ask::Edit { id, owner, version, due, change })
+    Ok(Ask::Edit { id: *id, owner: owner.clone(), version, due, change })
 }
 
 pub(super) async fn pause(

@@ -2,7 +2,7 @@
 
 use super::{Effect, Purge, Replay, Reply, Shard};
 use crate::store::StoreError;
-use crate::store::keys::Key;
+use crate::store::keys::{Key, client_hash};
 use crate::store::rows::{DeadLetterRow, Role, TaskRow};
 use crate::task::{ClientId, DeadLetterId};
 
@@ -45,6 +45,7 @@ impl Shard<'_, '_> {
         let row: Option<DeadLetterRow> = self.rows.get("a dead letter", &key)?;
         let Some(row) = row.filter(|row| owner.is_none_or(|owner| *owner == row.client)) else { return Ok(None) };
         self.rows.delete(key);
+        self.rows.delete(Key::letter_of_client(self.group, client_hash(&row.client), letter));
         self.meta.dead_letters =
             self.meta.dead_letters.checked_sub(1).expect("a dead letter that is there was counted");
         Ok(Some(row))

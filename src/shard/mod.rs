@@ -239,7 +239,7 @@ impl Shard<'_, '_> {
 
     /// Puts down that due instants from `first` on are not run.
     fn record_left_out(&mut self, id: TaskId, task: &TaskRow, first: u64, count: u64, how: Ended) {
-        self.meta.missed += count;
+        self.meta.missed = self.meta.missed.saturating_add(count);
         if !self.keep_history {
             return;
         }

@@ -3,7 +3,8 @@
 //!
 //! Due instants are counted from the first, so nothing drifts. The next occurrence waits for the one before; what came
 //! due meanwhile was *missed*, and so was what the whole node slept through. An occurrence that is less than one
-//! interval late is not missed but late. With overlap, an occurrence that starts becomes a task of its own (a stand-in),
+//! interval late, or less than a second, is not missed but late: otherwise a task whose interval is shorter than it takes
+//! to write this down would be caught up for ever and never start. With overlap, an occurrence that starts becomes a task of its own (a stand-in),
 //! and the next one waits for nothing but its due instant.
 
 use super::{CatchUp, Detach, Effect, Reply, Shard, occurrence_due};
@@ -14,6 +15,9 @@ use crate::task::{InstantMs, Missed, Recurrence, TaskId};
 
 /// More occurrences of one task than this do not overlap; those that come due are left out.
 pub const STAND_INS_MAX: usize = 100;
+
+/// Whatever the interval, an occurrence that is no later than this simply starts.
+const LATE_MS_MAX: u64 = 1_000;
 
 /// What follows an occurrence.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,7 +70,8 @@ fn next(task: &TaskRow, recurrence: &Recurrence, first: u64, now_ms: InstantMs) 
 /// proposes a [`CatchUp`].
 pub fn must_catch_up(task: &TaskRow, at: &CursorRow, now_ms: InstantMs) -> bool {
     let Some(recurrence) = &task.recurrence else { return false };
-    if at.attempt > 1 || now_ms < occurrence_due(task, at.occurrence.saturating_add(1)) {
+    let late_ms = now_ms.saturating_sub(occurrence_due(task, at.occurrence));
+    if at.attempt > 1 || late_ms < recurrence.interval_ms.max(LATE_MS_MAX) {
         return false;
     }
     next(task, recurrence, at.occurrence, now_ms).occurrence != Some(at.occurrence)

@@ -4,7 +4,7 @@
 
 use super::{Reply, Settle, Shard, shown_as};
 use crate::store::StoreError;
-use crate::store::keys::Key;
+use crate::store::keys::{Key, client_hash};
 use crate::store::rows::{CopyOf, CopyState, CursorRow, DeadLetterRow, Ended, NEVER, Role, TaskRow};
 use crate::task::{DeadLetterId, Failure, Outcome, ShardId, TaskId};
 
@@ -53,9 +53,12 @@ impl Shard<'_, '_> {
         let policy = self.policy(task.policy)?;
         let (shown, occurrence) = shown_as(id, task, at.occurrence);
         let mut letter = DeadLetterId { died_ms: self.meta.now_ms, task: shown };
-        // Two occurrences of one task can die within one millisecond; neither may take the other's place.
+        // Occurrences of one task can die within one millisecond, and none may take another's place. In growing steps:
+        // thousands may, when they were all played again.
+        let mut step = 1;
         while self.rows.get::<DeadLetterRow>("a dead letter", &Key::dead_letter(self.group, letter))?.is_some() {
-            letter.died_ms += 1;
+            letter.died_ms += step;
+            step *= 2;
         }
         let due_ms = super::shown_due(task, at.occurrence);
         let copy = policy.for_copy();
@@ -71,6 +74,7 @@ impl Shard<'_, '_> {
             policy,
         };
         self.rows.put(Key::dead_letter(self.group, letter), &row);
+        self.rows.put(Key::letter_of_client(self.group, client_hash(&task.client), letter), &());
         self.meta.dead_letters += 1;
         if let Some(policy) = copy {
             let of = CopyOf { letter, occurrence, due_ms, attempts: at.attempt, failure };

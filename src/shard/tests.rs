@@ -68,7 +68,7 @@ impl World {
     fn validate(&self) {
         let mut tasks = 0;
         let mut timeline = 0;
-        let mut dead = 0;
+        let (mut dead, mut of_clients) = (0, 0);
         let (mut tags, mut by_client, mut by_tag, mut dedups, mut dedup_ends) = (0, 0, 0, 0, 0);
         let mut uses: BTreeMap<PolicyId, u64> = BTreeMap::new();
         for key in self.rows.0.keys() {
@@ -120,7 +120,13 @@ impl World {
                     let row: PolicyRow = self.get(key).unwrap();
                     assert_eq!(row.policy.id(), id);
                 }
-                Parsed::DeadLetter(..) => dead += 1,
+                Parsed::DeadLetter(letter) => {
+                    let row: DeadLetterRow = self.get(key).unwrap();
+                    let of_client = Key::letter_of_client(GROUP, client_hash(&row.client), letter);
+                    assert!(self.rows.0.contains_key(&of_client));
+                    dead += 1;
+                }
+                Parsed::LetterOfClient(..) => of_clients += 1,
                 other => panic!("{other:?} does not belong into a shard"),
             }
         }
@@ -128,6 +134,7 @@ impl World {
             assert_eq!(self.get::<PolicyRow>(&Key::policy(GROUP, id)).map(|row| row.tasks), Some(tasks));
         }
         assert_eq!((tasks, dead), (self.meta.pending, self.meta.dead_letters));
+        assert_eq!(of_clients, dead);
         assert_eq!((timeline, by_client), (tasks, tasks), "each task is scheduled exactly once");
         assert_eq!((by_tag, dedup_ends), (tags, dedups), "no index names what is not there");
     }
@@ -332,7 +339,7 @@ fn failures_are_tried_again_and_end_as_a_dead_letter() {
     );
     let row: DeadLetterRow = world.get(&Key::dead_letter(GROUP, letter("a@2215"))).unwrap();
     assert_eq!((row.attempts, row.failure.text.as_str(), row.due_ms), (3, "refused", 2000));
-    assert_eq!(world.rows.0.len(), 2, "only the dead letter and its history are left");
+    assert_eq!(world.rows.0.len(), 3, "only the dead letter, its place in its client's and its history are left");
 }
 
 #[test]
@@ -596,23 +603,28 @@ fn missed_runs_follow_the_policy() {
         2090 settle a 0.1 ok      -> settled, a at 2100
         2350 settle a 1.1 ok      -> settled, a at 2400
         # The node was down from 2400 on.
-        2750 catch-up a 4         -> settled, a at 2800
-        2750 catch-up a 4         -> stale
-        1000 register b due=3000 every=100 missed=all:2 -> due 3000, b at 3000
-        3050 settle b 0.1 ok      -> settled, b at 3100
-        3550 settle b 1.1 ok      -> settled, b at 3400
-        3551 settle b 4.1 ok      -> settled, b at 3500
-        3552 settle b 5.1 ok      -> settled, b at 3600
-        1000 register c due=4000 every=100 -> due 4000, c at 4000
-        4050 catch-up c 0         -> stale
-        4350 catch-up c 0         -> settled, c at 4300
-        4351 settle c 3.1 ok      -> settled, c at 4400
+        3399 catch-up a 4         -> stale
+        3400 catch-up a 4         -> settled, a at 3500
+        3400 catch-up a 4         -> stale
+        1000 register b due=4000 every=100 missed=all:2 -> due 4000, b at 4000
+        4050 settle b 0.1 ok      -> settled, b at 4100
+        4550 settle b 1.1 ok      -> settled, b at 4400
+        4551 settle b 4.1 ok      -> settled, b at 4500
+        4552 settle b 5.1 ok      -> settled, b at 4600
+        1000 register c due=5000 every=100 -> due 5000, c at 5000
+        # Later than an interval, but not by a second: it simply starts.
+        5350 catch-up c 0         -> stale
+        6350 catch-up c 0         -> settled, c at 6300
+        6351 settle c 13.1 ok     -> settled, c at 6400
+        1000 register d due=7000 every=5000 -> due 7000, d at 7000
+        11999 catch-up d 0        -> stale
+        12000 catch-up d 0        -> settled, d at 12000
         ",
     );
-    assert_eq!(world.history("a"), "0 acknowledged, 1 acknowledged, 2-3 skipped, 4-7 skipped");
+    assert_eq!(world.history("a"), "0 acknowledged, 1 acknowledged, 2-3 skipped, 4-14 skipped");
     assert_eq!(world.history("b"), "0 acknowledged, 1 acknowledged, 2-3 skipped, 4 acknowledged, 5 acknowledged");
-    assert_eq!(world.history("c"), "0-2 merged, 3 acknowledged");
-    assert_eq!(world.meta.missed, 2 + 4 + 2 + 3);
+    assert_eq!(world.history("c"), "0-12 merged, 13 acknowledged");
+    assert_eq!(world.meta.missed, 2 + 11 + 2 + 13 + 1);
 }
 
 #[test]

@@ -66,6 +66,9 @@ pub fn state_line(key: &[u8], value: &[u8]) -> String {
         Parsed::DedupEnd(at, hash) => (format!("dedup-end {at} {}", hex(&hash.0)), row(value, |(): ()| String::new())),
         Parsed::History(id, n, ended_ms) => (format!("history {id} {n} ended={ended_ms}"), row(value, history)),
         Parsed::ByClient(hash, due_ms, id) => (format!("by-client {} {due_ms} {id}", hex(&hash)), row(value, timeline)),
+        Parsed::LetterOfClient(hash, letter) => {
+            (format!("letter-of-client {} {letter}", hex(&hash)), row(value, |(): ()| String::new()))
+        }
         Parsed::ByTag(id) => (format!("by-tag {id}"), row(value, |(): ()| String::new())),
         Parsed::StandIns(id) => (format!("stand-ins {id}"), row(value, |StandInsRow(ids)| format!("{ids:?}"))),
         Parsed::Applied => ("applied".into(), row(value, applied)),
@@ -382,7 +385,9 @@ mod tests {
             tags: None,
             copy: CopyState::UnderWay,
         };
-        put(store, Key::dead_letter(GROUP, DeadLetterId { died_ms: 6, task: id() }), &died);
+        let letter = DeadLetterId { died_ms: 6, task: id() };
+        put(store, Key::dead_letter(GROUP, letter), &died);
+        put(store, Key::letter_of_client(GROUP, hash, letter), &());
         put(store, Key::applied(GROUP), &Applied { term: 1, index: 3 });
         put(store, Key::shard_meta(GROUP), &ShardMetaRow::default());
         let row = ClientRow {
@@ -425,7 +430,7 @@ mod tests {
         let text = lines.join("\n");
         assert!(!text.contains('?'), "{text}");
         // Membership is the one kind of `state` that is not here; see the tests of `raft`, which dump real groups.
-        assert_eq!(lines.len(), 15 + 1 + 6, "{text}");
+        assert_eq!(lines.len(), 16 + 1 + 6, "{text}");
         for wanted in [
             "state g1 task ",
             "payload=100 bytes \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"...",
@@ -434,6 +439,7 @@ mod tests {
             "state g1 policy ",
             "state g1 dead-letter ",
             "@6 client=orders",
+            "state g1 letter-of-client ",
             "state g1 history ",
             "Acknowledged client=orders",
             "state g1 dedup ",

@@ -17,6 +17,7 @@
 //!      12 by tag       client hash, kind:u8 text 0 id
 //!      13 dedup end    expires:u64 key hash
 //!      14 stand-ins    id
+//!      15 its letters  client hash, died at:u64 id
 //! ```
 //!
 //! What is indexed by client begins with a hash of the client's name, so that a page of one client's tasks costs the
@@ -44,6 +45,7 @@ const BY_CLIENT: u8 = 11;
 const BY_TAG: u8 = 12;
 const DEDUP_END: u8 = 13;
 const STAND_INS: u8 = 14;
+const LETTER_OF_CLIENT: u8 = 15;
 
 /// What history is forgotten by.
 pub const HISTORY_BUCKET_MS: u64 = 3_600_000;
@@ -192,6 +194,16 @@ impl Key {
         Self([self.0.as_slice(), more].concat())
     }
 
+    /// One client's dead letters.
+    pub fn letter_of_client(group: GroupId, client: [u8; 8], letter: DeadLetterId) -> Self {
+        let died = letter.died_ms.to_be_bytes();
+        Self::new(group.0, LETTER_OF_CLIENT, &[&client, &died, letter.task.as_bytes()])
+    }
+
+    pub fn letter_of_client_prefix(group: GroupId, client: [u8; 8]) -> Self {
+        Self::new(group.0, LETTER_OF_CLIENT, &[&client])
+    }
+
     /// The tasks that stand in for `id`.
     pub fn stand_ins(group: GroupId, id: TaskId) -> Self {
         Self::new(group.0, STAND_INS, &[id.as_bytes()])
@@ -277,6 +289,7 @@ pub enum Parsed {
     ByClient([u8; 8], InstantMs, TaskId),
     ByTag(TaskId),
     StandIns(TaskId),
+    LetterOfClient([u8; 8], DeadLetterId),
     Applied,
     Membership,
     ShardMeta,
@@ -325,6 +338,11 @@ pub fn parse_state(bytes: &[u8]) -> Option<(GroupId, Parsed)> {
         }
         BY_TAG => Parsed::ByTag(TaskId::from_stored(*rest.last_chunk::<16>()?)),
         STAND_INS => Parsed::StandIns(id(rest)?),
+        LETTER_OF_CLIENT => {
+            let (client, rest) = rest.split_first_chunk::<8>()?;
+            let (died_ms, task) = instant_and_id(rest)?;
+            Parsed::LetterOfClient(*client, DeadLetterId { died_ms, task })
+        }
         META => match rest {
             [META_APPLIED] => Parsed::Applied,
             [META_MEMBERSHIP] => Parsed::Membership,

@@ -110,9 +110,14 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// Of rows that [`Overlay::put`] wrote, in earlier batches.
+    /// Of rows that [`Overlay::put`] wrote. While a log is replayed, many batches are stored with one write, in no order.
     pub fn delete_range(&mut self, from: Key, until: Key) {
-        self.writes.insert(from, Write::DeleteRange(until));
+        let before = match self.writes.remove(&from) {
+            Some(Write::DeleteRange(before)) => before,
+            _ => from.clone(),
+        };
+        self.writes.retain(|key, _| *key < from || *key >= until);
+        self.writes.insert(from, Write::DeleteRange(before.max(until)));
     }
 
     pub fn into_writes(self) -> HashMap<Key, Write> {

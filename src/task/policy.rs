@@ -186,14 +186,25 @@ impl Callback {
             Protocol::Http | Protocol::Grpc => {
                 let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
                 match rest {
-                    Some(rest) if !rest.is_empty() && !rest.starts_with('/') => {}
-                    Some(_) => return refuse("the URL has no host"),
+                    Some(rest) => check_authority(rest)?,
                     None if protocol == Protocol::Grpc => check_host_port(endpoint)?,
                     None => return refuse("must begin with http:// or https://"),
                 }
             }
         }
         Ok(Self { protocol, endpoint: Endpoint(endpoint.to_owned()), options: CallbackOptions::default() })
+    }
+}
+
+/// The part of a URL behind its scheme: a host, and a port if it names one.
+fn check_authority(rest: &str) -> Result<(), Invalid> {
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let port = host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
+    match port {
+        Some(_) => check_host_port(host),
+        None if host.is_empty() => Err(Invalid::new("callback.endpoint: the URL has no host")),
+        None => Ok(()),
     }
 }
 
@@ -312,8 +323,18 @@ const COPY_RETRY: Retry = Retry {
 impl Policy {
     /// How the copy of a dead letter travels, if its destination is a URL.
     pub fn for_copy(&self) -> Option<Policy> {
-        let callback = Callback::from_url(self.dead_letter.as_deref()?)?.ok()?;
+        let mut callback = Callback::from_url(self.dead_letter.as_deref()?)?.ok()?;
+        if callback.protocol == Protocol::Http {
+            // Who can check the one can check the other.
+            callback.options.secret.clone_from(&self.callback.options.secret);
+        }
         Some(Policy { callback, retry: COPY_RETRY, dead_letter: None })
+    }
+
+    /// About what it takes.
+    pub fn bytes(&self) -> usize {
+        let secret = self.callback.options.secret.as_ref().map_or(0, |secret| secret.expose().len());
+        self.callback.endpoint.as_str().len() + self.dead_letter.as_ref().map_or(0, String::len) + secret
     }
 
     pub fn id(&self) -> PolicyId {
@@ -371,6 +392,11 @@ mod tests {
             (Protocol::Http, "https://example.org/hook", true),
             (Protocol::Http, "example.org:80", false),
             (Protocol::Http, "http:///hook", false),
+            (Protocol::Http, "http://user:secret@[::1]:80/hook?x=http://y:0", true),
+            (Protocol::Http, "http://[::1]/hook", true),
+            (Protocol::Http, "http://h:99999/hook", false),
+            (Protocol::Http, "http://h:/hook", false),
+            (Protocol::Grpc, "https://h:0", false),
             (Protocol::Grpc, "example.org:80", true),
         ] {
             let result = Callback::new(protocol, text);

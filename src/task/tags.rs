@@ -44,6 +44,12 @@ impl Tags {
         &self.labels
     }
 
+    /// About what they take.
+    pub fn bytes(&self) -> usize {
+        let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
+        labels + self.name.as_ref().map_or(0, String::len)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.name.is_none() && self.labels.is_empty()
     }

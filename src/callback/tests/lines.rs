@@ -161,7 +161,7 @@ impl Waiters for Careless {
         }
     }
 
-    fn down(&self, tickets: Vec<Ticket>, failure: &Failure) {
+    fn down(&self, tickets: Vec<Ticket>, failure: &Failure, _: &DestinationName) {
         assert_eq!(failure.class, FailureClass::CircuitOpen);
         for ticket in tickets {
             let _ = self.told.send((ticket, None));
@@ -192,7 +192,7 @@ async fn many_threads_at_once_lose_nobody() {
             }
             if rand::random_ratio(9, 10) {
                 let ended = if up.load(Ordering::Relaxed) { Ok(()) } else { failed(FailureClass::Timeout) };
-                permit.note(&to, &ended);
+                permit.note(&to, &ended, false);
             }
             out.fetch_sub(1, Ordering::SeqCst);
         })
@@ -229,7 +229,7 @@ async fn a_line_whose_permits_are_all_dropped_at_once_is_no_deep_recursion() {
         fn go(&self, admitted: Vec<(Ticket, Permit)>) {
             let _ = self.0.send(admitted.len());
         }
-        fn down(&self, _: Vec<Ticket>, _: &Failure) {}
+        fn down(&self, _: Vec<Ticket>, _: &Failure, _: &DestinationName) {}
     }
     let callbacks = Callbacks::new(CallbackSettings { in_flight_max: 1, ..settings() });
     let (out, mut turns) = mpsc::unbounded_channel();
@@ -284,7 +284,7 @@ async fn a_destination_that_is_down_costs_one_connection_per_cool_down_and_comes
     // No is an answer too.
     assert!((7..10).all(|number| callbacks.admit(&to, ticket(number)).is_none()));
     let (_, mut permit) = one(&mut told).await;
-    permit.note(&to, &failed(FailureClass::BadStatus));
+    permit.note(&to, &failed(FailureClass::BadStatus), false);
     drop(permit);
     let Told::Go(admitted) = told.recv().await.unwrap() else { panic!("they failed") };
     assert_eq!(admitted.iter().map(|(ticket, _)| *ticket).collect::<Vec<_>>(), [ticket(8), ticket(9)]);
@@ -313,7 +313,7 @@ async fn only_what_the_way_to_the_receiver_does_opens_a_breaker() {
         let to = callback(&format!("tcp://{class:?}:1"));
         for _ in 0..20 {
             let Some(mut permit) = callbacks.inner.destinations.admit(&to, ticket(0)) else { break };
-            permit.note(&to, &failed(class));
+            permit.note(&to, &failed(class), false);
         }
         let open = callbacks.inner.destinations.admit(&to, ticket(0)).is_none();
         assert_eq!(open, opens, "{class}");
@@ -349,7 +349,7 @@ async fn a_task_that_got_another_receiver_while_it_waited_says_nothing_about_the
     let (first, second) = (callback("tcp://h:1"), callback("tcp://h:2"));
     for _ in 0..20 {
         let mut permit = callbacks.admit(&first, ticket(0)).expect("the breaker is closed");
-        permit.note(&second, &failed(FailureClass::Refused));
+        permit.note(&second, &failed(FailureClass::Refused), false);
     }
 }
 

@@ -114,7 +114,7 @@ impl Waiters for Channel {
         let _ = self.0.send(Told::Go(admitted));
     }
 
-    fn down(&self, tickets: Vec<Ticket>, failure: &Failure) {
+    fn down(&self, tickets: Vec<Ticket>, failure: &Failure, _: &DestinationName) {
         let _ = self.0.send(Told::Down(tickets, failure.clone()));
     }
 }
