@@ -177,7 +177,8 @@ impl Shard<'_, '_> {
         }
         let mut to = CursorRow { due_ms: occurrence_due(task, at.occurrence), ..at.clone() };
         if at.attempt > 1 {
-            to.due_ms = now_ms;
+            // Not before the instant it was moved to meanwhile.
+            to.due_ms = now_ms.max(to.due_ms);
         } else if let Some(recurrence) = &task.recurrence {
             // Due instants that passed while it was paused are left out, whatever the task says of missed ones.
             let skip = Recurrence { missed: Missed::Skip, ..*recurrence };

@@ -710,6 +710,13 @@ fn a_paused_task_waits_and_leaves_out_what_passes() {
         1500 pause b held         -> paused
         6000 resume b held        -> resumed due 5000, b at 5000
         6000 settle b 0.1 ok      -> settled, b ended
+        # A retry is due at once, but not before the instant it was moved to meanwhile.
+        1000 register d due=2000  -> due 2000, d at 2000
+        6000 settle d 0.1 failed  -> settled, d at 6100
+        6010 pause d held         -> paused
+        6020 edit d due=8000 held -> version 2 due never, d at never
+        6030 resume d held        -> resumed due 8000, d at 8000
+        6040 cancel d held        -> too late 0.1, d ended
         # The end passes while it is paused.
         1000 register c due=7000 every=100 count=2 -> due 7000, c at 7000
         1500 pause c held         -> paused
