@@ -551,7 +551,7 @@ impl Dispatches for Ledger {
             }
         };
         match known {
-            Some(armed_before_ms) if cursor.due_ms > armed_before_ms => Claim::NotDispatched,
+            Some(armed_before_ms) if cursor.armed_by_ms() > armed_before_ms => Claim::NotDispatched,
             // Handed over, or due within what an earlier leader had armed.
             _ => Claim::MayBeOut { occurrence: cursor.occurrence, attempt: cursor.attempt },
         }

@@ -730,6 +730,24 @@ fn a_paused_task_waits_and_leaves_out_what_passes() {
     assert_eq!(world.history("c"), "0-1 skipped");
 }
 
+/// The watermark says what an earlier leader may have dispatched, and a pause must not hide it.
+#[test]
+fn a_paused_task_remembers_that_an_attempt_may_be_out() {
+    let since = |text: &str| {
+        let world = script(three_tries(), text);
+        read_task(&world.rows, GROUP, id_of("a")).unwrap().unwrap().1.out_due_ms
+    };
+    let paused = "
+        1000 register a due=2000 -> due 2000, a at 2000
+        2000 pause a out=0.1     -> paused, 0.1 out
+        ";
+    assert_eq!(since(paused), Some(2_000));
+    assert_eq!(since(&format!("{paused} 2010 settle a 0.1 failed -> settled, a at never")), None);
+    assert_eq!(since(&format!("{paused} 2010 resume a out=0.1 -> resumed due 2000")), None);
+    assert_eq!(since(&format!("{paused} 2010 edit a payload=new held -> version 2 due never, a at never")), None);
+    assert_eq!(since("1000 register a due=2000 -> due 2000, a at 2000\n 1500 pause a held -> paused"), None);
+}
+
 #[test]
 fn an_edit_changes_what_is_not_out() {
     let world = script(
