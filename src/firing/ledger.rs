@@ -203,7 +203,8 @@ impl Ledger {
         let fence_seq = before.unwrap_or(0);
         let leading = Leading {
             term,
-            wheel: Wheel::new(self.settings.wheel, self.clock.now_ms()),
+            // What is overdue in the wheel leaves it at once, so its clock begins where the watermark is.
+            wheel: Wheel::new(self.settings.wheel, self.clock.now_ms().min(armed_ms)),
             horizon: (0, None),
             in_flight: HashMap::new(),
             waiting: 0,

@@ -280,6 +280,20 @@ fn a_task_stays_held_when_the_lease_comes_back_and_not_in_a_new_term() {
     assert_eq!(bench.at(1_600), [1]);
 }
 
+/// What came due while nobody led is armed before it leaves: the leader after this one knows by the watermark alone what
+/// may be out.
+#[test]
+fn what_is_overdue_waits_for_the_watermark() {
+    let mut bench = Bench::new(FiringSettings::default(), 400);
+    assert_eq!(bench.ledger.load(GROUP, TERM, &[(300, id(1)), (500, id(2)), (1_000, id(3))]), Some(true));
+    assert_eq!(bench.at(1_000), [1]);
+    assert_eq!(bench.arms(), 1);
+    bench.arm(999);
+    assert_eq!(bench.at(1_000), [2]);
+    bench.arm(2_000);
+    assert_eq!(bench.at(1_000), [3]);
+}
+
 #[test]
 fn a_pause_does_not_hide_what_an_earlier_leader_had_armed() {
     let bench = Bench::new(FiringSettings::default(), 1_500);
