@@ -253,6 +253,8 @@ fn a_refused_cancellation_leaves_no_trace() {
     bench.ledger.hold(GROUP, TERM, id(1));
     bench.ledger.hold(GROUP, TERM, id(1));
     bench.ledger.release(GROUP, id(1));
+    assert_eq!(bench.ledger.counts().timers, 0, "another one is still under way");
+    bench.ledger.release(GROUP, id(1));
     assert_eq!(bench.ledger.counts().timers, 1);
     assert_eq!(bench.at(1_600), [1]);
     // It fails, is due again, and an attempt to cancel it is refused while the first attempt is out.

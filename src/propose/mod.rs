@@ -319,7 +319,7 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         maker.begin(term, &parts.store);
         if let Some(entry) = maker.entry(&mut waiting) {
             let armed_ms = entry.armed_ms;
-            if propose(&node, term, entry, &*parts.dispatches).await {
+            if propose(&node, term, entry, &parts.dispatches).await {
                 maker.armed_ms = armed_ms;
             }
         }
@@ -472,14 +472,26 @@ impl Maker {
 }
 
 /// Replicates one entry and hands out what came of it. Returns whether it is stored for sure.
-async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &dyn Dispatches) -> bool {
+async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &Arc<dyn Dispatches>) -> bool {
     // In this term or not at all: what the entry claims about dispatches is known by this leader only.
     let (responder, reply) = ProgressResponder::complete_only();
     let write = node.raft.write(Command(entry.bytes)).with_leader(leader_of(term)).responder(responder);
+    let mut reply = Box::pin(reply);
     let result = match write.await {
         Err(_fatal) => Err(Refused::Unknown),
-        Ok(()) => match tokio::time::timeout(APPLY_TIMEOUT, reply).await {
-            Err(_) | Ok(Err(_)) => Err(Refused::Unknown),
+        Ok(()) => match tokio::time::timeout(APPLY_TIMEOUT, &mut reply).await {
+            Err(_) => {
+                // Once it is applied after all, what it has not ended goes on.
+                let held: Vec<TaskId> = entry.answers.iter().filter_map(|waited| waited.held).collect();
+                let (group, dispatches) = (entry.group, dispatches.clone());
+                tokio::spawn(async move {
+                    if matches!(reply.await, Ok(Ok(_))) {
+                        held.into_iter().for_each(|id| dispatches.release(group, id));
+                    }
+                });
+                Err(Refused::Unknown)
+            }
+            Ok(Err(_)) => Err(Refused::Unknown),
             Ok(Ok(Err(error))) => Err(refusal(node.id, &error)),
             Ok(Ok(Ok(response))) => Ok(response.data.0),
         },
