@@ -89,8 +89,8 @@ struct State {
     /// The term a group was led in last, and the deliveries of that term: a lease that is lost and won back within one
     /// term must not give a fence twice.
     fences: HashMap<GroupId, (u64, u64)>,
-    /// Not to be dispatched: a cancellation is under way, which outlives a lease that is lost and won back.
-    held: HashMap<GroupId, HashSet<TaskId>>,
+    /// Not to be dispatched: so many changes are under way, which outlive a lease that is lost and won back.
+    held: HashMap<GroupId, HashMap<TaskId, usize>>,
     /// Whose turn is first, so that none is always the last to get what room there is.
     first: usize,
     in_flight: usize,
@@ -203,7 +203,8 @@ impl Ledger {
         let fence_seq = before.unwrap_or(0);
         let leading = Leading {
             term,
-            wheel: Wheel::new(self.settings.wheel, self.clock.now_ms()),
+            // What is overdue in the wheel leaves it at once, so its clock begins where the watermark is.
+            wheel: Wheel::new(self.settings.wheel, self.clock.now_ms().min(armed_ms)),
             horizon: (0, None),
             in_flight: HashMap::new(),
             waiting: 0,
@@ -247,7 +248,7 @@ impl Ledger {
         let State { leading: all, held, timers, .. } = &mut *state;
         let leading = all.get_mut(&group).filter(|leading| leading.term == term)?;
         let held = held.get(&group);
-        let is_held = |id: &TaskId| held.is_some_and(|held| held.contains(id));
+        let is_held = |id: &TaskId| held.is_some_and(|held| held.contains_key(id));
         let added: usize = rows
             .iter()
             // A held task comes back by itself if its cancellation fails.
@@ -303,7 +304,7 @@ impl Ledger {
                 leading.wheel.expire(now_ms.min(leading.armed_ms), room, &mut due);
                 if !due.is_empty() {
                     state.timers -= due.len();
-                    due.retain(|(_, id)| !held.is_some_and(|held| held.contains(id)) && leading.hand_over(*id));
+                    due.retain(|(_, id)| !held.is_some_and(|held| held.contains_key(id)) && leading.hand_over(*id));
                     state.in_flight += due.len();
                     // The receiver goes only when the leadership does, and then this is void.
                     let _ = leading.due.send(Handed::Due(due));
@@ -432,7 +433,7 @@ impl Ledger {
             None => {
                 leading.waiting = leading.waiting.saturating_sub(1);
                 // It comes back by itself when what it is held back for is over.
-                if held.get(&ticket.group).is_some_and(|held| held.contains(&ticket.task)) {
+                if held.get(&ticket.group).is_some_and(|held| held.contains_key(&ticket.task)) {
                     return false;
                 }
                 *in_flight += 1;
@@ -489,6 +490,13 @@ impl Observer for Ledger {
         let mut guard = self.lock();
         let state = &mut *guard;
         state.metas.insert(group, *meta);
+        if let Some(held) = state.held.get_mut(&group) {
+            for effect in effects {
+                if let Effect::Ended { id } = effect {
+                    held.remove(id);
+                }
+            }
+        }
         let Some(leading) = state.leading.get_mut(&group) else { return };
         let mut wake_ms = InstantMs::MAX;
         if meta.armed_ms > leading.armed_ms {
@@ -505,7 +513,7 @@ impl Observer for Ledger {
             state.in_flight -= usize::from(leading.in_flight.remove(id).is_some());
             match effect {
                 Effect::Scheduled { id, due_ms } => {
-                    let is_held = state.held.get(&group).is_some_and(|held| held.contains(id));
+                    let is_held = state.held.get(&group).is_some_and(|held| held.contains_key(id));
                     if !is_held && is_before(*due_ms, *id, leading.horizon) {
                         state.timers += usize::from(leading.wheel.reschedule(*due_ms, *id).is_none());
                         wake_ms = wake_ms.min(due_ms.saturating_sub(ARM_BEFORE_MS));
@@ -515,7 +523,6 @@ impl Observer for Ledger {
                     }
                 }
                 Effect::Ended { id } => {
-                    state.held.get_mut(&group).map(|held| held.remove(id));
                     state.timers -= usize::from(leading.wheel.cancel(id).is_some());
                 }
             }
@@ -537,7 +544,7 @@ impl Dispatches for Ledger {
                 return Claim::Unknown;
             };
             // In any case: the attempt that is out may settle before the cancellation, and the next must not follow.
-            state.held.entry(group).or_default().insert(id);
+            *state.held.entry(group).or_default().entry(id).or_default() += 1;
             state.timers -= usize::from(leading.wheel.cancel(&id).is_some());
             match leading.in_flight.get(&id) {
                 Some(Stage::Out { occurrence, attempt }) => {
@@ -558,7 +565,7 @@ impl Dispatches for Ledger {
             }
         };
         match known {
-            Some(armed_before_ms) if cursor.due_ms > armed_before_ms => Claim::NotDispatched,
+            Some(armed_before_ms) if cursor.armed_by_ms() > armed_before_ms => Claim::NotDispatched,
             // Handed over, or due within what an earlier leader had armed.
             _ => Claim::MayBeOut { occurrence: cursor.occurrence, attempt: cursor.attempt },
         }
@@ -575,7 +582,13 @@ impl Dispatches for Ledger {
         };
         let mut guard = self.lock();
         let state = &mut *guard;
-        if let Some(held) = state.held.get_mut(&group) {
+        if let Some(held) = state.held.get_mut(&group)
+            && let Some(holds) = held.get_mut(&id)
+        {
+            *holds -= 1;
+            if *holds > 0 {
+                return;
+            }
             held.remove(&id);
         }
         let Some(leading) = state.leading.get_mut(&group) else { return };

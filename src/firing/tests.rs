@@ -18,7 +18,7 @@ use crate::store::Store;
 use crate::store::codec;
 use crate::store::keys::Key;
 use crate::store::overlay::Write;
-use crate::store::rows::{Role, ShardMetaRow, TaskRow};
+use crate::store::rows::{CursorRow, NEVER, Role, ShardMetaRow, TaskRow};
 use crate::task::{GroupId, InstantMs, PolicyId, ShardId, TaskId};
 
 const GROUP: GroupId = GroupId(1);
@@ -253,6 +253,8 @@ fn a_refused_cancellation_leaves_no_trace() {
     bench.ledger.hold(GROUP, TERM, id(1));
     bench.ledger.hold(GROUP, TERM, id(1));
     bench.ledger.release(GROUP, id(1));
+    assert_eq!(bench.ledger.counts().timers, 0, "another one is still under way");
+    bench.ledger.release(GROUP, id(1));
     assert_eq!(bench.ledger.counts().timers, 1);
     assert_eq!(bench.at(1_600), [1]);
     // It fails, is due again, and an attempt to cancel it is refused while the first attempt is out.
@@ -278,6 +280,34 @@ fn a_task_stays_held_when_the_lease_comes_back_and_not_in_a_new_term() {
     (bench.dues, bench.room) = bench.ledger.lead(GROUP, TERM + 1).unwrap();
     bench.ledger.load(GROUP, TERM + 1, &[(1_500, id(1))]);
     assert_eq!(bench.at(1_600), [1]);
+}
+
+/// What came due while nobody led is armed before it leaves: the leader after this one knows by the watermark alone what
+/// may be out.
+#[test]
+fn what_is_overdue_waits_for_the_watermark() {
+    let mut bench = Bench::new(FiringSettings::default(), 400);
+    assert_eq!(bench.ledger.load(GROUP, TERM, &[(300, id(1)), (500, id(2)), (1_000, id(3))]), Some(true));
+    assert_eq!(bench.at(1_000), [1]);
+    assert_eq!(bench.arms(), 1);
+    bench.arm(999);
+    assert_eq!(bench.at(1_000), [2]);
+    bench.arm(2_000);
+    assert_eq!(bench.at(1_000), [3]);
+}
+
+#[test]
+fn a_pause_does_not_hide_what_an_earlier_leader_had_armed() {
+    let bench = Bench::new(FiringSettings::default(), 1_500);
+    for (n, out_due_ms) in [(1, Some(1_500)), (2, Some(1_501)), (3, None)] {
+        bench.store_task(n, out_due_ms.unwrap_or(1_200));
+        let paused = CursorRow { due_ms: NEVER, occurrence: 0, attempt: 1, failure: None, out_due_ms };
+        bench.store.write_state([(Key::cursor(GROUP, id(n)), Write::Put(codec::encode(&paused)))]).unwrap();
+    }
+    let out = Claim::MayBeOut { occurrence: 0, attempt: 1 };
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), out);
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(2)), Claim::NotDispatched, "armed in this term, and not dispatched");
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(3)), Claim::NotDispatched, "it was not out when it was paused");
 }
 
 /// An old batch and a new one both hold the task: it goes out once, for where it stands.

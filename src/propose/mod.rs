@@ -44,8 +44,6 @@ const REQUESTS_PER_ENTRY_MAX: usize = 1_024;
 const BYTES_PER_ENTRY_MAX: usize = 1024 * 1024;
 /// An entry that is not applied by then may still be, later: its outcome is unknown.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long nothing else may be written before what is held back needs an entry of its own to be let go.
-const RELEASE_AFTER: Duration = Duration::from_secs(1);
 /// About what a request takes in the log besides its payload.
 const REQUEST_BYTES: usize = 64;
 const OVERLOADED_RETRY_MS: u64 = 1_000;
@@ -301,23 +299,14 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         last_stamp: 0,
         armed_ms: 0,
         keep_history: parts.keep_history,
-        unreleased: Vec::new(),
         random: SmallRng::from_rng(&mut rand::rng()),
     };
     let mut disk = parts.disk.clone();
     let mut waiting = Vec::with_capacity(REQUESTS_PER_ENTRY_MAX);
     // After a round, `waiting` holds what did not fit into its entry.
     loop {
-        if waiting.is_empty() {
-            let asked = asks.recv_many(&mut waiting, REQUESTS_PER_ENTRY_MAX);
-            let asked = match maker.unreleased.is_empty() {
-                true => Some(asked.await),
-                // Somebody must write an entry behind the one whose outcome is not known.
-                false => tokio::time::timeout(RELEASE_AFTER, asked).await.ok(),
-            };
-            if asked == Some(0) {
-                return;
-            }
+        if waiting.is_empty() && asks.recv_many(&mut waiting, REQUESTS_PER_ENTRY_MAX).await == 0 {
+            return;
         }
         while waiting.len() < REQUESTS_PER_ENTRY_MAX
             && let Ok(more) = asks.try_recv()
@@ -338,13 +327,8 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         maker.begin(term, &parts.store);
         if let Some(entry) = maker.entry(&mut waiting) {
             let armed_ms = entry.armed_ms;
-            let unreleased = propose(&node, term, entry, &*parts.dispatches).await;
-            match unreleased {
-                Ok(()) => {
-                    maker.armed_ms = armed_ms;
-                    maker.release();
-                }
-                Err(held) => maker.unreleased.extend(held),
+            if propose(&node, term, entry, &parts.dispatches).await {
+                maker.armed_ms = armed_ms;
             }
         }
         waiting.extend(rest);
@@ -396,9 +380,6 @@ struct Maker {
     /// As far as it is stored.
     armed_ms: InstantMs,
     keep_history: bool,
-    /// Held back for entries of this term whose outcome was not known in time. When an entry behind them is applied, so
-    /// are they.
-    unreleased: Vec<TaskId>,
     random: SmallRng,
 }
 
@@ -410,17 +391,9 @@ impl Maker {
         }
         self.term = term;
         self.armed_ms = 0;
-        // What was held back in another term is not held back any more.
-        self.unreleased.clear();
         // A storage error shows itself to `apply` as well, and ends the node there.
         let meta = get_row::<ShardMetaRow>(store, "shard meta", &Key::shard_meta(self.group)).ok().flatten();
         self.last_stamp = self.last_stamp.max(meta.map_or(0, |meta| meta.now_ms));
-    }
-
-    fn release(&mut self) {
-        for id in self.unreleased.drain(..) {
-            self.dispatches.release(self.group, id);
-        }
     }
 
     fn new_id(&mut self, now_ms: InstantMs) -> TaskId {
@@ -491,7 +464,7 @@ impl Maker {
             batch.requests.push(request);
             entry.answers.push(Waited { answer, _room, held });
         }
-        if batch.requests.is_empty() && arm_up_to <= self.armed_ms && self.unreleased.is_empty() {
+        if batch.requests.is_empty() && arm_up_to <= self.armed_ms {
             for answer in entry.others {
                 answer(Ok(Reply::Stored));
             }
@@ -506,15 +479,27 @@ impl Maker {
     }
 }
 
-/// Replicates one entry and hands out what came of it. If it is not stored for sure, returns what is still held back.
-async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &dyn Dispatches) -> Result<(), Vec<TaskId>> {
+/// Replicates one entry and hands out what came of it. Returns whether it is stored for sure.
+async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &Arc<dyn Dispatches>) -> bool {
     // In this term or not at all: what the entry claims about dispatches is known by this leader only.
     let (responder, reply) = ProgressResponder::complete_only();
     let write = node.raft.write(Command(entry.bytes)).with_leader(leader_of(term)).responder(responder);
+    let mut reply = Box::pin(reply);
     let result = match write.await {
         Err(_fatal) => Err(Refused::Unknown),
-        Ok(()) => match tokio::time::timeout(APPLY_TIMEOUT, reply).await {
-            Err(_) | Ok(Err(_)) => Err(Refused::Unknown),
+        Ok(()) => match tokio::time::timeout(APPLY_TIMEOUT, &mut reply).await {
+            Err(_) => {
+                // Once it is applied after all, what it has not ended goes on.
+                let held: Vec<TaskId> = entry.answers.iter().filter_map(|waited| waited.held).collect();
+                let (group, dispatches) = (entry.group, dispatches.clone());
+                tokio::spawn(async move {
+                    if matches!(reply.await, Ok(Ok(_))) {
+                        held.into_iter().for_each(|id| dispatches.release(group, id));
+                    }
+                });
+                Err(Refused::Unknown)
+            }
+            Ok(Err(_)) => Err(Refused::Unknown),
             Ok(Ok(Err(error))) => Err(refusal(node.id, &error)),
             Ok(Ok(Ok(response))) => Ok(response.data.0),
         },
@@ -532,23 +517,20 @@ async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &dyn Dispatc
             for answer in entry.others {
                 answer(Ok(Reply::Stored));
             }
-            Ok(())
+            true
         }
         Err(refused) => {
-            let mut unreleased = Vec::new();
             for Waited { answer, _room, held } in entry.answers {
-                match held {
-                    // What may have been stored stays held back: it is applied later, or the term is over.
-                    Some(id) if refused == Refused::Unknown => unreleased.push(id),
-                    Some(id) => dispatches.release(entry.group, id),
-                    None => {}
+                // What may have been stored stays held back: it is applied later, or the term is over.
+                if let Some(id) = held.filter(|_| refused != Refused::Unknown) {
+                    dispatches.release(entry.group, id);
                 }
                 answer(Err(refused.clone()));
             }
             for answer in entry.others {
                 answer(Err(refused.clone()));
             }
-            Err(unreleased)
+            false
         }
     }
 }

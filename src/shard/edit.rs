@@ -30,7 +30,8 @@ impl Shard<'_, '_> {
                 dead_letter: dead_letter.unwrap_or(known.dead_letter),
             });
         }
-        let mut to = at.clone();
+        // Not out, so this attempt never was: it leaves as the new version.
+        let mut to = CursorRow { out_due_ms: None, ..at.clone() };
         if let Some(due_ms) = due_ms {
             // The occurrence moves, and those after it follow from there.
             task.first_due_ms = due_ms.min(NEVER - 1);
@@ -57,7 +58,7 @@ impl Shard<'_, '_> {
             return Ok(Reply::Resumed { due_ms });
         }
         if !at.is_paused() {
-            let to = CursorRow { due_ms: NEVER, ..at.clone() };
+            let to = CursorRow { due_ms: NEVER, out_due_ms: out.map(|_| at.due_ms), ..at.clone() };
             self.unschedule(id, &task, &at);
             self.schedule(id, &task, &to);
             // No effect: an attempt that is out stays out, and what waits is held back by whoever asked.

@@ -289,7 +289,12 @@ impl Shard<'_, '_> {
 
 /// Where every task begins.
 pub fn first_cursor(task: &TaskRow) -> CursorRow {
-    CursorRow { due_ms: task.first_due_ms, occurrence: task.first_occurrence, attempt: 1, failure: None }
+    first_attempt(task.first_due_ms, task.first_occurrence)
+}
+
+/// Where every occurrence begins.
+fn first_attempt(due_ms: InstantMs, occurrence: u64) -> CursorRow {
+    CursorRow { due_ms, occurrence, attempt: 1, failure: None, out_due_ms: None }
 }
 
 /// The task and occurrence in whose name this one goes out.

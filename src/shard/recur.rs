@@ -7,7 +7,7 @@
 //! to write this down would be caught up for ever and never start. With overlap, an occurrence that starts becomes a task of its own (a stand-in),
 //! and the next one waits for nothing but its due instant.
 
-use super::{CatchUp, Detach, Effect, Reply, Shard, occurrence_due};
+use super::{CatchUp, Detach, Effect, Reply, Shard, first_attempt, occurrence_due};
 use crate::store::StoreError;
 use crate::store::keys::Key;
 use crate::store::rows::{CursorRow, Ended, NEVER, Role, StandInsRow, TaskRow};
@@ -101,7 +101,7 @@ impl Shard<'_, '_> {
         match occurrence {
             Some(occurrence) => {
                 let due_ms = if at.is_paused() { NEVER } else { occurrence_due(task, occurrence) };
-                self.advance(id, task, at, CursorRow { due_ms, occurrence, attempt: 1, failure: None });
+                self.advance(id, task, at, first_attempt(due_ms, occurrence));
                 Ok(())
             }
             None => self.remove(id, task, at),
@@ -173,16 +173,17 @@ impl Shard<'_, '_> {
     ) -> Result<InstantMs, StoreError> {
         let now_ms = self.meta.now_ms;
         if out {
-            let to = CursorRow { due_ms: occurrence_due(task, at.occurrence), ..at.clone() };
+            let to = CursorRow { due_ms: occurrence_due(task, at.occurrence), out_due_ms: None, ..at.clone() };
             let due_ms = to.due_ms;
             self.unschedule(id, task, at);
             self.schedule(id, task, &to);
             // No effect: it is settled as if nothing had been.
             return Ok(due_ms);
         }
-        let mut to = CursorRow { due_ms: occurrence_due(task, at.occurrence), ..at.clone() };
+        let mut to = CursorRow { due_ms: occurrence_due(task, at.occurrence), out_due_ms: None, ..at.clone() };
         if at.attempt > 1 {
-            to.due_ms = now_ms;
+            // Not before the instant it was moved to meanwhile.
+            to.due_ms = now_ms.max(to.due_ms);
         } else if let Some(recurrence) = &task.recurrence {
             // Due instants that passed while it was paused are left out, whatever the task says of missed ones.
             let skip = Recurrence { missed: Missed::Skip, ..*recurrence };
@@ -194,7 +195,7 @@ impl Shard<'_, '_> {
                 self.remove(id, task, at)?;
                 return Ok(0);
             };
-            to = CursorRow { due_ms: occurrence_due(task, occurrence), occurrence, attempt: 1, failure: None };
+            to = first_attempt(occurrence_due(task, occurrence), occurrence);
         }
         let due_ms = to.due_ms;
         self.advance(id, task, at, to);

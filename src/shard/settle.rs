@@ -33,7 +33,8 @@ impl Shard<'_, '_> {
                     let due_ms =
                         if at.is_paused() { NEVER } else { due_ms.max(at.due_ms.saturating_add(1)).min(NEVER - 1) };
                     let failure = Some((failure, self.meta.now_ms));
-                    self.advance(id, &task, &at, CursorRow { due_ms, occurrence, attempt: attempt + 1, failure });
+                    let attempt = attempt + 1;
+                    self.advance(id, &task, &at, CursorRow { due_ms, occurrence, attempt, failure, out_due_ms: None });
                     return Ok(Reply::Settled);
                 }
                 if let Role::Copy(copy) = &task.role {

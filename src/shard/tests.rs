@@ -722,6 +722,13 @@ fn a_paused_task_waits_and_leaves_out_what_passes() {
         1500 pause b held         -> paused
         6000 resume b held        -> resumed due 5000, b at 5000
         6000 settle b 0.1 ok      -> settled, b ended
+        # A retry is due at once, but not before the instant it was moved to meanwhile.
+        1000 register d due=2000  -> due 2000, d at 2000
+        6000 settle d 0.1 failed  -> settled, d at 6100
+        6010 pause d held         -> paused
+        6020 edit d due=8000 held -> version 2 due never, d at never
+        6030 resume d held        -> resumed due 8000, d at 8000
+        6040 cancel d held        -> too late 0.1, d ended
         # The end passes while it is paused.
         1000 register c due=7000 every=100 count=2 -> due 7000, c at 7000
         1500 pause c held         -> paused
@@ -733,6 +740,24 @@ fn a_paused_task_waits_and_leaves_out_what_passes() {
         "0 acknowledged, 1-3 skipped, 4 acknowledged, 5 acknowledged, 6-9 skipped, 10 acknowledged, 11 cancelled"
     );
     assert_eq!(world.history("c"), "0-1 skipped");
+}
+
+/// The watermark says what an earlier leader may have dispatched, and a pause must not hide it.
+#[test]
+fn a_paused_task_remembers_that_an_attempt_may_be_out() {
+    let since = |text: &str| {
+        let world = script(three_tries(), text);
+        read_task(&world.rows, GROUP, id_of("a")).unwrap().unwrap().1.out_due_ms
+    };
+    let paused = "
+        1000 register a due=2000 -> due 2000, a at 2000
+        2000 pause a out=0.1     -> paused, 0.1 out
+        ";
+    assert_eq!(since(paused), Some(2_000));
+    assert_eq!(since(&format!("{paused} 2010 settle a 0.1 failed -> settled, a at never")), None);
+    assert_eq!(since(&format!("{paused} 2010 resume a out=0.1 -> resumed due 2000")), None);
+    assert_eq!(since(&format!("{paused} 2010 edit a payload=new held -> version 2 due never, a at never")), None);
+    assert_eq!(since("1000 register a due=2000 -> due 2000, a at 2000\n 1500 pause a held -> paused"), None);
 }
 
 #[test]

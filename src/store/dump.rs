@@ -137,9 +137,10 @@ fn timeline(row: TimelineRow) -> String {
 }
 
 fn cursor(row: CursorRow) -> String {
-    let CursorRow { due_ms, occurrence, attempt, failure } = row;
+    let CursorRow { due_ms, occurrence, attempt, failure, out_due_ms } = row;
     let failure = failure.map_or_else(String::new, |(failure, at)| format!(" failed={at} error={:?}", failure.text));
-    format!("due={due_ms} occurrence={occurrence} attempt={attempt}{failure}")
+    let out = out_due_ms.map_or_else(String::new, |due_ms| format!(" out-since={due_ms}"));
+    format!("due={due_ms} occurrence={occurrence} attempt={attempt}{out}{failure}")
 }
 
 fn dedup(row: DedupRow) -> String {
@@ -357,7 +358,8 @@ mod tests {
         put(store, Key::by_client(GROUP, hash, 5, id()), &row);
         put(store, Key::by_tag(GROUP, hash, TagKind::Name, "nightly", id()), &());
         let failure = Failure::new(FailureClass::Refused, "refused");
-        let cursor = CursorRow { due_ms: 5, occurrence: 1, attempt: 2, failure: Some((failure.clone(), 4)) };
+        let failed = Some((failure.clone(), 4));
+        let cursor = CursorRow { due_ms: 5, occurrence: 1, attempt: 2, failure: failed, out_due_ms: None };
         put(store, Key::cursor(GROUP, id()), &cursor);
         let key = DedupHash::new(&client, "key").unwrap();
         put(store, Key::dedup(GROUP, key), &DedupRow { id: id(), due_ms: 5, expires_ms: 50 });

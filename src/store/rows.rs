@@ -64,11 +64,18 @@ pub struct CursorRow {
     pub attempt: u32,
     /// Why the attempt before failed, and when.
     pub failure: Option<(Failure, InstantMs)>,
+    /// When it was due, if it is paused and this attempt may have been out by then.
+    pub out_due_ms: Option<InstantMs>,
 }
 
 impl CursorRow {
     pub fn is_paused(&self) -> bool {
         self.due_ms == NEVER
+    }
+
+    /// The instant that says whether an earlier leader may have dispatched this attempt: a pause does not change that.
+    pub fn armed_by_ms(&self) -> InstantMs {
+        self.out_due_ms.unwrap_or(self.due_ms)
     }
 }
 
