@@ -144,12 +144,13 @@ impl Dispatcher {
     /// What still stands at, or before, the instants that were handed over, which are armed. The rest goes back.
     fn ready(&mut self, due: &Due) -> Result<Vec<Ready>, StoreError> {
         let Self { group, term, policies, parts } = self;
+        parts.ledger.look(*group, *term, due);
         let standing = tokio::task::block_in_place(|| read(&parts.store, *group, due, policies))?;
         let mut all = Vec::with_capacity(due.len());
         for ((due_ms, id), standing) in due.iter().copied().zip(standing) {
             match standing {
                 Some((task, at, policy)) if at.due_ms <= due_ms => all.push(Ready { id, due_ms, task, at, policy }),
-                other => parts.ledger.put_back(*group, *term, id, other.map(|(_, at, _)| at.due_ms)),
+                _ => parts.ledger.put_back(*group, *term, id)?,
             }
         }
         Ok(all)
@@ -191,12 +192,10 @@ impl Dispatcher {
     fn go_on(&self, id: TaskId, ask: impl Fn() -> Ask + Send + 'static) {
         let (group, term, parts) = (self.group, self.term, self.parts.clone());
         self.parts.deliveries.spawn(async move {
-            if propose_until_stored(&parts, group, term, id, ask).await == Some(Reply::Stale) {
-                let found = shard::read_task(&parts.store, group, id);
-                match found {
-                    Ok(found) => parts.ledger.put_back(group, term, id, found.map(|(_, at)| at.due_ms)),
-                    Err(error) => parts.groups.fail(&error.to_string()),
-                }
+            if propose_until_stored(&parts, group, term, id, ask).await == Some(Reply::Stale)
+                && let Err(error) = parts.ledger.put_back(group, term, id)
+            {
+                parts.groups.fail(&error.to_string());
             }
         });
     }
