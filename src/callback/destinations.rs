@@ -317,6 +317,11 @@ pub struct Name {
 }
 
 impl Name {
+    #[cfg(test)]
+    pub fn new(callback: &Callback) -> Self {
+        Self { way: Way::of(callback), name: receiver(callback).into() }
+    }
+
     pub fn is_of(&self, callback: &Callback) -> bool {
         self.way == Way::of(callback) && *self.name == *receiver(callback)
     }

@@ -23,7 +23,7 @@ mod http;
 mod names;
 mod tcp;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trust;
 mod udp;
 

@@ -172,12 +172,10 @@ impl Dispatcher {
     fn go_on(&self, id: TaskId, ask: impl Fn() -> Ask + Send + 'static) {
         let (group, term, parts) = (self.group, self.term, self.parts.clone());
         self.parts.deliveries.spawn(async move {
-            if propose_until_stored(&parts, group, term, id, ask).await == Some(Reply::Stale) {
-                let found = shard::read_task(&parts.store, group, id);
-                match found {
-                    Ok(found) => parts.ledger.put_back(group, term, id, found.map(|(_, at)| at.due_ms)),
-                    Err(error) => parts.groups.fail(&error.to_string()),
-                }
+            if propose_until_stored(&parts, group, term, id, ask).await == Some(Reply::Stale)
+                && let Err(error) = parts.ledger.put_back(group, term, id)
+            {
+                parts.groups.fail(&error.to_string());
             }
         });
     }
@@ -191,12 +189,13 @@ fn ready(
     due: &Due,
     policies: &mut Policies,
 ) -> Result<Vec<Ready>, StoreError> {
+    parts.ledger.look(group, term, due);
     let standing = tokio::task::block_in_place(|| read(&parts.store, group, due, policies))?;
     let mut all = Vec::with_capacity(due.len());
     for ((due_ms, id), standing) in due.iter().copied().zip(standing) {
         match standing {
             Some((task, at, policy)) if at.due_ms <= due_ms => all.push(Ready { id, due_ms, task, at, policy }),
-            other => parts.ledger.put_back(group, term, id, other.map(|(_, at, _)| at.due_ms)),
+            _ => parts.ledger.put_back(group, term, id)?,
         }
     }
     Ok(all)
@@ -215,11 +214,18 @@ async fn fail(
     let mut policies = Policies::default();
     for tickets in tickets.chunks(FAILED_AT_ONCE) {
         let due = parts.ledger.end_wait(tickets);
-        let ready = match ready(&parts, group, term, &due, &mut policies) {
-            Ok(ready) => ready,
+        // Some may have been given another receiver while they waited.
+        let here = ready(&parts, group, term, &due, &mut policies).and_then(|ready| {
+            let (here, elsewhere): (Vec<Ready>, Vec<Ready>) =
+                ready.into_iter().partition(|ready| destination.is_of(&ready.policy.callback));
+            elsewhere.into_iter().try_for_each(|ready| parts.ledger.put_back(group, term, ready.id))?;
+            Ok(here)
+        });
+        let here = match here {
+            Ok(here) => here,
             Err(error) => return parts.groups.fail(&error.to_string()),
         };
-        let begun = ready
+        let begun = here
             .into_iter()
             .filter(|Ready { id, at, .. }| parts.ledger.begin(group, term, *id, at.occurrence, at.attempt).is_some());
         let settled = begun.map(|Ready { id, at, .. }| {

@@ -45,10 +45,14 @@ pub(super) enum Handed {
 /// How far an attempt is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// With the dispatcher, which looks it up.
-    Handed,
+    /// With the dispatcher, which looks it up. What it has `looked` up before this counts no more.
+    Handed {
+        looked: bool,
+    },
     /// The same, after it has waited for its destination.
-    Admitted,
+    Admitted {
+        looked: bool,
+    },
     Out {
         occurrence: u64,
         attempt: u32,
@@ -69,9 +73,9 @@ struct Leading {
     horizon: Horizon,
     /// Handed to the dispatcher and not settled.
     in_flight: HashMap<TaskId, Stage>,
-    /// How many wait for their destinations, neither in the wheel nor in flight. Tasks that ended while they waited are
-    /// counted until it would have been their turn.
-    waiting: usize,
+    /// Who waits for a destination, neither in the wheel nor in flight. Tasks that ended while they waited are kept until
+    /// it would have been their turn. Released after they were held, they can be in line more than once.
+    waiting: HashSet<TaskId>,
     armed_ms: InstantMs,
     /// The watermark as it was when this term began: what is due up to it may have been dispatched by an earlier leader.
     armed_before_ms: InstantMs,
@@ -105,19 +109,26 @@ impl State {
         self.leading.get_mut(&group).filter(|leading| leading.term == term)
     }
 
-    fn drop_leading(&mut self, group: GroupId) {
-        if let Some(gone) = self.leading.remove(&group) {
-            self.timers -= gone.wheel.len();
-            self.in_flight -= gone.in_flight.len();
-            self.fences.insert(group, (gone.term, gone.fence_seq));
-        }
+    fn is_held(&self, group: GroupId, id: TaskId) -> bool {
+        self.held.get(&group).is_some_and(|held| held.contains_key(&id))
+    }
+
+    /// What is returned must be dropped when the lock is free: with it may go the permits of those who were about to
+    /// leave, and each lets another one go.
+    #[must_use = "to be dropped without the lock"]
+    fn drop_leading(&mut self, group: GroupId) -> Option<Leading> {
+        let gone = self.leading.remove(&group)?;
+        self.timers -= gone.wheel.len();
+        self.in_flight -= gone.in_flight.len();
+        self.fences.insert(group, (gone.term, gone.fence_seq));
+        Some(gone)
     }
 }
 
 impl Leading {
     /// What takes memory: the timers, and what waits.
     fn kept(&self) -> usize {
-        self.wheel.len() + self.waiting
+        self.wheel.len() + self.waiting.len()
     }
 
     /// Marks what leaves the wheel as out, unless it is out already.
@@ -126,7 +137,7 @@ impl Leading {
             // A stale row of the window: the attempt that is out settles first.
             std::collections::hash_map::Entry::Occupied(_) => false,
             std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(Stage::Handed);
+                entry.insert(Stage::Handed { looked: false });
                 true
             }
         }
@@ -194,7 +205,7 @@ impl Ledger {
         let mut state = self.lock();
         let armed_ms = stored.into_iter().chain(state.metas.get(&group).copied()).map(|meta| meta.armed_ms).max();
         let armed_ms = armed_ms.unwrap_or(0);
-        state.drop_leading(group);
+        let gone = state.drop_leading(group);
         let before = state.fences.get(&group).filter(|(before, _)| *before == term).map(|(_, seq)| *seq);
         if before.is_none() {
             // Whatever was under way belonged to another term, and is void.
@@ -207,7 +218,7 @@ impl Ledger {
             wheel: Wheel::new(self.settings.wheel, self.clock.now_ms().min(armed_ms)),
             horizon: (0, None),
             in_flight: HashMap::new(),
-            waiting: 0,
+            waiting: HashSet::new(),
             armed_ms,
             armed_before_ms: armed_ms,
             arming: false,
@@ -216,6 +227,8 @@ impl Ledger {
             room: room.clone(),
         };
         state.leading.insert(group, leading);
+        drop(state);
+        drop(gone);
         Ok((dues, room))
     }
 
@@ -223,9 +236,11 @@ impl Ledger {
     pub(super) fn unlead(&self, group: GroupId, term: u64) {
         let mut state = self.lock();
         if state.led(group, term).is_some() {
-            state.drop_leading(group);
+            let gone = state.drop_leading(group);
             // Others may have waited for the room.
             self.wake_at(&mut state, 0);
+            drop(state);
+            drop(gone);
         }
     }
 
@@ -362,37 +377,56 @@ impl Ledger {
         }
     }
 
+    /// The dispatcher is about to look these up.
+    pub(super) fn look(&self, group: GroupId, term: u64, due: &[(InstantMs, TaskId)]) {
+        let mut state = self.lock();
+        let Some(leading) = state.led(group, term) else { return };
+        for (_, id) in due {
+            if let Some(Stage::Handed { looked } | Stage::Admitted { looked }) = leading.in_flight.get_mut(id) {
+                *looked = true;
+            }
+        }
+    }
+
     /// The attempt that is about to go out, and its place among the deliveries of this term. `None`: it must not.
     pub(super) fn begin(&self, group: GroupId, term: u64, id: TaskId, occurrence: u64, attempt: u32) -> Option<u64> {
         let mut state = self.lock();
         let leading = state.led(group, term)?;
         let known = leading.in_flight.get_mut(&id)?;
-        let out = Stage::Out { occurrence, attempt };
-        // It can be handed over twice, for an earlier due instant and for the present one.
-        if *known == out {
-            return None;
-        }
-        *known = out;
+        // It can be handed over twice, for an earlier due instant and for the present one; and what was looked up before
+        // the last time may have changed since.
+        let (Stage::Handed { looked: true } | Stage::Admitted { looked: true }) = known else { return None };
+        *known = Stage::Out { occurrence, attempt };
         leading.fence_seq += 1;
         Some(leading.fence_seq)
     }
 
-    /// What was handed over turned out not to be due: it was settled or removed meanwhile, or is due at `due_ms`.
-    pub(super) fn put_back(&self, group: GroupId, term: u64, id: TaskId, due_ms: Option<InstantMs>) {
+    /// What was handed over turned out not to be due: it was settled or removed meanwhile, or is due later.
+    pub(super) fn put_back(&self, group: GroupId, term: u64, id: TaskId) -> Result<(), StoreError> {
+        {
+            let mut state = self.lock();
+            let Some(leading) = state.led(group, term) else { return Ok(()) };
+            let Some(Stage::Handed { looked: true } | Stage::Admitted { looked: true }) = leading.in_flight.get(&id)
+            else {
+                // Another attempt is out by now; when it settles, the next one is scheduled. Or it was handed over again.
+                return Ok(());
+            };
+            leading.in_flight.remove(&id);
+            state.in_flight -= 1;
+            self.wake_if_full(&mut state);
+        }
+        // Read when it does not count as out any more: whoever resumed it before left it to us, whoever moves it from
+        // now on puts it into the wheel, where it stays as it is.
+        let Some((_, cursor)) = shard::read_task(&self.store, group, id)? else { return Ok(()) };
         let mut guard = self.lock();
         let state = &mut *guard;
-        let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
-        if matches!(leading.in_flight.get(&id), None | Some(Stage::Out { .. })) {
-            // Another attempt is out by now; when it settles, the next one is scheduled.
-            return;
+        let is_held = state.is_held(group, id);
+        let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return Ok(()) };
+        if is_before(cursor.due_ms, id, leading.horizon) && !leading.in_flight.contains_key(&id) && !is_held {
+            state.timers += usize::from(leading.wheel.insert(cursor.due_ms, id));
+            self.wake_at(state, cursor.due_ms.saturating_sub(ARM_BEFORE_MS));
         }
-        leading.in_flight.remove(&id);
-        state.in_flight -= 1;
-        if let Some(due_ms) = due_ms.filter(|due_ms| is_before(*due_ms, id, leading.horizon)) {
-            state.timers += usize::from(leading.wheel.reschedule(due_ms, id).is_none());
-            self.wake_at(state, due_ms.saturating_sub(ARM_BEFORE_MS));
-        }
-        self.wake_if_full(state);
+        Ok(())
     }
 
     /// What was handed over waits for its destination, and takes no room among what is in flight.
@@ -401,9 +435,9 @@ impl Ledger {
         let state = &mut *guard;
         let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
         // Its turn may have come before we got here.
-        if leading.in_flight.get(&id) == Some(&Stage::Handed) {
+        if leading.in_flight.get(&id) == Some(&Stage::Handed { looked: true }) {
             leading.in_flight.remove(&id);
-            leading.waiting += 1;
+            leading.waiting.insert(id);
             state.in_flight -= 1;
             self.wake_if_full(state);
         }
@@ -422,24 +456,22 @@ impl Ledger {
         let Some(leading) = leading.get_mut(&ticket.group).filter(|leading| leading.term == ticket.term) else {
             return false;
         };
-        match leading.in_flight.get(&ticket.task) {
+        leading.waiting.remove(&ticket.task);
+        let looked = match leading.in_flight.get(&ticket.task) {
             // The dispatcher is about to say that it waits.
-            Some(Stage::Handed) => {}
+            Some(Stage::Handed { looked }) => *looked,
             // It came another way meanwhile.
-            Some(_) => {
-                leading.waiting = leading.waiting.saturating_sub(1);
-                return false;
-            }
+            Some(_) => return false,
             None => {
-                leading.waiting = leading.waiting.saturating_sub(1);
                 // It comes back by itself when what it is held back for is over.
                 if held.get(&ticket.group).is_some_and(|held| held.contains_key(&ticket.task)) {
                     return false;
                 }
                 *in_flight += 1;
+                false
             }
-        }
-        leading.in_flight.insert(ticket.task, Stage::Admitted);
+        };
+        leading.in_flight.insert(ticket.task, Stage::Admitted { looked });
         true
     }
 
@@ -464,7 +496,7 @@ impl Ledger {
             timers: state.timers,
             wheel_bytes: state.leading.values().map(|leading| leading.wheel.allocated_bytes()).sum(),
             in_flight: state.in_flight,
-            waiting: state.leading.values().map(|leading| leading.waiting).sum(),
+            waiting: state.leading.values().map(|leading| leading.waiting.len()).sum(),
             missed: sum(|meta| meta.missed),
             pending: sum(|meta| meta.pending),
             dead_letters: sum(|meta| meta.dead_letters),
@@ -551,7 +583,7 @@ impl Dispatches for Ledger {
                     return Claim::MayBeOut { occurrence: *occurrence, attempt: *attempt };
                 }
                 // Handed over, and so as good as out; the state says which attempt it is.
-                Some(Stage::Handed | Stage::Admitted) => None,
+                Some(Stage::Handed { .. } | Stage::Admitted { .. }) => None,
                 None => Some(leading.armed_before_ms),
             }
         };

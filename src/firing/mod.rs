@@ -24,6 +24,8 @@ mod driver;
 mod forget;
 mod ledger;
 #[cfg(test)]
+mod races;
+#[cfg(test)]
 mod tests;
 mod window;
 

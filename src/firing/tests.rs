@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use super::FiringSettings;
 use super::driver;
 use super::ledger::{Due, Handed, Ledger};
+use crate::callback::{Ticket, Waiters};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::propose::Dispatches;
 use crate::raft::Observer;
@@ -19,7 +20,7 @@ use crate::store::codec;
 use crate::store::keys::Key;
 use crate::store::overlay::Write;
 use crate::store::rows::{CursorRow, NEVER, Role, ShardMetaRow, TaskRow};
-use crate::task::{GroupId, InstantMs, PolicyId, ShardId, TaskId};
+use crate::task::{Failure, FailureClass, GroupId, InstantMs, PolicyId, ShardId, TaskId};
 
 const GROUP: GroupId = GroupId(1);
 const TERM: u64 = 7;
@@ -106,6 +107,18 @@ impl Bench {
             }
         }
         handed_over
+    }
+
+    /// The dispatcher looks it up, and it stands there.
+    fn begin(&self, term: u64, id: TaskId, occurrence: u64, attempt: u32) -> Option<u64> {
+        self.ledger.look(GROUP, term, &[(0, id)]);
+        self.ledger.begin(GROUP, term, id, occurrence, attempt)
+    }
+
+    /// The dispatcher looks it up, and it does not stand there.
+    fn put_back(&self, n: u64) {
+        self.ledger.look(GROUP, TERM, &[(0, id(n))]);
+        self.ledger.put_back(GROUP, TERM, id(n)).unwrap();
     }
 
     /// How often the watermark was asked for. Up to where is a lower bound: the wheel knows the slot of what is far.
@@ -219,7 +232,7 @@ fn no_more_are_out_than_allowed() {
     assert_eq!(bench.at(2_000), NOTHING);
     bench.applied(&[Effect::Ended { id: id(3) }, Effect::Ended { id: id(4) }]);
     assert_eq!(bench.at(2_000), [10, 11]);
-    bench.ledger.put_back(GROUP, TERM, id(5), None);
+    bench.put_back(5);
     assert_eq!(bench.at(2_000), [12]);
 }
 
@@ -237,7 +250,7 @@ fn a_held_task_stays_and_goes_on_when_it_is_released() {
     bench.ledger.release(GROUP, id(1));
     assert_eq!(bench.at(1_600), [1]);
     assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 }, "handed over");
-    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 1), Some(1));
+    assert_eq!(bench.begin(TERM, id(1), 0, 1), Some(1));
     assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 }, "out");
     bench.applied(&[Effect::Ended { id: id(1) }]);
     assert_eq!(bench.at(1_700), NOTHING);
@@ -258,7 +271,7 @@ fn a_refused_cancellation_leaves_no_trace() {
     assert_eq!(bench.ledger.counts().timers, 1);
     assert_eq!(bench.at(1_600), [1]);
     // It fails, is due again, and an attempt to cancel it is refused while the first attempt is out.
-    bench.ledger.begin(GROUP, TERM, id(1), 0, 1);
+    bench.begin(TERM, id(1), 0, 1);
     bench.ledger.hold(GROUP, TERM, id(1));
     bench.schedule(1, 1_700);
     assert_eq!(bench.at(1_800), NOTHING, "held: no attempt follows the one the claim names");
@@ -310,6 +323,62 @@ fn a_pause_does_not_hide_what_an_earlier_leader_had_armed() {
     assert_eq!(bench.ledger.hold(GROUP, TERM, id(3)), Claim::NotDispatched, "it was not out when it was paused");
 }
 
+/// The dispatcher reads a task while it is paused, and gives it back after it was resumed.
+#[test]
+fn a_task_that_is_resumed_before_it_is_put_back_goes_on() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    bench.store_task(1, 1_100);
+    bench.schedule(1, 1_100);
+    assert_eq!(bench.at(1_100), [1]);
+    // Here it is paused and read; the resumption finds it handed over, and leaves it to the dispatcher.
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 });
+    bench.ledger.release(GROUP, id(1));
+    bench.put_back(1);
+    assert_eq!(bench.at(1_100), [1]);
+}
+
+/// What the dispatcher has looked up counts no more once the task has gone on and was handed over again.
+#[test]
+fn what_was_looked_up_too_early_does_not_leave() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    bench.schedule(1, 1_100);
+    assert_eq!(bench.at(1_100), [1]);
+    bench.ledger.look(GROUP, TERM, &[(1_100, id(1))]);
+    // A delivery of a lease that was lost and won back is settled meanwhile.
+    bench.schedule(1, 1_200);
+    assert_eq!(bench.at(1_200), [1]);
+    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 1), None);
+    assert_eq!(bench.begin(TERM, id(1), 0, 2), Some(1));
+}
+
+/// Held and released while it waits for its destination, a task is in line twice.
+#[test]
+fn who_waits_is_counted_once() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    bench.store_task(1, 1_100);
+    bench.schedule(1, 1_100);
+    let ticket = Ticket { group: GROUP, term: TERM, task: id(1), due_ms: 1_100 };
+    assert_eq!(bench.at(1_100), [1]);
+    bench.ledger.look(GROUP, TERM, &[(0, id(1))]);
+    bench.ledger.wait(GROUP, TERM, id(1));
+    bench.ledger.hold(GROUP, TERM, id(1));
+    bench.ledger.release(GROUP, id(1));
+    assert_eq!(bench.at(1_100), [1]);
+    assert_eq!(bench.ledger.counts().waiting, 1);
+    // The first ticket's turn comes while the dispatcher finds room for the second.
+    let failure = Failure::new(FailureClass::CircuitOpen, "down");
+    bench.ledger.down(vec![ticket], &failure, &crate::callback::tests::loose_name());
+    let Ok(Handed::Down(tickets, ..)) = bench.dues.try_recv() else { panic!("it is told") };
+    assert_eq!(bench.ledger.end_wait(&tickets), [(1_100, id(1))]);
+    assert_eq!(bench.begin(TERM, id(1), 0, 1), Some(1));
+    bench.applied(&[Effect::Ended { id: id(1) }]);
+    let counts = bench.ledger.counts();
+    assert_eq!((counts.waiting, counts.in_flight, counts.timers), (0, 0, 0));
+}
+
 /// An old batch and a new one both hold the task: it goes out once, for where it stands.
 #[test]
 fn a_stale_row_puts_the_task_back_to_where_it_stands() {
@@ -317,12 +386,13 @@ fn a_stale_row_puts_the_task_back_to_where_it_stands() {
     bench.arm(10_000);
     bench.schedule(1, 1_100);
     assert_eq!(bench.at(1_100), [1]);
-    bench.ledger.put_back(GROUP, TERM, id(1), Some(1_300));
+    bench.store_task(1, 1_300);
+    bench.put_back(1);
     assert_eq!(bench.at(1_299), NOTHING);
     assert_eq!(bench.at(1_300), [1]);
-    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 2), Some(1));
-    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 2), None, "not twice");
-    bench.ledger.put_back(GROUP, TERM, id(1), Some(1_400));
+    assert_eq!(bench.begin(TERM, id(1), 0, 2), Some(1));
+    assert_eq!(bench.begin(TERM, id(1), 0, 2), None, "not twice");
+    bench.put_back(1);
     assert_eq!(bench.ledger.counts().in_flight, 1, "an attempt is out; what follows is scheduled when it settles");
 }
 
@@ -363,22 +433,22 @@ fn a_fence_is_given_once_even_if_the_lease_comes_back() {
     bench.arm(10_000);
     bench.schedule(1, 1_000);
     assert_eq!(bench.at(1_000), [1]);
-    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 1), Some(1));
+    assert_eq!(bench.begin(TERM, id(1), 0, 1), Some(1));
     bench.ledger.unlead(GROUP, TERM);
     assert_eq!(bench.ledger.counts().in_flight, 0);
     (bench.dues, bench.room) = bench.ledger.lead(GROUP, TERM).unwrap();
     bench.ledger.load(GROUP, TERM, &[(1_000, id(1))]);
     assert_eq!(bench.at(1_000), [1]);
-    assert_eq!(bench.ledger.begin(GROUP, TERM, id(1), 0, 1), Some(2));
+    assert_eq!(bench.begin(TERM, id(1), 0, 1), Some(2));
     // A message of the term before, or to a task that is not out, does nothing.
-    assert_eq!(bench.ledger.begin(GROUP, TERM - 1, id(1), 0, 1), None);
-    assert_eq!(bench.ledger.begin(GROUP, TERM, id(9), 0, 1), None);
+    assert_eq!(bench.begin(TERM - 1, id(1), 0, 1), None);
+    assert_eq!(bench.begin(TERM, id(9), 0, 1), None);
     bench.ledger.unlead(GROUP, TERM - 1);
     assert_eq!(bench.ledger.counts().led, 1);
     let (_dues, _room) = bench.ledger.lead(GROUP, TERM + 1).unwrap();
     bench.ledger.load(GROUP, TERM + 1, &[(1_000, id(1))]);
     bench.at(1_000);
-    assert_eq!(bench.ledger.begin(GROUP, TERM + 1, id(1), 0, 1), Some(1), "a new term counts from the start");
+    assert_eq!(bench.begin(TERM + 1, id(1), 0, 1), Some(1), "a new term counts from the start");
 }
 
 /// Several threads schedule, move and end tasks while the driver runs on the real clock: each task that stays is handed

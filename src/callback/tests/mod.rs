@@ -124,3 +124,33 @@ fn listen(callbacks: &Callbacks) -> mpsc::UnboundedReceiver<Told> {
     callbacks.set_waiters(Arc::new(Channel(out)));
     told
 }
+
+/// A permit for tests of whoever holds permits: it came from a destination nobody waits for.
+pub(crate) fn loose_permit() -> Permit {
+    struct Nobody;
+    impl Waiters for Nobody {
+        fn go(&self, _: Vec<(Ticket, Permit)>) {}
+        fn down(&self, _: Vec<Ticket>, _: &Failure, _: &DestinationName) {}
+    }
+    static PLACE: std::sync::LazyLock<(tokio::runtime::Runtime, Destinations)> = std::sync::LazyLock::new(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
+        let unbounded = usize::MAX / 2;
+        let settings = CallbackSettings {
+            in_flight_max: unbounded,
+            in_flight_of_all_max: unbounded,
+            ..CallbackSettings::default()
+        };
+        let destinations = Destinations::new(settings);
+        destinations.set_waiters(Arc::new(Nobody));
+        drop(_entered);
+        (runtime, destinations)
+    });
+    let callback = Callback::new(Protocol::Udp, "h:1").unwrap();
+    PLACE.1.admit(&callback, ticket(0)).expect("there is always room")
+}
+
+/// The name of a destination, for the same.
+pub(crate) fn loose_name() -> DestinationName {
+    DestinationName::new(&Callback::new(Protocol::Udp, "h:1").unwrap())
+}
