@@ -103,6 +103,38 @@ async fn a_receiver_that_hangs_delays_nobody_else() {
     assert!(pending + dead >= stuck.len() as f64, "{pending} and {dead}");
 }
 
+/// Not even a dozen of them have all of a node between them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_receivers_that_hang_delay_nobody_else() {
+    let node = NodeProcess::start(&["--in-flight-max", "1000", "--destination-in-flight-max", "400"]);
+    let client = admin(&node).await;
+    let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 100_000).await.unwrap();
+    let works = Callback::new(Protocol::Tcp, &receiver.local_addr().to_string()).unwrap();
+    let mut hanging = Vec::new();
+    for n in 0..12 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        // Where each attempt needs no connection of its own, it may have hundreds out.
+        let address = listener.local_addr().unwrap();
+        let hangs = match n % 2 {
+            0 => Callback::new(Protocol::Tcp, &address.to_string()).unwrap(),
+            _ => Callback::new(Protocol::Grpc, &address.to_string()).unwrap(),
+        };
+        register_many(&client, &hangs, (0..1_000).map(|_| 0)).await;
+        hanging.push(listener);
+    }
+    common::eventually("they take what they can", || (node.metric("boomerang_waiting") > 9_000.0).then_some(()));
+    let beside = register_many(&client, &works, (0..2_000).map(|n| 500 + n)).await;
+    let beside = lateness_ms(beside, &mut deliveries).await;
+    println!(
+        "beside twelve that hang p50 {:.2} p99 {:.2} max {:.2} ms; out {}",
+        at(&beside, 0.5),
+        at(&beside, 0.99),
+        at(&beside, 1.0),
+        node.metric("boomerang_in_flight"),
+    );
+    assert!(at(&beside, 0.5) < 10.0 && at(&beside, 0.99) < 60.0, "a few milliseconds, also beside other work");
+}
+
 /// Nobody listens. 5,000 tasks use up their attempts at the pace of their settings, and the node does not knock 15,000
 /// times.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

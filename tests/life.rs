@@ -381,6 +381,25 @@ async fn a_recurring_task_does_not_drift_waits_for_itself_and_ends() {
     assert_eq!(accounted, 8);
 }
 
+/// An interval shorter than it takes to write anything down: what can be delivered is, and all of it is accounted for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_recurs_faster_than_a_disk_writes_is_delivered() {
+    let node = NodeProcess::start(&[]);
+    let client = admin(&node).await;
+    let (_receiver, callback, mut deliveries) = receiver(|_| Reply::Accept.into()).await;
+    for missed in [Missed::Once, Missed::Skip, Missed::All { max: 1 }] {
+        let recurrence = Some(Recurrence { missed, count: Some(500), ..Recurrence::every(1) });
+        let registered = client.register(Registration { recurrence, ..task(callback.clone(), tries(1, 0), 100) });
+        let id = registered.await.unwrap().task_id;
+        until("it ends", async || client.get(id).await.unwrap().is_none().then_some(())).await;
+        let mut came = 0;
+        while deliveries.try_recv().is_ok_and(|received| received.task_id == id) {
+            came += 1;
+        }
+        assert!(came > 10, "{missed:?}: {came}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_node_slept_through_is_skipped_merged_or_run() {
     let mut node = NodeProcess::start_on_a_fixed_port(&[]);

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::output::{payload_into, payload_text, table};
 use crate::client::{DeadLetter, FailureView, Outcome, PastOccurrence, TaskState, TaskView};
-use crate::task::{Backoff, Callback, Missed, Protocol, Recurrence, Retry, Tags};
+use crate::task::{Backoff, Callback, InstantMs, Missed, Protocol, Recurrence, Retry, Tags};
 use crate::when::{format_duration, format_instant};
 
 /// How much of a payload a table shows.
@@ -18,13 +18,18 @@ const FAILURE_WIDTH: usize = 60;
 pub const TASK_TITLES: [&str; 9] =
     ["TASK", "CLIENT", "NAME", "STATE", "DUE", "EVERY", "ATTEMPT", "CALLBACK", "PAYLOAD"];
 
+/// What is paused is due at no instant.
+pub fn due_text(due_ms: InstantMs) -> String {
+    if due_ms == 0 { "-".into() } else { format_instant(due_ms) }
+}
+
 pub fn task_row(task: &TaskView) -> Vec<String> {
     vec![
         task.task_id.to_string(),
         task.client_id.clone(),
         task.tags.name().unwrap_or("-").to_owned(),
         state_text(task.state).to_owned(),
-        format_instant(task.due_ms),
+        due_text(task.due_ms),
         task.recurrence.map_or("once".into(), |recurrence| format_duration(recurrence.interval_ms)),
         task.attempt.to_string(),
         callback_text(task.callback.as_ref()),
@@ -40,7 +45,7 @@ pub fn task_text(task: &TaskView) -> String {
     ];
     rows.extend(tags_rows(&task.tags));
     rows.extend([
-        ("due", instant_text(task.due_ms)),
+        ("due", if task.due_ms == 0 { due_text(0) } else { instant_text(task.due_ms) }),
         ("first due", instant_text(task.first_due_ms)),
         ("repeats", task.recurrence.map_or("once".into(), |recurrence| recurrence_text(&recurrence))),
         ("occurrence", task.occurrence.to_string()),
@@ -62,7 +67,7 @@ pub fn task_object(task: &TaskView) -> Map<String, Value> {
         ("state", json!(state_name(task.state))),
         ("version", json!(task.version)),
         ("due_ms", json!(task.due_ms)),
-        ("due", json!(format_instant(task.due_ms))),
+        ("due", json!((task.due_ms > 0).then(|| format_instant(task.due_ms)))),
         ("first_due_ms", json!(task.first_due_ms)),
         ("repeat_interval_ms", json!(recurrence.map(|recurrence| recurrence.interval_ms))),
         ("recurrence", recurrence.map_or(Value::Null, recurrence_object)),

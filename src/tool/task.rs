@@ -12,7 +12,8 @@ use super::args::millis;
 use super::args::task::{Get, List, Register, TaskCommand, TaskIds, Update};
 use super::output::{note, table};
 use super::show::{
-    TASK_TITLES, failure_text, history_table, outcome_name, past_object, state_text, task_object, task_row, task_text,
+    TASK_TITLES, due_text, failure_text, history_table, outcome_name, past_object, state_text, task_object, task_row,
+    task_text,
 };
 use super::watch::{Board, Row, again, look_again};
 use super::{Context, ToolError, batch, interrupted};
@@ -176,7 +177,7 @@ fn one_row(task: &TaskView) -> Row {
         task.task_id.to_string(),
         state_text(task.state).to_owned(),
         task.version.to_string(),
-        format_instant(task.due_ms),
+        due_text(task.due_ms),
         task.occurrence.to_string(),
         task.attempt.to_string(),
     ];
@@ -317,7 +318,7 @@ async fn update(args: Update, context: &Context) -> Result<(), ToolError> {
     let output = &context.output;
     let why = match updated {
         Updated::Updated { version, due_ms } => {
-            let due = format_instant(due_ms);
+            let due = due_text(due_ms);
             return output.line(
                 || format!("{id}  updated to version {version}  due {due}  {due_ms} ms"),
                 || json!({ "task_id": id, "result": "updated", "version": version, "due_ms": due_ms, "due": due }),
@@ -361,7 +362,13 @@ async fn set_paused(args: TaskIds, paused: bool, context: &Context) -> Result<()
             })
         } else {
             client.resume(*task_id).await?.map(|resumed| {
-                let (due, due_ms) = (format_instant(resumed.due_ms), resumed.due_ms);
+                let (due, due_ms) = (due_text(resumed.due_ms), resumed.due_ms);
+                if due_ms == 0 {
+                    return (
+                        format!("{id}  resumed, and has ended: its last due instant passed while it was paused"),
+                        json!({ "task_id": id, "result": "ended" }),
+                    );
+                }
                 (
                     format!("{id}  resumed  due {due}  {due_ms} ms"),
                     json!({ "task_id": id, "result": "resumed", "due_ms": due_ms, "due": due }),
