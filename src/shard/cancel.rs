@@ -14,14 +14,16 @@ impl Shard<'_, '_> {
         let stand_in = self.cancel_stand_ins(id, owner.as_ref())?;
         let Some(task) = self.owned(id, owner.as_ref())? else { return Ok(stand_in.unwrap_or(Reply::NotFound)) };
         let at = self.cursor(id, &task)?;
-        let occurrence = at.occurrence;
-        self.end(id, &task, &at)?;
+        let attempts = if claim == Claim::NotDispatched { at.attempt - 1 } else { at.attempt };
+        self.end(id, &task, &at, attempts)?;
+        // A stand-in goes out as another task's occurrence.
+        let too_late = |occurrence, attempt| Reply::TooLate { occurrence: shown_as(id, &task, occurrence).1, attempt };
         Ok(match (claim, stand_in) {
-            (Claim::MayBeOut { occurrence, attempt }, _) => Reply::TooLate { occurrence, attempt },
-            (Claim::Unknown, _) => Reply::TooLate { occurrence, attempt: at.attempt },
+            (Claim::MayBeOut { occurrence, attempt }, _) => too_late(occurrence, attempt),
+            (Claim::Unknown, _) => too_late(at.occurrence, at.attempt),
             // This attempt is not out, but an earlier one of the same occurrence was.
-            (Claim::NotDispatched, _) if at.attempt > 1 => Reply::TooLate { occurrence, attempt: at.attempt - 1 },
-            (Claim::NotDispatched, Some(too_late)) => too_late,
+            (Claim::NotDispatched, _) if at.attempt > 1 => too_late(at.occurrence, at.attempt - 1),
+            (Claim::NotDispatched, Some(stand_in)) => stand_in,
             (Claim::NotDispatched, None) => Reply::Cancelled,
         })
     }
@@ -33,16 +35,18 @@ impl Shard<'_, '_> {
         for stand_in in stand_ins.unwrap_or_default().0 {
             let Some(task) = self.owned(stand_in, owner)? else { continue };
             let at = self.cursor(stand_in, &task)?;
-            self.end(stand_in, &task, &at)?;
+            self.end(stand_in, &task, &at, at.attempt)?;
             let (_, occurrence) = shown_as(stand_in, &task, at.occurrence);
             reply = Some(Reply::TooLate { occurrence, attempt: at.attempt });
         }
         Ok(reply)
     }
 
-    fn end(&mut self, id: TaskId, task: &TaskRow, at: &CursorRow) -> Result<(), StoreError> {
+    /// `attempts` have left, or may have.
+    fn end(&mut self, id: TaskId, task: &TaskRow, at: &CursorRow, attempts: u32) -> Result<(), StoreError> {
         let failure = at.failure.as_ref().map(|(failure, _)| failure.clone());
-        self.record(id, task, at, Ended::Cancelled, 0, failure);
+        let left = CursorRow { attempt: attempts, ..at.clone() };
+        self.record(id, task, &left, Ended::Cancelled, 0, failure);
         self.remove(id, task, at)
     }
 }

@@ -126,7 +126,7 @@ pub struct HistoryRow {
     pub ended: Ended,
     pub count: u64,
     pub due_ms: InstantMs,
-    /// When the last attempt left; 0 when none did.
+    /// When the last attempt left; 0 when it was not sent, or the task was cancelled.
     pub dispatched_ms: InstantMs,
     pub attempts: u32,
     pub failure: Option<Failure>,
