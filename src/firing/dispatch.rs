@@ -30,6 +30,9 @@ use crate::task::{DeadLetterNotice, Delivery, Failure, Fence, GroupId, InstantMs
 const LEASE_MARGIN: Duration = Duration::from_millis(100);
 /// A settled attempt that could not be stored is proposed again after this.
 const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Messages of the ledger that are dealt with together.
+const MESSAGES_AT_ONCE: usize = 256;
+const READ_WITHOUT_A_WORD_MAX: usize = 16;
 /// Attempts that fail without being sent, of one shard and destination.
 const FAILED_AT_ONCE: usize = 256;
 /// Policies remembered per shard while it is led.
@@ -58,20 +61,24 @@ pub(super) fn armer(parts: Arc<Parts>) -> impl Fn(GroupId, InstantMs) + Send + '
 /// Dispatches what is due until the lease is not valid.
 pub(super) async fn run(group: &Group, term: u64, mut handed: mpsc::UnboundedReceiver<Handed>, parts: &Arc<Parts>) {
     let mut dispatcher = Dispatcher { group: group.id, term, policies: Policies::default(), parts: parts.clone() };
-    while let Some(handed) = handed.recv().await {
+    let mut messages = Vec::with_capacity(MESSAGES_AT_ONCE);
+    while handed.recv_many(&mut messages, MESSAGES_AT_ONCE).await > 0 {
         if group.leads(LEASE_MARGIN) != Some(term) {
             tracing::warn!(group = %group.id, term, "the lease is not valid; nothing is dispatched");
             return;
         }
-        let dispatched = match handed {
-            Handed::Due(due) => dispatcher.due(&due),
-            Handed::Admitted(admitted) => dispatcher.admitted(admitted),
-            Handed::Down(tickets, failure, destination) => {
-                parts.deliveries.spawn(fail(tickets, failure, destination, group.id, term, parts.clone()));
-                Ok(())
+        // Turns in a line come one by one when attempts end one by one: those that gather meanwhile are read together.
+        let (mut due, mut admitted) = (Due::new(), Vec::new());
+        for message in messages.drain(..) {
+            match message {
+                Handed::Due(more) => due.extend(more),
+                Handed::Admitted(more) => admitted.extend(more),
+                Handed::Down(tickets, failure, destination) => {
+                    parts.deliveries.spawn(fail(tickets, failure, destination, group.id, term, parts.clone()));
+                }
             }
-        };
-        if let Err(error) = dispatched {
+        }
+        if let Err(error) = dispatcher.admitted(admitted).and_then(|()| dispatcher.due(&due)) {
             parts.groups.fail(&error.to_string());
             return;
         }
@@ -189,8 +196,15 @@ fn ready(
     due: &Due,
     policies: &mut Policies,
 ) -> Result<Vec<Ready>, StoreError> {
+    if due.is_empty() {
+        return Ok(Vec::new());
+    }
     parts.ledger.look(group, term, due);
-    let standing = tokio::task::block_in_place(|| read(&parts.store, group, due, policies))?;
+    // To tell the runtime costs more than to read a few rows.
+    let standing = match due.len() {
+        ..=READ_WITHOUT_A_WORD_MAX => read(&parts.store, group, due, policies)?,
+        _ => tokio::task::block_in_place(|| read(&parts.store, group, due, policies))?,
+    };
     let mut all = Vec::with_capacity(due.len());
     for ((due_ms, id), standing) in due.iter().copied().zip(standing) {
         match standing {
