@@ -183,9 +183,10 @@ impl Callbacks {
                 pipelined = destination.is_pipelined();
                 ended
             }
-            Protocol::Grpc => inner.grpc.deliver(&delivery, within).await,
-            Protocol::Http => inner.http.deliver(&delivery, within).await,
-            Protocol::Udp => inner.udp.deliver(&delivery, within).await,
+            // In boxes: what they keep while they wait is large, and every attempt over TCP would carry room for it.
+            Protocol::Grpc => Box::pin(inner.grpc.deliver(&delivery, within)).await,
+            Protocol::Http => Box::pin(inner.http.deliver(&delivery, within)).await,
+            Protocol::Udp => Box::pin(inner.udp.deliver(&delivery, within)).await,
         };
         permit.note(callback, &ended, pipelined);
         match ended {

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -34,7 +34,7 @@ use super::names::Names;
 use super::{Attempt, CallbackSettings, failures, response_verdict};
 use crate::task::{Delivery, Endpoint, Failure, FailureClass};
 use crate::wire::convert::callback_request;
-use crate::wire::proto::{BoomerangEnvelope, boomerang_envelope::Payload};
+use crate::wire::proto::{BoomerangEnvelope, CallbackResponse, boomerang_envelope::Payload};
 use crate::wire::{FRAME_BYTES_MAX, decode_envelope, encode_frame, frame_codec};
 
 /// A connection for many requests on which nothing came for this long, while one of them waited in vain, gets no more.
@@ -72,8 +72,8 @@ struct Single {
 
 /// A connection that carries many.
 struct Shared {
-    frames: mpsc::Sender<BoomerangEnvelope>,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<BoomerangEnvelope>>>,
+    frames: mpsc::Sender<Bytes>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Said>>>,
     closed: AtomicBool,
     last_used: Mutex<Instant>,
     last_heard: Mutex<Instant>,
@@ -129,24 +129,24 @@ impl Destination {
             let _room = self.in_pipeline.acquire().await.expect("the semaphore is never closed");
             return self.deliver_shared(&shared, request, within).await;
         }
-        let number = request.request_id;
+        let number = request.number;
         // Counted before the pool is looked at: whoever puts a connection back knows of us, or we find it there.
         let unanswered = Unanswered::new(&self.unanswered);
-        let mut connection = self.connection().await?;
-        let answered = timeout(within, connection.ask(request, self.place())).await;
+        let mut connection = Box::pin(self.connection()).await?;
+        let answered = timeout(within, connection.ask(request.frame, self.place())).await;
         drop(unanswered);
-        let answer = answered.map_err(|_| {
+        let (answered_number, said) = answered.map_err(|_| {
             // Perhaps nobody looks at that connection: be careful again.
             self.side_by_side.store(false, Ordering::Relaxed);
             failures::no_answer(self.place(), within)
         })??;
-        if answer.request_id == number {
+        if answered_number == number {
             self.share(connection);
         } else {
             self.answers.send_modify(|count| *count += 1);
             self.keep(connection);
         }
-        verdict(self.place(), answer)
+        verdict(self.place(), said)
     }
 
     /// Whether the receiver has shown that one connection can carry many requests.
@@ -187,12 +187,12 @@ impl Destination {
         });
     }
 
-    fn request(&self, delivery: &Delivery) -> BoomerangEnvelope {
-        BoomerangEnvelope {
-            session_id: String::new(),
-            request_id: self.numbers.fetch_add(1, Ordering::Relaxed),
-            payload: Some(Payload::CallbackRequest(callback_request(delivery))),
-        }
+    fn request(&self, delivery: &Delivery) -> Request {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let payload = Some(Payload::CallbackRequest(callback_request(delivery)));
+        let mut frame = BytesMut::new();
+        encode_frame(&BoomerangEnvelope { session_id: String::new(), request_id: number, payload }, &mut frame);
+        Request { number, frame: frame.freeze() }
     }
 
     fn shared(&self) -> Option<Arc<Shared>> {
@@ -203,15 +203,15 @@ impl Destination {
         shared.clone()
     }
 
-    async fn deliver_shared(&self, shared: &Arc<Shared>, request: BoomerangEnvelope, within: Duration) -> Attempt {
-        let number = request.request_id;
+    async fn deliver_shared(&self, shared: &Arc<Shared>, request: Request, within: Duration) -> Attempt {
+        let Request { number, frame } = request;
         let (out, answer) = oneshot::channel();
         let asked_at = Instant::now();
         shared.waiting.lock().expect("no panic under this lock").insert(number, out);
         *shared.last_used.lock().expect("no panic under this lock") = asked_at;
         let asked = async {
             // A closed connection drops the senders of those who wait, and so answers them.
-            let _ = shared.frames.send(request).await;
+            let _ = shared.frames.send(frame).await;
             if shared.closed.load(Ordering::Acquire) {
                 shared.fail_all();
             }
@@ -220,7 +220,7 @@ impl Destination {
         let answered = timeout(within, asked).await;
         shared.waiting.lock().expect("no panic under this lock").remove(&number);
         match answered {
-            Ok(Ok(answer)) => verdict(self.place(), answer),
+            Ok(Ok(said)) => verdict(self.place(), said),
             Ok(Err(_)) => {
                 let text = format!("{}: the connection broke before the answer", self.endpoint);
                 Err(Failure::new(FailureClass::Broken, text))
@@ -293,10 +293,27 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-fn verdict(place: &str, answer: BoomerangEnvelope) -> Attempt {
-    match answer.payload {
-        Some(Payload::CallbackResponse(response)) => response_verdict(place, response),
-        _ => {
+/// A request, ready to leave. Not the message, which is large and would be carried along by all that waits.
+struct Request {
+    number: u64,
+    frame: Bytes,
+}
+
+/// What a receiver has answered, if that is what it should.
+type Said = Option<CallbackResponse>;
+
+fn said(answer: BoomerangEnvelope) -> (u64, Said) {
+    let said = match answer.payload {
+        Some(Payload::CallbackResponse(response)) => Some(response),
+        _ => None,
+    };
+    (answer.request_id, said)
+}
+
+fn verdict(place: &str, said: Said) -> Attempt {
+    match said {
+        Some(response) => response_verdict(place, response),
+        None => {
             let text = format!("{place}: the receiver answered with something else than a callback response");
             Err(Failure::new(FailureClass::BadAnswer, text))
         }
@@ -304,9 +321,7 @@ fn verdict(place: &str, answer: BoomerangEnvelope) -> Attempt {
 }
 
 impl Single {
-    async fn ask(&mut self, request: BoomerangEnvelope, place: &str) -> Result<BoomerangEnvelope, Failure> {
-        let mut frame = BytesMut::new();
-        encode_frame(&request, &mut frame);
+    async fn ask(&mut self, frame: Bytes, place: &str) -> Result<(u64, Said), Failure> {
         self.writer.write_all(&frame).await.map_err(|error| failures::broken(place, &error))?;
         match self.reader.next().await {
             None => {
@@ -318,7 +333,7 @@ impl Single {
                 Err(Failure::new(FailureClass::BadAnswer, format!("{place}: the answer is not a frame: {error}")))
             }
             Some(Err(error)) => Err(failures::broken(place, &error)),
-            Some(Ok(frame)) => decode_envelope(frame.freeze()).map_err(|error| {
+            Some(Ok(frame)) => decode_envelope(frame.freeze()).map(said).map_err(|error| {
                 Failure::new(FailureClass::BadAnswer, format!("{place}: the answer is not an envelope: {error}"))
             }),
         }
@@ -374,13 +389,13 @@ impl Drop for Shared {
 }
 
 /// Many frames leave in one write. Ends when the last sender is gone or the connection breaks.
-async fn write_frames(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<BoomerangEnvelope>) {
+async fn write_frames(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Bytes>) {
     let mut frames = Vec::with_capacity(FRAMES_PER_WRITE);
     let mut buffer = BytesMut::new();
     while queue.recv_many(&mut frames, FRAMES_PER_WRITE).await > 0 {
         buffer.clear();
         for frame in frames.drain(..) {
-            encode_frame(&frame, &mut buffer);
+            buffer.extend_from_slice(&frame);
         }
         if writer.write_all(&buffer).await.is_err() {
             // The reader meets the end of the connection and tells those who wait.
@@ -394,18 +409,18 @@ async fn read_answers(mut reader: FramedRead<OwnedReadHalf, LengthDelimitedCodec
         let frame = reader.next().await;
         let Some(shared) = shared.upgrade() else { return };
         let answer = match frame {
-            Some(Ok(frame)) => decode_envelope(frame.freeze()).ok(),
+            Some(Ok(frame)) => decode_envelope(frame.freeze()).ok().map(said),
             _ => None,
         };
-        let Some(answer) = answer else {
+        let Some((number, said)) = answer else {
             shared.fail_all();
             return;
         };
         *shared.last_heard.lock().expect("no panic under this lock") = Instant::now();
-        let waiting = shared.waiting.lock().expect("no panic under this lock").remove(&answer.request_id);
+        let waiting = shared.waiting.lock().expect("no panic under this lock").remove(&number);
         // Nobody waits any more for an answer that came after its timeout.
         if let Some(waiting) = waiting {
-            let _ = waiting.send(answer);
+            let _ = waiting.send(said);
         }
     }
 }
