@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 stopped in order, 1 failed, 2 wrong usage.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -62,7 +62,9 @@ fn main() -> ExitCode {
         Ok(filter) => filter,
         Err(error) => return usage(&format!("--log: {error}")),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
+    // Colours are for people; a file or a collector gets plain text.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let settings = match settings(cli) {
         Ok(settings) => settings,
         Err(error) => return usage(&error.to_string()),
