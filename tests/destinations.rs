@@ -96,8 +96,7 @@ async fn a_receiver_that_hangs_delays_nobody_else() {
     );
     assert!(counts.1 > 10_000.0, "they wait: {counts:?}");
     assert!(at(&beside, 0.5) < at(&alone, 0.5) + 5.0, "a few milliseconds");
-    // Where it fails, it fails by seconds: a machine with other work must not.
-    assert!(at(&beside, 0.99) < at(&alone, 0.99) + 250.0, "no more than other work does");
+    assert!(at(&beside, 0.99) < at(&alone, 0.99) + 50.0, "also on a machine with other work");
     // None of those that hang is lost: each is still there, or has become a dead letter.
     let pending = node.metric("boomerang_pending");
     let dead = node.metric("boomerang_dead_letters");
@@ -133,7 +132,7 @@ async fn many_receivers_that_hang_delay_nobody_else() {
         at(&beside, 1.0),
         node.metric("boomerang_in_flight"),
     );
-    assert!(at(&beside, 0.5) < 20.0 && at(&beside, 0.99) < 250.0, "no more than other work does");
+    assert!(at(&beside, 0.5) < 10.0 && at(&beside, 0.99) < 60.0, "a few milliseconds, also beside other work");
 }
 
 /// Nobody listens. 5,000 tasks use up their attempts at the pace of their settings, and the node does not knock 15,000

@@ -425,8 +425,8 @@ async fn what_a_node_slept_through_is_skipped_merged_or_run() {
         seen.entry(received.task_id).or_default().push(received.occurrence);
     }
     let first = |n: usize| (seen[&tasks[n].task_id][0], back_at[&tasks[n].task_id]);
-    assert!(first(0).0 >= 9 && first(0).1 < 1_000, "skipped: goes on with the next one, on time: {:?}", first(0));
-    assert!(first(1).0 >= 9 && first(1).1 < 1_000, "as one: the latest that was missed, at once: {:?}", first(1));
+    assert!(first(0).0 >= 9 && first(0).1 < 150, "skipped: goes on with the next one, on time: {:?}", first(0));
+    assert!(first(1).0 >= 9 && first(1).1 < 250, "as one: the latest that was missed, at once: {:?}", first(1));
     assert!(first(2).0 >= 6, "at most four of them: {:?}", first(2));
     let all = &seen[&tasks[2].task_id];
     assert!(all.windows(2).all(|pair| pair[1] == pair[0] + 1), "one after the other: {all:?}");
