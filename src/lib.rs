@@ -11,6 +11,7 @@
 //! | [`shard`] | the replicated state machine, a function |
 //! | [`raft`] | openraft: log store, groups, network |
 //! | [`propose`] | from what is asked to what is replicated |
+//! | [`placement`] | who hosts which group |
 //! | [`callback`] | what goes out |
 //! | [`firing`] | the leader: window, wheel, dispatch, settle |
 //! | [`server`] | what comes in |
@@ -26,6 +27,7 @@ pub mod disk;
 pub mod firing;
 pub mod metrics;
 pub mod node;
+pub mod placement;
 pub mod propose;
 pub mod raft;
 pub mod server;

@@ -128,9 +128,11 @@ impl Node {
             staging: folder.staging(),
             network: PeerNetwork::new(&settings.cluster, settings.node_id),
             observer: ledger.clone(),
-            begin: Begin::Alone,
         })
         .await?;
+        for group in (0..=settings.shards).map(GroupId) {
+            groups.host(group, Begin::Alone).await?;
+        }
         let mut guard = DiskGuard::new(&settings, folder.path(), store.clone());
         let (disk_out, disk) = watch::channel(guard.look().0);
         let proposer = Proposer::start(crate::propose::Parts {

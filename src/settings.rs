@@ -7,6 +7,7 @@
 //! What `apply` depends on is not here: it would differ from node to node. Only the number of shards is, which is fixed
 //! when the data folder is made, and checked against it.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,6 +22,10 @@ use crate::task::{Limits, SHARDS_MAX};
 use crate::when::parse_duration;
 
 const SHARDS_DEFAULT: u16 = 16;
+const REPLICAS_DEFAULT: u16 = 3;
+const REPLICAS_MAX: u16 = 9;
+const NODES_MAX: u16 = 1_000;
+const NODE_GRACE_MS: u64 = 5 * 60_000;
 const CLUSTER_DEFAULT: &str = "boomerang";
 const SESSION_DEFAULT: Duration = Duration::from_secs(30 * 60);
 const SESSIONS_MAX: usize = 100_000;
@@ -70,6 +75,37 @@ pub struct Given {
     /// Name of the cluster the data belongs to [default: boomerang]
     #[arg(long, value_name = "NAME", env = "BOOMERANG_CLUSTER")]
     pub cluster: Option<String>,
+    /// Address that others reach this node by, without a port, when it listens on all addresses
+    #[arg(long, value_name = "HOST", env = "BOOMERANG_ADVERTISE_HOST")]
+    pub advertise_host: Option<String>,
+    /// etcd of the cluster, which decides where replicas are. Without it and without --peers the node is alone
+    #[arg(long, value_name = "URL,URL", env = "BOOMERANG_ETCD")]
+    pub etcd: Option<String>,
+    /// All nodes of a cluster without etcd, this one included, as number=host:port of their --peer-addr. The list is
+    /// the same on every node and never changes but for the addresses
+    #[arg(long, value_name = "N=ADDR,N=ADDR", env = "BOOMERANG_PEERS")]
+    pub peers: Option<String>,
+    /// Copies of each shard [default: 3, or as many as there are nodes]
+    #[arg(long, value_name = "N", env = "BOOMERANG_REPLICAS")]
+    pub replicas: Option<u16>,
+    /// Nodes that a new cluster waits for before it makes its shards [default: --replicas]
+    #[arg(long, value_name = "N", env = "BOOMERANG_BOOTSTRAP_EXPECT")]
+    pub bootstrap_expect: Option<u16>,
+    /// What fails together with this node: replicas are spread over zones
+    #[arg(long, value_name = "NAME", env = "BOOMERANG_ZONE")]
+    pub zone: Option<String>,
+    /// A node that is away for longer is replaced [default: 5m]
+    #[arg(long, value_name = "DURATION", env = "BOOMERANG_NODE_GRACE")]
+    pub node_grace: Option<String>,
+    /// Certificate of this node for its peers, PEM; with it, nodes speak TLS and know each other by their certificates
+    #[arg(long, value_name = "FILE", env = "BOOMERANG_PEER_CERT")]
+    pub peer_cert: Option<PathBuf>,
+    /// Key of --peer-cert, PEM
+    #[arg(long, value_name = "FILE", env = "BOOMERANG_PEER_KEY")]
+    pub peer_key: Option<PathBuf>,
+    /// Whoever has signed the certificates of all nodes, PEM
+    #[arg(long, value_name = "FILE", env = "BOOMERANG_PEER_CA")]
+    pub peer_ca: Option<PathBuf>,
     /// Number of shards, fixed when the data folder is made [default: 16]
     #[arg(long, value_name = "N", env = "BOOMERANG_SHARDS")]
     pub shards: Option<u16>,
@@ -150,6 +186,16 @@ impl Given {
             http_addr,
             peer_addr,
             cluster,
+            advertise_host,
+            etcd,
+            peers,
+            replicas,
+            bootstrap_expect,
+            zone,
+            node_grace,
+            peer_cert,
+            peer_key,
+            peer_ca,
             shards,
             admin_password,
             session_timeout,
@@ -172,6 +218,32 @@ impl Given {
     }
 }
 
+/// What decides where replicas are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    /// One node holds everything.
+    Alone,
+    /// A fixed list of nodes, by their numbers.
+    Static {
+        peers: BTreeMap<u64, String>,
+        replicas: u16,
+    },
+    Etcd {
+        endpoints: Vec<String>,
+        replicas: u16,
+        bootstrap_expect: u16,
+        node_grace: Duration,
+    },
+}
+
+/// PEM files.
+#[derive(Debug, Clone)]
+pub struct PeerTlsFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
+}
+
 /// What a node runs with.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -181,6 +253,10 @@ pub struct Settings {
     pub http_addr: SocketAddr,
     pub peer_addr: SocketAddr,
     pub cluster: String,
+    pub advertise_host: Option<String>,
+    pub placement: Placement,
+    pub zone: String,
+    pub peer_tls: Option<PeerTlsFiles>,
     pub shards: u16,
     pub admin_password: Option<String>,
     /// Lets every name in as administrator, on loopback only.
@@ -251,13 +327,47 @@ impl Settings {
         }
         let session = duration_ms("--session-timeout", given.session_timeout.as_deref())?;
         let session = session.unwrap_or(u64::try_from(SESSION_DEFAULT.as_millis()).expect("half an hour"));
+        let node_id = within("--node-id", given.node_id.unwrap_or(1), 1, u64::MAX - 1)?;
+        let replicas = within("--replicas", given.replicas.unwrap_or(REPLICAS_DEFAULT), 1, REPLICAS_MAX)?;
+        let placement = match (given.etcd.as_deref(), given.peers.as_deref()) {
+            (Some(_), Some(_)) => return Err(wrong("--peers", "cannot be given together with --etcd")),
+            (None, None) => Placement::Alone,
+            (None, Some(text)) => Placement::Static { peers: peers(text, node_id)?, replicas },
+            (Some(text), None) => {
+                let grace = duration_ms("--node-grace", given.node_grace.as_deref())?;
+                let grace = within("--node-grace", grace.unwrap_or(NODE_GRACE_MS), 1_000, 30 * 24 * 3_600_000)?;
+                Placement::Etcd {
+                    endpoints: endpoints(text)?,
+                    replicas,
+                    bootstrap_expect: within(
+                        "--bootstrap-expect",
+                        given.bootstrap_expect.unwrap_or(replicas),
+                        1,
+                        NODES_MAX,
+                    )?,
+                    node_grace: Duration::from_millis(grace),
+                }
+            }
+        };
+        if open && placement != Placement::Alone {
+            return Err(wrong("--etcd, --peers", "are for 'boomerang serve': 'boomerang dev' is one node"));
+        }
+        let peer_tls = match (given.peer_cert, given.peer_key, given.peer_ca) {
+            (Some(cert), Some(key), Some(ca)) => Some(PeerTlsFiles { cert, key, ca }),
+            (None, None, None) => None,
+            _ => return Err(wrong("--peer-cert, --peer-key, --peer-ca", "are needed together, or none of them")),
+        };
         let settings = Self {
-            node_id: within("--node-id", given.node_id.unwrap_or(1), 1, u64::MAX - 1)?,
+            node_id,
             data_dir,
             tcp_addr: address("--tcp-addr", given.tcp_addr.as_deref().unwrap_or("127.0.0.1:9973"))?,
             http_addr: address("--http-addr", given.http_addr.as_deref().unwrap_or("127.0.0.1:9974"))?,
             peer_addr: address("--peer-addr", given.peer_addr.as_deref().unwrap_or("127.0.0.1:9975"))?,
             cluster,
+            advertise_host: given.advertise_host.filter(|host| !host.is_empty()),
+            placement,
+            zone: given.zone.unwrap_or_default(),
+            peer_tls,
             shards,
             admin_password,
             open,
@@ -288,6 +398,38 @@ fn within<T: PartialOrd + std::fmt::Display>(flag: &str, value: T, min: T, max: 
         return Err(wrong(flag, format!("{value} is not within {min} and {max}")));
     }
     Ok(value)
+}
+
+/// `1=host:port,2=host:port`
+fn peers(text: &str, node_id: u64) -> Result<BTreeMap<u64, String>, SettingsError> {
+    let mut peers = BTreeMap::new();
+    for peer in text.split(',').map(str::trim).filter(|peer| !peer.is_empty()) {
+        let found = peer.split_once('=').and_then(|(number, at)| Some((number.trim().parse::<u64>().ok()?, at.trim())));
+        let (number, at) = found.ok_or_else(|| wrong("--peers", format!("'{peer}' is not number=host:port")))?;
+        let port = at.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok())?);
+        if port.is_none_or(|port| port == 0) {
+            return Err(wrong("--peers", format!("'{at}' is not host:port")));
+        }
+        if peers.insert(number, at.to_owned()).is_some() {
+            return Err(wrong("--peers", format!("node {number} is named twice")));
+        }
+    }
+    if !peers.contains_key(&node_id) {
+        return Err(wrong("--peers", format!("this node, {node_id}, is not among them")));
+    }
+    Ok(peers)
+}
+
+fn endpoints(text: &str) -> Result<Vec<String>, SettingsError> {
+    let endpoints: Vec<String> =
+        text.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect();
+    if endpoints.is_empty() {
+        return Err(wrong("--etcd", "names no URL"));
+    }
+    match endpoints.iter().find(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+        Some(url) => Err(wrong("--etcd", format!("'{url}' is not a URL, for example http://127.0.0.1:2379"))),
+        None => Ok(endpoints),
+    }
 }
 
 fn address(flag: &str, text: &str) -> Result<SocketAddr, SettingsError> {
@@ -336,6 +478,17 @@ mod tests {
         assert!(refusal(Given { payload_max: Some(1 << 20), ..given() }).starts_with("--payload-max"));
         let for_one = Given { destination_in_flight_max: Some(0), ..given() };
         assert!(refusal(for_one).starts_with("--destination-in-flight-max"));
+        let peers = |text: &str| refusal(Given { peers: Some(text.into()), ..given() });
+        assert!(peers("2=a:1").contains("this node, 1, is not among them"));
+        assert!(peers("1=a:1,1=b:1").contains("named twice"));
+        assert!(peers("1=a").contains("not host:port"));
+        assert!(peers("a:1").contains("not number=host:port"));
+        assert!(refusal(Given { etcd: Some("a:2379".into()), ..given() }).contains("not a URL"));
+        assert!(
+            refusal(Given { etcd: Some("http://a".into()), peers: Some("1=a:1".into()), ..given() })
+                .contains("together")
+        );
+        assert!(refusal(Given { peer_cert: Some("c".into()), ..given() }).contains("--peer-ca"));
         let open = Given { tcp_addr: Some("0.0.0.0:0".into()), ..given() };
         assert!(Settings::build(open, true).unwrap_err().to_string().contains("loopback"));
     }

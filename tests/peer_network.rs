@@ -88,9 +88,14 @@ impl Node {
             staging: folder.path().join("staging"),
             network: network.clone(),
             observer: Arc::new(Deaf),
-            begin,
         };
         let groups = Groups::start(parts).await.unwrap();
+        for group in (0..=shards).map(GroupId) {
+            // What it holds from an earlier life stays what it was.
+            if groups.get(group).is_none() {
+                groups.host(group, begin.clone()).await.unwrap();
+            }
+        }
         let mut node = Self { id, groups, network, store, syncer, folder, server: None };
         node.serve().await;
         node

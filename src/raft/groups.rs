@@ -27,6 +27,7 @@ use super::network::PeerNetwork;
 use super::state_machine::{Observer, Seat, StateMachine};
 use super::types::{LogId, Member, Raft, ReplicaId};
 use crate::store::keys::Key;
+use crate::store::overlay::Write;
 use crate::store::syncer::Syncer;
 use crate::store::{LogWrite, Store, StoreError, codec};
 use crate::task::GroupId;
@@ -96,13 +97,34 @@ impl Group {
     }
 }
 
-/// How a group that this node does not know yet comes to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a replica that this node does not hold yet comes to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Begin {
-    /// With this node as its only voter.
+    /// As the only voter of a new group.
     Alone,
+    /// As one of the first voters of a new group. All of them begin with the very same members, and none of them may
+    /// have been in the group before.
+    Together { replica: ReplicaId, members: BTreeMap<ReplicaId, Member> },
     /// As `replica` of a group that has a leader elsewhere, or will have: it waits until that one speaks to it.
     Wait { replica: ReplicaId },
+}
+
+impl Begin {
+    fn replica(&self) -> ReplicaId {
+        match self {
+            Begin::Alone => FIRST_REPLICA,
+            Begin::Together { replica, .. } | Begin::Wait { replica } => *replica,
+        }
+    }
+
+    /// Whom it begins a new group with.
+    fn members(&self, node_id: u64) -> Option<BTreeMap<ReplicaId, Member>> {
+        match self {
+            Begin::Alone => Some(BTreeMap::from([(FIRST_REPLICA, Member { node_id })])),
+            Begin::Together { members, .. } => Some(members.clone()),
+            Begin::Wait { .. } => None,
+        }
+    }
 }
 
 /// What all groups of a node share.
@@ -115,7 +137,6 @@ pub struct Parts {
     pub staging: PathBuf,
     pub network: PeerNetwork,
     pub observer: Arc<dyn Observer>,
-    pub begin: Begin,
 }
 
 /// See [`Seat`].
@@ -131,6 +152,10 @@ struct Inner {
     groups: RwLock<BTreeMap<GroupId, Group>>,
     chairs: Mutex<BTreeMap<GroupId, Chair>>,
     failed: watch::Sender<Option<String>>,
+    /// Counts how often a group has come or gone.
+    changes: watch::Sender<u64>,
+    /// Held while a group comes or goes.
+    coming: tokio::sync::Mutex<()>,
 }
 
 /// A handle on all groups of this node; cheap to clone.
@@ -140,19 +165,84 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Starts every group this node hosts: with the static placement of a single node, all of them.
+    /// Starts every group that this node holds a replica of. The others come with [`Groups::host`].
     pub async fn start(parts: Parts) -> Result<Self, GroupError> {
-        let last = GroupId(parts.shards);
         clear_staging(&parts.staging)?;
-        let inner =
-            Inner { parts, groups: RwLock::default(), chairs: Mutex::default(), failed: watch::Sender::new(None) };
+        let mut held = Vec::new();
+        for id in (0..=parts.shards).map(GroupId) {
+            if parts.store.get_log(&Key::log_retired(id))?.is_some() {
+                erase(&parts.store, id).await?;
+            }
+            if let Some(bytes) = parts.store.get_log(&Key::log_replica(id))? {
+                held.push((id, codec::decode("a replica id", &bytes)?));
+            }
+        }
+        let inner = Inner {
+            parts,
+            groups: RwLock::default(),
+            chairs: Mutex::default(),
+            failed: watch::Sender::new(None),
+            changes: watch::Sender::new(0),
+            coming: tokio::sync::Mutex::default(),
+        };
         let groups = Self { inner: Arc::new(inner) };
-        let starts = (0..=last.0).map(|id| groups.start_group(GroupId(id)));
+        let starts = held.into_iter().map(|(id, replica)| groups.start_group(id, replica, None));
         for started in futures::future::join_all(starts).await {
-            let group = started?;
-            groups.inner.groups.write().expect("no panic under this lock").insert(group.id, group);
+            groups.insert(started?);
         }
         Ok(groups)
+    }
+
+    /// Holds a replica of `id` from now on. Does nothing when that replica is here already; refuses when another is.
+    pub async fn host(&self, id: GroupId, begin: Begin) -> Result<Group, GroupError> {
+        let _turn = self.inner.coming.lock().await;
+        let replica = begin.replica();
+        if let Some(group) = self.get(id) {
+            if group.replica == replica {
+                self.begin(&group, begin.members(self.inner.parts.node_id)).await?;
+                return Ok(group);
+            }
+            let why = format!("this node holds replica {} of it", group.replica);
+            return Err(GroupError::Raft { group: id, verb: "be held here as another replica", why });
+        }
+        self.write_replica(id, replica).await?;
+        let group = self.start_group(id, replica, begin.members(self.inner.parts.node_id)).await?;
+        self.insert(group.clone());
+        Ok(group)
+    }
+
+    /// Lets go of a replica that is no member of its group any more, and of everything it has stored. Its id must never
+    /// be used again.
+    pub async fn retire(&self, id: GroupId) -> Result<(), GroupError> {
+        let _turn = self.inner.coming.lock().await;
+        let Some(group) = self.get(id) else { return Ok(()) };
+        self.inner.groups.write().expect("no panic under this lock").remove(&id);
+        self.inner.changes.send_modify(|changes| *changes += 1);
+        let _ = group.raft.shutdown().await;
+        // Nothing of it is at work any more: what it would write now would stay for ever.
+        let seat = self.take_seat(id).await?;
+        let store = &self.inner.parts.store;
+        // First of all, so that whatever happens from here on, the next start goes on with it.
+        store.write_log(vec![LogWrite::Put(Key::log_retired(id), Vec::new())])?;
+        self.synced(id, "be let go of").await?;
+        erase(store, id).await?;
+        drop(seat);
+        tracing::info!(group = %id, replica = group.replica, "let go of a replica");
+        Ok(())
+    }
+
+    fn insert(&self, group: Group) {
+        self.inner.groups.write().expect("no panic under this lock").insert(group.id, group);
+        self.inner.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Changes whenever a group comes, goes, or is built again.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    pub fn node_id(&self) -> u64 {
+        self.inner.parts.node_id
     }
 
     pub fn get(&self, id: GroupId) -> Option<Group> {
@@ -174,10 +264,15 @@ impl Groups {
         reason.clone().expect("waited for it")
     }
 
-    async fn start_group(&self, id: GroupId) -> Result<Group, GroupError> {
+    /// `members`: whom it begins a new group with, if it does.
+    async fn start_group(
+        &self,
+        id: GroupId,
+        replica: ReplicaId,
+        members: Option<BTreeMap<ReplicaId, Member>>,
+    ) -> Result<Group, GroupError> {
         let parts = &self.inner.parts;
         let error = |verb| move |why: String| GroupError::Raft { group: id, verb, why };
-        let replica = self.replica(id).await?;
         let seat = self.take_seat(id).await?;
         let log = LogStore::new(id, parts.store.clone(), parts.syncer.clone());
         let machine = StateMachine::open(id, parts.store.clone(), parts.staging.clone(), parts.observer.clone())?;
@@ -194,12 +289,21 @@ impl Groups {
             if lone {
                 raft.trigger().elect(false).await.map_err(|fatal| error("elect a leader")(fatal.to_string()))?;
             }
-        } else if parts.begin == Begin::Alone {
-            let members = BTreeMap::from([(replica, Member { node_id: parts.node_id })]);
-            raft.initialize(members).await.map_err(|why| error("begin")(why.to_string()))?;
         }
         static LIVES: AtomicU64 = AtomicU64::new(0);
-        Ok(Group { id, replica, raft, life: LIVES.fetch_add(1, Ordering::Relaxed) })
+        let group = Group { id, replica, raft, life: LIVES.fetch_add(1, Ordering::Relaxed) };
+        self.begin(&group, members).await?;
+        Ok(group)
+    }
+
+    /// A new group begins, unless it has begun already.
+    async fn begin(&self, group: &Group, members: Option<BTreeMap<ReplicaId, Member>>) -> Result<(), GroupError> {
+        let Some(members) = members else { return Ok(()) };
+        let error = |why: String| GroupError::Raft { group: group.id, verb: "begin", why };
+        if group.raft.is_initialized().await.map_err(|fatal| error(fatal.to_string()))? {
+            return Ok(());
+        }
+        group.raft.initialize(members).await.map_err(|why| error(why.to_string()))
     }
 
     /// Waits for whoever applies to the group, if it was started before.
@@ -217,25 +321,19 @@ impl Groups {
         Ok(Seat::new(taken, panicked))
     }
 
-    /// The replica this node holds of a group: written down before it can vote.
-    async fn replica(&self, id: GroupId) -> Result<ReplicaId, GroupError> {
-        let store = &self.inner.parts.store;
-        let key = Key::log_replica(id);
-        if let Some(bytes) = store.get_log(&key)? {
-            return Ok(codec::decode("a replica id", &bytes)?);
-        }
-        let replica = match self.inner.parts.begin {
-            Begin::Alone => FIRST_REPLICA,
-            Begin::Wait { replica } => replica,
-        };
-        store.write_log(vec![LogWrite::Put(key, codec::encode(&replica))])?;
+    /// Before it can vote.
+    async fn write_replica(&self, id: GroupId, replica: ReplicaId) -> Result<(), GroupError> {
+        self.inner.parts.store.write_log(vec![LogWrite::Put(Key::log_replica(id), codec::encode(&replica))])?;
+        self.synced(id, "store its replica id").await
+    }
+
+    async fn synced(&self, group: GroupId, verb: &'static str) -> Result<(), GroupError> {
         let (done, synced) = tokio::sync::oneshot::channel();
         self.inner.parts.syncer.after_sync(move |result| {
             let _ = done.send(result);
         });
-        let lost = |why: String| GroupError::Raft { group: id, verb: "store its replica id", why };
-        synced.await.map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))?;
-        Ok(replica)
+        let lost = |why: String| GroupError::Raft { group, verb, why };
+        synced.await.map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))
     }
 
     /// Looks after the groups until the returned future is dropped.
@@ -302,7 +400,11 @@ impl Groups {
     async fn rebuild(&self, broken: &Group) -> Result<(), GroupError> {
         tracing::error!(group = %broken.id, "the group has panicked; building it again from the store");
         let _ = broken.raft.shutdown().await;
-        let group = match self.start_group(broken.id).await {
+        let _turn = self.inner.coming.lock().await;
+        if self.get(broken.id).is_none_or(|now| now.life != broken.life) {
+            return Ok(());
+        }
+        let group = match self.start_group(broken.id, broken.replica, None).await {
             Ok(group) => group,
             // It may panic again while it starts; the other groups go on, and the next round tries again.
             Err(error @ GroupError::Raft { .. }) => {
@@ -311,7 +413,7 @@ impl Groups {
             }
             Err(error @ (GroupError::Store(_) | GroupError::Staging { .. })) => return Err(error),
         };
-        self.inner.groups.write().expect("no panic under this lock").insert(group.id, group);
+        self.insert(group);
         Ok(())
     }
 
@@ -327,6 +429,19 @@ impl Groups {
         tokio::task::spawn_blocking(move || store.flush_state(true)).await.expect("a flush does not panic")?;
         Ok(())
     }
+}
+
+/// Everything stored of a group that was let go of, and last of all the note that it was.
+async fn erase(store: &Store, id: GroupId) -> Result<(), StoreError> {
+    let store = store.clone();
+    let erased = tokio::task::spawn_blocking(move || {
+        let (from, until) = Key::group_range(id);
+        store.write_state([(from.clone(), Write::DeleteRange(until.clone()))])?;
+        store.flush_state(true)?;
+        store.write_log(vec![LogWrite::DeleteRange(from, until)])?;
+        store.sync_log()
+    });
+    erased.await.expect("erasing does not panic")
 }
 
 /// What is purged must be in the state: openraft takes an empty state above a purged log for a new one, and would serve

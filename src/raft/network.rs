@@ -1,12 +1,13 @@
 //! From this node's groups to their replicas on other nodes.
 //!
-//! [`PeerNetwork`] knows where the nodes are (the placement room tells it) and holds three connections to each of them,
+//! [`PeerNetwork`] knows where the nodes are (the placement room tells it) and holds four connections to each of them,
 //! made when first used and shared by all groups, so that nothing waits behind something of another kind:
 //!
 //! ```text
 //!   control     votes, heartbeats, transfers     small, must be quick: leases and elections hang on them
 //!   appends     log entries, pipelined           one long stream per group
 //!   snapshots   rows of whole shards             as much as the link carries
+//!   requests    what is not Raft: forwarded requests, questions about a node
 //! ```
 //!
 //! Log entries and heartbeats travel on a [`Lane`], a stream in both directions that stays open between uses. Several
@@ -112,6 +113,7 @@ struct Connections {
     control: Channel,
     appends: Channel,
     snapshots: Channel,
+    requests: Channel,
 }
 
 impl PeerNetwork {
@@ -143,6 +145,16 @@ impl PeerNetwork {
     pub fn address(&self, node_id: u64) -> Option<String> {
         let remotes = self.inner.remotes.read().expect("no panic under this lock");
         remotes.get(&node_id).map(|remote| remote.address.clone())
+    }
+
+    /// The connection for what is not Raft. Must be called within the runtime that is to run it.
+    pub fn requests_to(&self, node_id: u64) -> Result<Channel, String> {
+        let remote = self.remote(node_id).map_err(|error| error.to_string())?;
+        Ok(remote.connections().map_err(|error| error.to_string())?.requests.clone())
+    }
+
+    pub fn cluster(&self) -> &str {
+        &self.inner.cluster
     }
 
     /// What openraft takes as the network of one group.
@@ -177,6 +189,7 @@ impl Remote {
             control: connect(),
             appends: connect(),
             snapshots: connect(),
+            requests: connect(),
         }))
     }
 }

@@ -89,6 +89,7 @@ pub fn log_line(key: &[u8], value: &[u8]) -> String {
             ("vote".into(), codec::decode::<VoteRow>("the vote", value).map(|row| Vote::from(row).to_string()))
         }
         ParsedLog::Purged => ("purged".into(), row(value, applied)),
+        ParsedLog::Retired => ("retired".into(), Ok(String::new())),
         ParsedLog::Replica => ("replica".into(), row(value, |id: ReplicaId| id.to_string())),
         ParsedLog::Entry(index) => (format!("entry {index}"), entry(index, value)),
     };

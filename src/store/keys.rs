@@ -66,6 +66,7 @@ const LOG_VOTE: u8 = 0;
 const LOG_PURGED: u8 = 1;
 const LOG_REPLICA: u8 = 2;
 const LOG_ENTRY: u8 = 3;
+const LOG_RETIRED: u8 = 4;
 
 /// Not a group: the node's own row, which lies behind all groups.
 const NODE: u16 = u16::MAX;
@@ -259,6 +260,11 @@ impl Key {
         Self::new(group.0, LOG_REPLICA, &[])
     }
 
+    /// The replica was let go of; what is left of it must go before anything else of the group comes.
+    pub fn log_retired(group: GroupId) -> Self {
+        Self::new(group.0, LOG_RETIRED, &[])
+    }
+
     pub fn log_entry(group: GroupId, index: u64) -> Self {
         Self::new(group.0, LOG_ENTRY, &[&index.to_be_bytes()])
     }
@@ -362,6 +368,7 @@ pub enum ParsedLog {
     Vote,
     Purged,
     Replica,
+    Retired,
     Entry(u64),
 }
 
@@ -372,6 +379,7 @@ pub fn parse_log(bytes: &[u8]) -> Option<(GroupId, ParsedLog)> {
         [LOG_VOTE] => ParsedLog::Vote,
         [LOG_PURGED] => ParsedLog::Purged,
         [LOG_REPLICA] => ParsedLog::Replica,
+        [LOG_RETIRED] => ParsedLog::Retired,
         [LOG_ENTRY, index @ ..] => ParsedLog::Entry(u64::from_be_bytes(index.try_into().ok()?)),
         _ => return None,
     };
@@ -424,11 +432,12 @@ mod tests {
             (Key::log_vote(group), ParsedLog::Vote),
             (Key::log_purged(group), ParsedLog::Purged),
             (Key::log_replica(group), ParsedLog::Replica),
+            (Key::log_retired(group), ParsedLog::Retired),
             (Key::log_entry(group, 0), ParsedLog::Entry(0)),
             (Key::log_entry(group, u64::MAX), ParsedLog::Entry(u64::MAX)),
         ] {
             assert_eq!(parse_log(key.as_ref()), Some((group, parsed)));
-            assert!(key < Key::log_end(group));
+            assert!(key < Key::group_range(group).1);
         }
     }
 

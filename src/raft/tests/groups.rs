@@ -52,10 +52,12 @@ impl Node {
             syncer: syncer.clone(),
             staging: folder.join("staging"),
             network: PeerNetwork::new("test", 1),
-            begin: Begin::Alone,
             observer: Arc::new(Ignore),
         };
         let groups = Groups::start(parts).await?;
+        for id in (0..=shards).map(GroupId) {
+            groups.host(id, Begin::Alone).await?;
+        }
         Ok(Self { groups, store, syncer, thread })
     }
 
