@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use openraft::ReadPolicy;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::callback::Callbacks;
 use crate::clock::{Clock, SystemClock};
 use crate::disk::DiskGuard;
+use crate::firing::hand_over::hand_over;
 use crate::firing::{Firing, Ledger};
 use crate::metrics::Metrics;
 use crate::propose::{Ask, DiskState, Proposer, Refused};
@@ -30,7 +32,7 @@ use crate::server::auth::{Auth, random_hex};
 use crate::server::sessions::Sessions;
 use crate::server::tcp::TcpSettings;
 use crate::server::{Service, http, tcp};
-use crate::settings::Settings;
+use crate::settings::{Placement, Settings};
 use crate::shard::{PutClient, Request};
 use crate::store::folder::{DataFolder, FORMAT, FolderError, Identity};
 use crate::store::syncer::Syncer;
@@ -40,6 +42,10 @@ use crate::task::{ClientId, GroupId};
 /// A node that is alone leads within milliseconds, and applies what its log is ahead of its state in seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const LEADS_LOOK_EVERY: Duration = Duration::from_millis(2);
+const READY_TOLD_EVERY: Duration = Duration::from_secs(10);
+const ADMIN_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Each waits a moment for what is out, so they go side by side.
+const HAND_OVERS_AT_A_TIME: usize = 64;
 /// How long callbacks that are out may take to come back when the node stops.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -80,6 +86,7 @@ pub struct StartLine {
 pub struct Node {
     pub start_line: StartLine,
     groups: Groups,
+    ledger: Arc<Ledger>,
     firing: Firing,
     syncer: Syncer,
     syncer_thread: std::thread::JoinHandle<()>,
@@ -144,9 +151,9 @@ impl Node {
             shards: settings.shards,
             keep_history: settings.firing.history_ms > 0,
         });
-        wait_until_leading(&groups).await?;
         let auth = Auth::new(store.clone(), settings.open);
-        ensure_admin(&settings, &auth, &proposer).await?;
+        wait_until_ready(&groups, settings.placement == Placement::Alone).await?;
+        ensure_admin(&settings, &auth, &groups, &proposer).await?;
         let callbacks = Callbacks::new(settings.callback);
         let firing = Firing::start(crate::firing::Parts {
             ledger: ledger.clone(),
@@ -193,7 +200,18 @@ impl Node {
             tokio::spawn(guard.watch(disk_out, metrics.clone())),
             tokio::spawn(keep_house(service, system_clock)),
         ];
-        Ok(Self { start_line, groups, firing, syncer, syncer_thread, stop, listeners, helpers, _folder: folder })
+        Ok(Self {
+            start_line,
+            groups,
+            ledger,
+            firing,
+            syncer,
+            syncer_thread,
+            stop,
+            listeners,
+            helpers,
+            _folder: folder,
+        })
     }
 
     /// Resolves when the node's storage has failed: nothing it says can be relied on any more.
@@ -201,7 +219,9 @@ impl Node {
         NodeError::Failed(self.groups.failed().await)
     }
 
+    /// Hands over what it leads, lets what is under way end, and leaves a state that needs no replay.
     pub async fn stop(mut self) -> Result<(), NodeError> {
+        hand_everything_over(&self.groups, &self.ledger).await;
         self.stop.cancel();
         // Answers under way leave, and what is out comes back; both need the groups, which stop last.
         let drained = tokio::time::timeout(DRAIN_WITHIN, async {
@@ -256,18 +276,29 @@ async fn serve_peers(listener: TcpListener, service: PeerService, stop: Cancella
     }
 }
 
-/// Leads all groups, and holds everything that was acknowledged before the start. The state reopens at an older point
-/// and the log is applied to it while we wait: a node that answered before its end would not know its own clients.
-async fn wait_until_leading(groups: &Groups) -> Result<(), NodeError> {
+/// Every group that is held here has a leader; and where that is this node, it holds everything that was acknowledged
+/// before. The state reopens at an older point and the log is applied to it while we wait: a node that answered before
+/// its end would not know its own clients.
+///
+/// A node that is `alone` leads within moments or never; others wait for their peers as long as it takes.
+async fn wait_until_ready(groups: &Groups, alone: bool) -> Result<(), NodeError> {
     let deadline = Instant::now() + READY_WITHIN;
+    let mut told_at = Instant::now() + READY_TOLD_EVERY;
     for group in groups.all() {
         loop {
             let leads = group.leads(Duration::ZERO).is_some();
             if leads && group.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok() {
                 break;
             }
-            if Instant::now() > deadline {
+            if !leads && group.has_leader() {
+                break;
+            }
+            if alone && Instant::now() > deadline {
                 return Err(NodeError::NotReady(group.id));
+            }
+            if Instant::now() > told_at {
+                tracing::info!(group = %group.id, "waiting for a leader: a majority of its nodes has to be there");
+                told_at = Instant::now() + READY_TOLD_EVERY;
             }
             tokio::time::sleep(LEADS_LOOK_EVERY).await;
         }
@@ -276,10 +307,24 @@ async fn wait_until_leading(groups: &Groups) -> Result<(), NodeError> {
 }
 
 /// Makes the administrator when the cluster has none. A password that is given later does not replace the first one.
-async fn ensure_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> Result<(), NodeError> {
-    if settings.open || auth.knows_admin()? {
-        return Ok(());
+/// Whoever leads the cluster's own group does it; the others wait until they know of it.
+async fn ensure_admin(settings: &Settings, auth: &Auth, groups: &Groups, proposer: &Proposer) -> Result<(), NodeError> {
+    while !settings.open && !auth.knows_admin()? {
+        let leads = groups.get(GroupId::CLUSTER).is_some_and(|group| group.leads(Duration::ZERO).is_some());
+        if !leads {
+            tokio::time::sleep(ADMIN_LOOK_EVERY).await;
+            continue;
+        }
+        match make_admin(settings, auth, proposer).await {
+            // Somebody else leads now, and does it.
+            Err(NodeError::Admin(Refused::NotLeader { .. })) => {}
+            made => made?,
+        }
     }
+    Ok(())
+}
+
+async fn make_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> Result<(), NodeError> {
     let password = match &settings.admin_password {
         Some(password) => password.clone(),
         None => {
@@ -303,6 +348,18 @@ async fn ensure_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> 
     };
     let stored = proposer.ask(GroupId::CLUSTER, Ask::Plain(Request::PutClient(put))).await;
     stored.map(|_| ()).map_err(NodeError::Admin)
+}
+
+/// Others lead from now on what this node leads, as far as there are others.
+async fn hand_everything_over(groups: &Groups, ledger: &Arc<Ledger>) {
+    let led =
+        groups.all().into_iter().filter(|group| group.leads(Duration::ZERO).is_some() && group.has_other_voters());
+    let handed = futures::stream::iter(led).for_each_concurrent(HAND_OVERS_AT_A_TIME, |group| async move {
+        if let Err(error) = hand_over(ledger, &group, None).await {
+            tracing::warn!(%error, "a group is left without a leader for a moment");
+        }
+    });
+    handed.await;
 }
 
 fn write_private(path: &std::path::Path, text: &str) -> std::io::Result<()> {
@@ -356,7 +413,7 @@ impl http::Watched for Watched {
         if let DiskState::Low(why) | DiskState::Full(why) = &*self.disk.borrow() {
             return Some(why.clone());
         }
-        let leaderless = self.groups.all().into_iter().find(|group| group.leads(Duration::ZERO).is_none())?;
+        let leaderless = self.groups.all().into_iter().find(|group| !group.has_leader())?;
         Some(format!("group {} has no leader", leaderless.id))
     }
 

@@ -8,8 +8,10 @@
 //! away nothing moves, and everything else goes on.
 //!
 //! - [`cluster`]: what this node knows of the others: addresses, the table, who leads
+//! - [`verify`]: whether replicas are equal
 
 pub mod cluster;
+pub mod verify;
 
 use std::collections::BTreeMap;
 

@@ -23,7 +23,7 @@ use futures::{Stream, StreamExt};
 use openraft::storage::Snapshot;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -164,8 +164,16 @@ impl Peer for PeerService {
         let pre_vote = request.pre_vote;
         let request = from_vote_request(request)?;
         not_own(&group, &request.vote)?;
+        // openraft knows nothing of a promise made before the start.
+        if !request.leadership_transfer && group.bound_until.is_some_and(|until| Instant::now() < until) {
+            return Err(Status::unavailable("this replica has just started and may be bound to its leader still"));
+        }
         let answer = if pre_vote { group.raft.pre_vote(request).await } else { group.raft.vote(request).await };
-        Ok(Response::new(to_vote_response(&answer.map_err(fatal)?)))
+        let answer = answer.map_err(fatal)?;
+        if answer.vote_granted && !pre_vote {
+            group.heard.note();
+        }
+        Ok(Response::new(to_vote_response(&answer)))
     }
 
     type AppendStream = futures::stream::BoxStream<'static, Result<peer::AppendResponse, Status>>;
@@ -227,6 +235,7 @@ impl PeerService {
         let wrong = Arc::new(OnceLock::new());
         let told = wrong.clone();
         let raft = group.raft.clone();
+        let heard = group.heard.clone();
         let requests = futures::stream::once(async { Ok(first) }).chain(requests).scan((), move |(), request| {
             let checked = request.and_then(|request| {
                 let request = from_append(request)?;
@@ -248,6 +257,9 @@ impl PeerService {
             let _ends_with_the_answers = guard;
             let mut answers = pin!(raft.stream_append(requests));
             while let Some(answer) = answers.next().await {
+                if !matches!(answer, Ok(Err(openraft::raft::StreamAppendError::HigherVote(_))) | Err(_)) {
+                    heard.note();
+                }
                 let answer = answer.map(to_append_response).map_err(fatal);
                 if out.send(answer).await.is_err() {
                     return;
