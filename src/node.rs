@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use openraft::ReadPolicy;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -18,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 
 use crate::callback::Callbacks;
 use crate::clock::{Clock, SystemClock};
@@ -25,9 +27,12 @@ use crate::disk::DiskGuard;
 use crate::firing::hand_over::hand_over;
 use crate::firing::{Firing, Ledger};
 use crate::metrics::Metrics;
+use crate::placement::verify::Marks;
+use crate::placement::{self, Cluster, NodeInfo, NodesService, PlacementError};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::{GroupError, Parts as GroupParts};
-use crate::raft::{Begin, Groups, PeerNetwork, PeerService, peer_service};
+use crate::raft::peer_tls::{PeerTls, PeerTlsError};
+use crate::raft::{Groups, Observer, PeerNetwork, PeerService, ReplicaId, peer_service};
 use crate::server::auth::{Auth, random_hex};
 use crate::server::sessions::Sessions;
 use crate::server::tcp::TcpSettings;
@@ -61,6 +66,10 @@ pub enum NodeError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Group(#[from] GroupError),
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    #[error(transparent)]
+    PeerTls(#[from] PeerTlsError),
     #[error("cannot listen on {flag} {address}: {source}")]
     Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
     #[error("cannot write {path}: {source}")]
@@ -87,6 +96,8 @@ pub struct Node {
     pub start_line: StartLine,
     groups: Groups,
     ledger: Arc<Ledger>,
+    cluster: Cluster,
+    placement: placement::Running,
     firing: Firing,
     syncer: Syncer,
     syncer_thread: std::thread::JoinHandle<()>,
@@ -125,6 +136,9 @@ impl Node {
         let system_clock = Arc::new(SystemClock::new());
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Arc::new(Metrics::new());
+        let tls = settings.peer_tls.as_ref().map(|tls| PeerTls::read(&tls.cert, &tls.key, &tls.ca)).transpose()?;
+        let network = PeerNetwork::with_tls(&settings.cluster, settings.node_id, tls.clone());
+        let marks = Marks::new(store.clone());
         let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
         let groups = Groups::start(GroupParts {
             cluster: settings.cluster.clone(),
@@ -133,13 +147,27 @@ impl Node {
             store: store.clone(),
             syncer: syncer.clone(),
             staging: folder.staging(),
-            network: PeerNetwork::new(&settings.cluster, settings.node_id),
-            observer: ledger.clone(),
+            network: network.clone(),
+            observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, marks.clone()]),
         })
         .await?;
-        for group in (0..=settings.shards).map(GroupId) {
-            groups.host(group, Begin::Alone).await?;
-        }
+        let cluster = Cluster::new(groups.clone(), network);
+        let stop = CancellationToken::new();
+        let nodes = NodesService::new(cluster.clone(), clock.clone(), marks.clone());
+        let others = Routes::new(nodes.server());
+        // Before placement: those who begin a group together speak to each other.
+        let service = PeerService::new(groups.clone());
+        let peers = tokio::spawn(serve_peers(peer_listener, service, others, tls, stop.clone()));
+        let placement = placement::start(placement::Parts {
+            placement: settings.placement.clone(),
+            shards: settings.shards,
+            data_dir: settings.data_dir.clone(),
+            here: here(&settings, &start_line),
+            cluster: cluster.clone(),
+            clock: clock.clone(),
+            hand_over: Arc::new(HandOvers { groups: groups.clone(), ledger: ledger.clone() }),
+        })
+        .await?;
         let mut guard = DiskGuard::new(&settings, folder.path(), store.clone());
         let (disk_out, disk) = watch::channel(guard.look().0);
         let proposer = Proposer::start(crate::propose::Parts {
@@ -151,6 +179,7 @@ impl Node {
             shards: settings.shards,
             keep_history: settings.firing.history_ms > 0,
         });
+        marks.propose_with(proposer.clone());
         let auth = Auth::new(store.clone(), settings.open);
         wait_until_ready(&groups, settings.placement == Placement::Alone).await?;
         ensure_admin(&settings, &auth, &groups, &proposer).await?;
@@ -179,7 +208,6 @@ impl Node {
             shards: settings.shards,
         });
 
-        let stop = CancellationToken::new();
         let watched = Arc::new(Watched {
             groups: groups.clone(),
             ledger: ledger.clone(),
@@ -193,7 +221,7 @@ impl Node {
         let listeners = vec![
             tokio::spawn(tcp::serve(tcp_listener, service.clone(), within_file_limit(settings.tcp), stop.clone())),
             tokio::spawn(serve_http(http_listener, watched, stop.clone())),
-            tokio::spawn(serve_peers(peer_listener, PeerService::new(groups.clone()), stop.clone())),
+            peers,
         ];
         let helpers = vec![
             tokio::spawn(groups.clone().look_after()),
@@ -204,6 +232,8 @@ impl Node {
             start_line,
             groups,
             ledger,
+            cluster,
+            placement,
             firing,
             syncer,
             syncer_thread,
@@ -221,7 +251,9 @@ impl Node {
 
     /// Hands over what it leads, lets what is under way end, and leaves a state that needs no replay.
     pub async fn stop(mut self) -> Result<(), NodeError> {
+        self.cluster.set_stopping();
         hand_everything_over(&self.groups, &self.ledger).await;
+        self.placement.stop().await;
         self.stop.cancel();
         // Answers under way leave, and what is out comes back; both need the groups, which stop last.
         let drained = tokio::time::timeout(DRAIN_WITHIN, async {
@@ -270,8 +302,14 @@ async fn serve_http(listener: TcpListener, watched: Arc<Watched>, stop: Cancella
     }
 }
 
-async fn serve_peers(listener: TcpListener, service: PeerService, stop: CancellationToken) {
-    if let Err(error) = peer_service::serve(listener, service, stop.cancelled_owned()).await {
+async fn serve_peers(
+    listener: TcpListener,
+    service: PeerService,
+    others: Routes,
+    tls: Option<PeerTls>,
+    stop: CancellationToken,
+) {
+    if let Err(error) = peer_service::serve(listener, service, others, tls, stop.cancelled_owned()).await {
         tracing::error!(%error, "the peer listener has ended");
     }
 }
@@ -304,6 +342,23 @@ async fn wait_until_ready(groups: &Groups, alone: bool) -> Result<(), NodeError>
         }
     }
     Ok(())
+}
+
+/// This node as others reach it.
+fn here(settings: &Settings, bound: &StartLine) -> NodeInfo {
+    let at = |address: SocketAddr| match &settings.advertise_host {
+        Some(host) if host.contains(':') => format!("[{host}]:{}", address.port()),
+        Some(host) => format!("{host}:{}", address.port()),
+        None => address.to_string(),
+    };
+    NodeInfo {
+        node_id: settings.node_id,
+        peer: at(bound.peer),
+        tcp: at(bound.tcp),
+        http: at(bound.http),
+        zone: settings.zone.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
 }
 
 /// Makes the administrator when the cluster has none. A password that is given later does not replace the first one.
@@ -348,6 +403,23 @@ async fn make_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> Re
     };
     let stored = proposer.ask(GroupId::CLUSTER, Ask::Plain(Request::PutClient(put))).await;
     stored.map(|_| ()).map_err(NodeError::Admin)
+}
+
+/// Firing rests before another node leads.
+struct HandOvers {
+    groups: Groups,
+    ledger: Arc<Ledger>,
+}
+
+impl placement::HandOver for HandOvers {
+    fn hand_over(&self, group: GroupId, to: ReplicaId) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Some(group) = self.groups.get(group) else { return };
+            if let Err(error) = hand_over(&self.ledger, &group, Some(to)).await {
+                tracing::warn!(%error, "leadership was not handed over");
+            }
+        })
+    }
 }
 
 /// Others lead from now on what this node leads, as far as there are others.

@@ -100,6 +100,13 @@ impl Group {
         metrics.current_leader.is_some_and(|leader| leader != self.replica) && self.heard.within(LEASE)
     }
 
+    /// Everybody who takes part in the group, learners included.
+    pub fn members(&self) -> BTreeMap<ReplicaId, Member> {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        metrics.membership_config.nodes().map(|(replica, member)| (*replica, *member)).collect()
+    }
+
     /// Whether there is anybody who could lead it instead.
     pub fn has_other_voters(&self) -> bool {
         self.raft.metrics().borrow_watched().membership_config.voter_ids().any(|voter| voter != self.replica)

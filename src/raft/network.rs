@@ -46,7 +46,7 @@ use super::peer_messages::{
     MESSAGE_BYTES_MAX, from_append_response, from_vote, from_vote_response, to_append, to_snapshot_header, to_transfer,
     to_vote_request,
 };
-use super::peer_tls::PeerTls;
+use super::peer_tls::{PeerTls, error_chain};
 use super::state_machine::SnapshotData;
 use super::types::{Member, ReplicaId, TypeConfig, Vote};
 use crate::store::StoreError;
@@ -83,17 +83,6 @@ type Answers<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError
 
 fn unreachable(why: impl std::fmt::Display) -> Unreachable<TypeConfig> {
     Unreachable::from_string(why)
-}
-
-/// An error with what it came from, which is where TLS says what it does not like.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
 
 fn refused(status: &Status) -> Unreachable<TypeConfig> {

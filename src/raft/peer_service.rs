@@ -25,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
@@ -34,6 +35,7 @@ use super::peer_messages::{
     MESSAGE_BYTES_MAX, Malformed, from_append, from_snapshot_header, from_transfer, from_vote_request,
     to_append_response, to_vote, to_vote_response,
 };
+use super::peer_tls::PeerTls;
 use super::state_machine::SnapshotData;
 use super::types::{LogId, Raft, SnapshotMeta, Vote};
 use crate::store::export::{Staged, Staging};
@@ -77,10 +79,13 @@ struct Inner {
     stopping: CancellationToken,
 }
 
-/// Serves peers on `listener` until `shutdown` resolves. A service stops once: serve again with a new one.
+/// Serves peers on `listener` until `shutdown` resolves, and `others`, what is not Raft, beside them. A service stops
+/// once: serve again with a new one.
 pub async fn serve(
     listener: TcpListener,
     service: PeerService,
+    others: Routes,
+    tls: Option<PeerTls>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let stopping = service.inner.stopping.clone();
@@ -89,12 +94,17 @@ pub async fn serve(
         // Without this the long streams would hold the server open for ever.
         stopping.cancel();
     };
-    let server = Server::builder()
+    let mut server = Server::builder();
+    if let Some(tls) = tls {
+        server = server.tls_config(tls.server())?;
+    }
+    let server = server
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
+        .add_routes(others)
         .add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop);
     let late = async {

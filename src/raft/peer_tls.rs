@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 
 #[derive(Debug, thiserror::Error)]
-#[error("{flag}: cannot read {path}: {source}")]
-pub struct PeerTlsError {
-    flag: &'static str,
-    path: String,
-    source: std::io::Error,
+pub enum PeerTlsError {
+    #[error("{flag}: cannot read {path}: {source}")]
+    File { flag: &'static str, path: String, source: std::io::Error },
+    #[error("--peer-cert, --peer-key, --peer-ca: not what they should be: {0}")]
+    Unusable(String),
 }
 
 /// Both sides of it; cheap enough to clone.
@@ -23,12 +23,17 @@ impl PeerTls {
     /// From PEM files; the errors name the flags they were given with.
     pub fn read(cert: &Path, key: &Path, authority: &Path) -> Result<Self, PeerTlsError> {
         let read = |flag, path: &Path| {
-            std::fs::read(path).map_err(|source| PeerTlsError { flag, path: path.display().to_string(), source })
+            std::fs::read(path).map_err(|source| PeerTlsError::File { flag, path: path.display().to_string(), source })
         };
-        Ok(Self {
+        let tls = Self {
             identity: Identity::from_pem(read("--peer-cert", cert)?, read("--peer-key", key)?),
             authority: Certificate::from_pem(read("--peer-ca", authority)?),
-        })
+        };
+        // Found out now, and not when the first peer calls.
+        let unusable = |error: tonic::transport::Error| PeerTlsError::Unusable(error_chain(&error));
+        Server::builder().tls_config(tls.server()).map_err(unusable)?;
+        Endpoint::from_static("https://localhost").tls_config(tls.client()).map_err(unusable)?;
+        Ok(tls)
     }
 
     pub fn from_pem(cert: &str, key: &str, authority: &str) -> Self {
@@ -43,4 +48,15 @@ impl PeerTls {
     pub(super) fn server(&self) -> ServerTlsConfig {
         ServerTlsConfig::new().identity(self.identity.clone()).client_ca_root(self.authority.clone())
     }
+}
+
+/// An error with what it came from, which is where TLS says what it does not like.
+pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
 }
