@@ -161,6 +161,8 @@ pub(super) enum Turn {
 }
 
 pub struct Ledger {
+    /// Whose turn it is to settle attempts that fail without being sent.
+    pub(super) failing: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     wake: Condvar,
     store: Store,
@@ -181,7 +183,8 @@ impl Ledger {
             sleeping_until_ms: 0,
             stopped: false,
         };
-        Arc::new(Self { state: Mutex::new(state), wake: Condvar::new(), store, clock, settings })
+        let failing = tokio::sync::Mutex::new(());
+        Arc::new(Self { failing, state: Mutex::new(state), wake: Condvar::new(), store, clock, settings })
     }
 
     pub fn settings(&self) -> &FiringSettings {
