@@ -79,6 +79,11 @@ impl Arrivals {
         self.0.lock().expect("no panic under this lock").len()
     }
 
+    /// What came after the first `seen`.
+    pub fn since(&self, seen: usize) -> Vec<Arrival> {
+        self.0.lock().expect("no panic under this lock")[seen..].to_vec()
+    }
+
     pub fn judge(&self, acknowledged: &[(TaskId, InstantMs)]) -> Judgement {
         Judgement::of(acknowledged, &self.0.lock().expect("no panic under this lock"))
     }
