@@ -9,7 +9,7 @@ BIN := $(CARGO_TARGET_DIR)/debug
 BENCH_BIN := $(CARGO_TARGET_DIR)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test verify fix bench release fuzz clean-data
+.PHONY: help setup build run cluster cluster-down test verify fix bench release fuzz clean-data
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,6 +28,12 @@ run: build ## Build, and run one node on loopback for trying things out
 	@echo "  $(BIN)/boomtool task register 'hello, future me' --in 3s --callback tcp://127.0.0.1:9000"
 	@echo
 	@$(BIN)/boomerang dev $(ARGS)
+
+cluster: build ## Start etcd and three nodes on this machine, logs in .boomerang-cluster/logs
+	@BIN=$(BIN) scripts/cluster.sh up
+
+cluster-down: ## Stop them
+	@scripts/cluster.sh down
 
 test: setup ## Run every test
 	@[ -d $(BIN)/deps ] || echo "First build: RocksDB compiles for about 14 minutes on two cores, once."
@@ -52,5 +58,5 @@ bench: release ## Measure: scripts/bench.sh, release build, results as JSON line
 fuzz: ## Fuzz the frame decoder until stopped (needs nightly Rust and cargo-fuzz)
 	cd fuzz && cargo +nightly fuzz run frames
 
-clean-data: ## Delete the data of `make run`
-	rm -rf .boomerang-dev
+clean-data: cluster-down ## Delete the data of `make run` and `make cluster`
+	rm -rf .boomerang-dev .boomerang-cluster

@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::future::BoxFuture;
 use openraft::ReadPolicy;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -22,12 +24,15 @@ use tonic::service::Routes;
 use crate::callback::Callbacks;
 use crate::clock::{Clock, SystemClock};
 use crate::disk::DiskGuard;
+use crate::firing::hand_over::hand_over;
 use crate::firing::{Firing, Ledger};
 use crate::metrics::Metrics;
+use crate::placement::verify::Marks;
 use crate::placement::{self, Cluster, NodeInfo, NodesService, PlacementError};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::{GroupError, Parts as GroupParts};
-use crate::raft::{Groups, PeerNetwork, PeerService, peer_service};
+use crate::raft::peer_tls::{PeerTls, PeerTlsError};
+use crate::raft::{Groups, Observer, PeerNetwork, PeerService, ReplicaId, peer_service};
 use crate::server::auth::{Auth, random_hex};
 use crate::server::sessions::Sessions;
 use crate::server::tcp::TcpSettings;
@@ -42,7 +47,10 @@ use crate::task::{ClientId, GroupId};
 /// A node that is alone leads within milliseconds, and applies what its log is ahead of its state in seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const LEADS_LOOK_EVERY: Duration = Duration::from_millis(2);
-const LED_LOOK_EVERY: Duration = Duration::from_millis(50);
+const READY_TOLD_EVERY: Duration = Duration::from_secs(10);
+const ADMIN_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Each waits a moment for what is out, so they go side by side.
+const HAND_OVERS_AT_A_TIME: usize = 64;
 /// How long callbacks that are out may take to come back when the node stops.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -60,6 +68,8 @@ pub enum NodeError {
     Group(#[from] GroupError),
     #[error(transparent)]
     Placement(#[from] PlacementError),
+    #[error(transparent)]
+    PeerTls(#[from] PeerTlsError),
     #[error("cannot listen on {flag} {address}: {source}")]
     Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
     #[error("cannot write {path}: {source}")]
@@ -85,6 +95,8 @@ pub struct StartLine {
 pub struct Node {
     pub start_line: StartLine,
     groups: Groups,
+    ledger: Arc<Ledger>,
+    cluster: Cluster,
     placement: placement::Running,
     firing: Firing,
     syncer: Syncer,
@@ -124,7 +136,9 @@ impl Node {
         let system_clock = Arc::new(SystemClock::new());
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Arc::new(Metrics::new());
-        let network = PeerNetwork::new(&settings.cluster, settings.node_id);
+        let tls = settings.peer_tls.as_ref().map(|tls| PeerTls::read(&tls.cert, &tls.key, &tls.ca)).transpose()?;
+        let network = PeerNetwork::with_tls(&settings.cluster, settings.node_id, tls.clone());
+        let marks = Marks::new(store.clone());
         let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
         let groups = Groups::start(GroupParts {
             cluster: settings.cluster.clone(),
@@ -134,15 +148,16 @@ impl Node {
             syncer: syncer.clone(),
             staging: folder.staging(),
             network: network.clone(),
-            observer: ledger.clone(),
+            observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, marks.clone()]),
         })
         .await?;
         let cluster = Cluster::new(groups.clone(), network);
         let stop = CancellationToken::new();
-        let nodes = NodesService::new(cluster.clone(), clock.clone(), Arc::new(()));
+        let nodes = NodesService::new(cluster.clone(), clock.clone(), marks.clone());
         let others = Routes::new(nodes.server());
         // Before placement: those who begin a group together speak to each other.
-        let peers = tokio::spawn(serve_peers(peer_listener, PeerService::new(groups.clone()), others, stop.clone()));
+        let service = PeerService::new(groups.clone());
+        let peers = tokio::spawn(serve_peers(peer_listener, service, others, tls, stop.clone()));
         let placement = placement::start(placement::Parts {
             placement: settings.placement.clone(),
             shards: settings.shards,
@@ -150,7 +165,7 @@ impl Node {
             here: here(&settings, &start_line),
             cluster: cluster.clone(),
             clock: clock.clone(),
-            hand_over: Arc::new(groups.clone()),
+            hand_over: Arc::new(HandOvers { groups: groups.clone(), ledger: ledger.clone() }),
         })
         .await?;
         let mut guard = DiskGuard::new(&settings, folder.path(), store.clone());
@@ -164,13 +179,10 @@ impl Node {
             shards: settings.shards,
             keep_history: settings.firing.history_ms > 0,
         });
+        marks.propose_with(proposer.clone());
         let auth = Auth::new(store.clone(), settings.open);
-        if settings.placement == Placement::Alone {
-            wait_until_leading(&groups).await?;
-            ensure_admin(&settings, &auth, &proposer).await?;
-        } else {
-            wait_until_led(&cluster, &settings, &auth, &proposer).await?;
-        }
+        wait_until_ready(&groups, settings.placement == Placement::Alone).await?;
+        ensure_admin(&settings, &auth, &groups, &proposer).await?;
         let callbacks = Callbacks::new(settings.callback);
         let firing = Firing::start(crate::firing::Parts {
             ledger: ledger.clone(),
@@ -218,7 +230,20 @@ impl Node {
             tokio::spawn(guard.watch(disk_out, metrics.clone())),
             tokio::spawn(keep_house(service, system_clock)),
         ];
-        Ok(Self { start_line, groups, placement, firing, syncer, syncer_thread, stop, listeners, helpers, _folder: folder })
+        Ok(Self {
+            start_line,
+            groups,
+            ledger,
+            cluster,
+            placement,
+            firing,
+            syncer,
+            syncer_thread,
+            stop,
+            listeners,
+            helpers,
+            _folder: folder,
+        })
     }
 
     /// Resolves when the node's storage has failed: nothing it says can be relied on any more.
@@ -226,7 +251,10 @@ impl Node {
         NodeError::Failed(self.groups.failed().await)
     }
 
+    /// Hands over what it leads, lets what is under way end, and leaves a state that needs no replay.
     pub async fn stop(mut self) -> Result<(), NodeError> {
+        self.cluster.set_stopping();
+        hand_everything_over(&self.groups, &self.ledger).await;
         self.placement.stop().await;
         self.stop.cancel();
         // Answers under way leave, and what is out comes back; both need the groups, which stop last.
@@ -276,24 +304,41 @@ async fn serve_http(listener: TcpListener, watched: Arc<Watched>, stop: Cancella
     }
 }
 
-async fn serve_peers(listener: TcpListener, service: PeerService, others: Routes, stop: CancellationToken) {
-    if let Err(error) = peer_service::serve(listener, service, others, stop.cancelled_owned()).await {
+async fn serve_peers(
+    listener: TcpListener,
+    service: PeerService,
+    others: Routes,
+    tls: Option<PeerTls>,
+    stop: CancellationToken,
+) {
+    if let Err(error) = peer_service::serve(listener, service, others, tls, stop.cancelled_owned()).await {
         tracing::error!(%error, "the peer listener has ended");
     }
 }
 
-/// Leads all groups, and holds everything that was acknowledged before the start. The state reopens at an older point
-/// and the log is applied to it while we wait: a node that answered before its end would not know its own clients.
-async fn wait_until_leading(groups: &Groups) -> Result<(), NodeError> {
+/// Every group that is held here has a leader; and where that is this node, it holds everything that was acknowledged
+/// before. The state reopens at an older point and the log is applied to it while we wait: a node that answered before
+/// its end would not know its own clients.
+///
+/// A node that is `alone` leads within moments or never; others wait for their peers as long as it takes.
+async fn wait_until_ready(groups: &Groups, alone: bool) -> Result<(), NodeError> {
     let deadline = Instant::now() + READY_WITHIN;
+    let mut told_at = Instant::now() + READY_TOLD_EVERY;
     for group in groups.all() {
         loop {
             let leads = group.leads(Duration::ZERO).is_some();
             if leads && group.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok() {
                 break;
             }
-            if Instant::now() > deadline {
+            if !leads && group.has_leader() {
+                break;
+            }
+            if alone && Instant::now() > deadline {
                 return Err(NodeError::NotReady(group.id));
+            }
+            if Instant::now() > told_at {
+                tracing::info!(group = %group.id, "waiting for a leader: a majority of its nodes has to be there");
+                told_at = Instant::now() + READY_TOLD_EVERY;
             }
             tokio::time::sleep(LEADS_LOOK_EVERY).await;
         }
@@ -318,33 +363,25 @@ fn here(settings: &Settings, bound: &StartLine) -> NodeInfo {
     }
 }
 
-/// In a cluster: every group held here has a leader, and the cluster an administrator. Takes as long as the others take.
-async fn wait_until_led(
-    cluster: &Cluster,
-    settings: &Settings,
-    auth: &Auth,
-    proposer: &Proposer,
-) -> Result<(), NodeError> {
-    for group in cluster.groups().all() {
-        while cluster.leader(group.id).is_none() {
-            tokio::time::sleep(LED_LOOK_EVERY).await;
-        }
-    }
+/// Makes the administrator when the cluster has none. A password that is given later does not replace the first one.
+/// Whoever leads the cluster's own group does it; the others wait until they know of it.
+async fn ensure_admin(settings: &Settings, auth: &Auth, groups: &Groups, proposer: &Proposer) -> Result<(), NodeError> {
     while !settings.open && !auth.knows_admin()? {
-        let leads = cluster.leader(GroupId::CLUSTER).is_some_and(|leader| leader.node_id == cluster.node_id());
-        if leads && let Err(error) = ensure_admin(settings, auth, proposer).await {
-            tracing::info!(%error, "the administrator is not stored yet");
+        let leads = groups.get(GroupId::CLUSTER).is_some_and(|group| group.leads(Duration::ZERO).is_some());
+        if !leads {
+            tokio::time::sleep(ADMIN_LOOK_EVERY).await;
+            continue;
         }
-        tokio::time::sleep(LED_LOOK_EVERY).await;
+        match make_admin(settings, auth, proposer).await {
+            // Somebody else leads now, and does it.
+            Err(NodeError::Admin(Refused::NotLeader { .. })) => {}
+            made => made?,
+        }
     }
     Ok(())
 }
 
-/// Makes the administrator when the cluster has none. A password that is given later does not replace the first one.
-async fn ensure_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> Result<(), NodeError> {
-    if settings.open || auth.knows_admin()? {
-        return Ok(());
-    }
+async fn make_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> Result<(), NodeError> {
     let password = match &settings.admin_password {
         Some(password) => password.clone(),
         None => {
@@ -368,6 +405,35 @@ async fn ensure_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> 
     };
     let stored = proposer.ask(GroupId::CLUSTER, Ask::Plain(Request::PutClient(put))).await;
     stored.map(|_| ()).map_err(NodeError::Admin)
+}
+
+/// Firing rests before another node leads.
+struct HandOvers {
+    groups: Groups,
+    ledger: Arc<Ledger>,
+}
+
+impl placement::HandOver for HandOvers {
+    fn hand_over(&self, group: GroupId, to: ReplicaId) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Some(group) = self.groups.get(group) else { return };
+            if let Err(error) = hand_over(&self.ledger, &group, Some(to)).await {
+                tracing::warn!(%error, "leadership was not handed over");
+            }
+        })
+    }
+}
+
+/// Others lead from now on what this node leads, as far as there are others.
+async fn hand_everything_over(groups: &Groups, ledger: &Arc<Ledger>) {
+    let led =
+        groups.all().into_iter().filter(|group| group.leads(Duration::ZERO).is_some() && group.has_other_voters());
+    let handed = futures::stream::iter(led).for_each_concurrent(HAND_OVERS_AT_A_TIME, |group| async move {
+        if let Err(error) = hand_over(ledger, &group, None).await {
+            tracing::warn!(%error, "a group is left without a leader for a moment");
+        }
+    });
+    handed.await;
 }
 
 fn write_private(path: &std::path::Path, text: &str) -> std::io::Result<()> {
@@ -421,7 +487,7 @@ impl http::Watched for Watched {
         if let DiskState::Low(why) | DiskState::Full(why) = &*self.disk.borrow() {
             return Some(why.clone());
         }
-        let leaderless = self.groups.all().into_iter().find(|group| group.leads(Duration::ZERO).is_none())?;
+        let leaderless = self.groups.all().into_iter().find(|group| !group.has_leader())?;
         Some(format!("group {} has no leader", leaderless.id))
     }
 

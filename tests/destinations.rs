@@ -100,9 +100,7 @@ async fn a_receiver_that_hangs_delays_nobody_else() {
     );
     assert!(counts.1 > 10_000.0, "they wait: {counts:?}");
     assert!(at(&beside, 0.5) < at(&alone, 0.5) + 5.0, "a few milliseconds");
-    // Not yet a few milliseconds: when the probe fails, thousands of attempts are settled and come due again at once, and
-    // a build with assertions is busy with them for some tens of milliseconds.
-    assert!(at(&beside, 0.99) < at(&alone, 0.99) + 250.0, "no more than settling all who waited takes");
+    assert!(at(&beside, 0.99) < at(&alone, 0.99) + 10.0, "also while all who waited are settled");
     // None of those that hang is lost: each is still there, or has become a dead letter.
     let pending = node.metric("boomerang_pending");
     let dead = node.metric("boomerang_dead_letters");

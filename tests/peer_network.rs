@@ -108,7 +108,9 @@ impl Node {
         let stop = CancellationToken::new();
         let service = PeerService::new(self.groups.clone());
         let stopped = stop.clone().cancelled_owned();
-        let task = tokio::spawn(async { peer_service::serve(listener, service, Routes::default(), stopped).await.unwrap() });
+        let task = tokio::spawn(async {
+            peer_service::serve(listener, service, Routes::default(), None, stopped).await.unwrap()
+        });
         self.server = Some(Server { address, stop, task });
     }
 

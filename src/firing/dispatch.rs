@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio::sync::mpsc;
@@ -33,8 +33,10 @@ const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Messages of the ledger that are dealt with together.
 const MESSAGES_AT_ONCE: usize = 256;
 const READ_WITHOUT_A_WORD_MAX: usize = 16;
-/// Attempts that fail without being sent, of one shard and destination.
-const FAILED_AT_ONCE: usize = 256;
+/// Attempts that fail without being sent are settled so many at a time, on the whole node.
+const FAILED_AT_ONCE: usize = 64;
+/// Those that cannot be stored for so long let the next ones have their turn.
+const FAILING_MAX: Duration = Duration::from_millis(500);
 /// Policies remembered per shard while it is led.
 const POLICIES_MAX: usize = 1_024;
 
@@ -215,8 +217,9 @@ fn ready(
     Ok(all)
 }
 
-/// Attempts that fail without being sent, because their destination is down. Some at a time: thousands may have waited,
-/// and the others need the room.
+/// Attempts that fail without being sent, because their destination is down. Thousands may have waited, and each costs
+/// the node as much as one that is delivered: so they are settled in small turns, one at a time for all shards and
+/// destinations, and after each the node rests from it for as long as it took. Their next attempts are due as far apart.
 async fn fail(
     tickets: Vec<Ticket>,
     failure: Failure,
@@ -227,6 +230,12 @@ async fn fail(
 ) {
     let mut policies = Policies::default();
     for tickets in tickets.chunks(FAILED_AT_ONCE) {
+        let turn = parts.ledger.failing.lock().await;
+        // Those who still wait are due again at the next leader, or the next start.
+        if parts.deliveries.is_closed() || !parts.ledger.leads(group, term) {
+            return;
+        }
+        let began = Instant::now();
         let due = parts.ledger.end_wait(tickets);
         // Some may have been given another receiver while they waited.
         let here = ready(&parts, group, term, &due, &mut policies).and_then(|ready| {
@@ -248,7 +257,13 @@ async fn fail(
             let CursorRow { occurrence, attempt, .. } = at;
             settle(&parts, group, term, Settle { id, occurrence, attempt, outcome, dispatched_ms: 0 })
         });
-        join_all(settled).await;
+        let mut settled = join_all(settled);
+        let in_time = tokio::time::timeout(FAILING_MAX, &mut settled).await;
+        tokio::time::sleep(began.elapsed()).await;
+        drop(turn);
+        if in_time.is_err() {
+            settled.await;
+        }
     }
 }
 

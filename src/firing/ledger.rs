@@ -84,6 +84,8 @@ struct Leading {
     due: mpsc::UnboundedSender<Handed>,
     /// Woken when timers have left the wheel.
     room: Arc<Notify>,
+    /// Nothing more is handed over, because another replica is to lead; told when nothing is out any more.
+    resting: Option<Arc<Notify>>,
 }
 
 struct State {
@@ -126,6 +128,13 @@ impl State {
 }
 
 impl Leading {
+    /// After something has come back.
+    fn tell_if_idle(&self) {
+        if let Some(resting) = self.resting.as_ref().filter(|_| self.in_flight.is_empty()) {
+            resting.notify_one();
+        }
+    }
+
     /// What takes memory: the timers, and what waits.
     fn kept(&self) -> usize {
         self.wheel.len() + self.waiting.len()
@@ -152,6 +161,8 @@ pub(super) enum Turn {
 }
 
 pub struct Ledger {
+    /// Whose turn it is to settle attempts that fail without being sent.
+    pub(super) failing: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     wake: Condvar,
     store: Store,
@@ -172,7 +183,8 @@ impl Ledger {
             sleeping_until_ms: 0,
             stopped: false,
         };
-        Arc::new(Self { state: Mutex::new(state), wake: Condvar::new(), store, clock, settings })
+        let failing = tokio::sync::Mutex::new(());
+        Arc::new(Self { failing, state: Mutex::new(state), wake: Condvar::new(), store, clock, settings })
     }
 
     pub fn settings(&self) -> &FiringSettings {
@@ -225,6 +237,7 @@ impl Ledger {
             fence_seq,
             due,
             room: room.clone(),
+            resting: None,
         };
         state.leading.insert(group, leading);
         drop(state);
@@ -312,6 +325,9 @@ impl Ledger {
         for group in &order {
             let leading = state.leading.get_mut(group).expect("it was there");
             let held = state.held.get(group);
+            if leading.resting.is_some() {
+                continue;
+            }
             let room = self.settings.in_flight_max.saturating_sub(state.in_flight).min(DUE_PER_TURN_MAX);
             if room > 0 {
                 let mut due = Due::new();
@@ -412,6 +428,7 @@ impl Ledger {
                 return Ok(());
             };
             leading.in_flight.remove(&id);
+            leading.tell_if_idle();
             state.in_flight -= 1;
             self.wake_if_full(&mut state);
         }
@@ -437,6 +454,7 @@ impl Ledger {
         // Its turn may have come before we got here.
         if leading.in_flight.get(&id) == Some(&Stage::Handed { looked: true }) {
             leading.in_flight.remove(&id);
+            leading.tell_if_idle();
             leading.waiting.insert(id);
             state.in_flight -= 1;
             self.wake_if_full(state);
@@ -479,6 +497,24 @@ impl Ledger {
     fn wake_if_full(&self, state: &mut State) {
         if state.in_flight + 1 >= self.settings.in_flight_max {
             self.wake_at(state, 0);
+        }
+    }
+
+    /// Nothing more of `group` is handed over in `term`. Returns who is told when nothing is out any more; `None` when
+    /// that is so already, or the term is over.
+    pub(super) fn rest(&self, group: GroupId, term: u64) -> Option<Arc<Notify>> {
+        let mut state = self.lock();
+        let leading = state.led(group, term)?;
+        let resting = leading.resting.get_or_insert_default().clone();
+        (!leading.in_flight.is_empty()).then_some(resting)
+    }
+
+    /// It goes on after all.
+    pub(super) fn go_on(&self, group: GroupId, term: u64) {
+        let mut state = self.lock();
+        if let Some(leading) = state.led(group, term) {
+            leading.resting = None;
+            self.wake_at(&mut state, 0);
         }
     }
 
@@ -540,7 +576,7 @@ impl Observer for Ledger {
         }
         let was_full = state.in_flight >= self.settings.in_flight_max;
         for effect in effects {
-            let (Effect::Scheduled { id, .. } | Effect::Ended { id }) = effect;
+            let (Effect::Scheduled { id, .. } | Effect::Ended { id }) = effect else { continue };
             // Either way the attempt before is settled.
             state.in_flight -= usize::from(leading.in_flight.remove(id).is_some());
             match effect {
@@ -557,8 +593,10 @@ impl Observer for Ledger {
                 Effect::Ended { id } => {
                     state.timers -= usize::from(leading.wheel.cancel(id).is_some());
                 }
+                Effect::Marked { .. } => {}
             }
         }
+        leading.tell_if_idle();
         if was_full && state.in_flight < self.settings.in_flight_max {
             wake_ms = 0;
         }

@@ -18,10 +18,12 @@
 //! - [`window`]: follows leadership, and reads the timeline ahead
 //! - [`dispatch`]: from a due id to a delivery and its outcome
 //! - [`forget`]: what has been kept long enough
+//! - [`hand_over`]: when another replica is to lead
 
 mod dispatch;
 mod driver;
 mod forget;
+pub mod hand_over;
 mod ledger;
 #[cfg(test)]
 mod races;
@@ -39,6 +41,7 @@ use crate::metrics::Metrics;
 use crate::propose::Proposer;
 use crate::raft::Groups;
 use crate::store::Store;
+use crate::task::GroupId;
 use crate::wheel::WheelConfig;
 use tokio_util::task::TaskTracker;
 
@@ -94,7 +97,7 @@ impl Firing {
         parts.callbacks.set_waiters(parts.ledger.clone());
         let parts = Arc::new(parts);
         let mut followers = tokio::task::JoinSet::new();
-        for group in parts.groups.all().into_iter().map(|group| group.id).filter(|id| id.shard().is_some()) {
+        for group in (1..=parts.groups.shards()).map(GroupId) {
             followers.spawn(window::follow(group, parts.clone()));
         }
         let (ledger, deliveries) = (parts.ledger.clone(), parts.deliveries.clone());

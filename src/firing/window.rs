@@ -27,14 +27,18 @@ const ROWS_PER_CHUNK: usize = 2_048;
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Runs as long as the node dispatches.
+/// Runs as long as the node dispatches, whether the group is here or not.
 pub(super) async fn follow(id: GroupId, parts: Arc<Parts>) {
+    let mut changes = parts.groups.changes();
     loop {
+        changes.mark_unchanged();
         // A group that failed is built again under the same id.
         if let Some(group) = parts.groups.get(id) {
             follow_replica(&group, &parts).await;
         }
-        tokio::time::sleep(RETRY_AFTER).await;
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
 

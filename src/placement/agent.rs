@@ -48,8 +48,7 @@ fn begin(row: &GroupRow, replica: u64, voter: bool) -> Begin {
     if row.epoch > 1 || !voter {
         return Begin::Wait { replica };
     }
-    let members: BTreeMap<u64, Member> =
-        row.voters().map(|at| (at.replica, Member { node_id: at.node_id })).collect();
+    let members: BTreeMap<u64, Member> = row.voters().map(|at| (at.replica, Member { node_id: at.node_id })).collect();
     Begin::Together { replica, members }
 }
 
@@ -89,12 +88,7 @@ pub async fn follow(cluster: Cluster, clock: Arc<dyn Clock>) {
 }
 
 /// False when the group has not gone on without it yet.
-async fn let_go(
-    cluster: &Cluster,
-    clock: &Arc<dyn Clock>,
-    row: &GroupRow,
-    group: &Group,
-) -> Result<bool, GroupError> {
+async fn let_go(cluster: &Cluster, clock: &Arc<dyn Clock>, row: &GroupRow, group: &Group) -> Result<bool, GroupError> {
     let candidates = row.replicas.iter().map(|at| at.node_id).filter(|node| *node != cluster.node_id());
     // Asked now: an answer from before this replica came would say the same.
     for node in candidates {

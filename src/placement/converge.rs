@@ -402,19 +402,14 @@ mod tests {
 
     #[test]
     fn a_group_grows() {
-        let expected =
-            [Step::AddLearner(2, 12), Step::AddLearner(3, 13), Step::ChangeVoters(set(&[1, 2, 3]))];
+        let expected = [Step::AddLearner(2, 12), Step::AddLearner(3, 13), Step::ChangeVoters(set(&[1, 2, 3]))];
         assert_eq!(steps(view(&[1], &[]), &row(&[1, 2, 3], &[])), expected);
     }
 
     #[test]
     fn a_leader_that_goes_hands_over_first() {
-        let expected = [
-            Step::AddLearner(4, 14),
-            Step::HandOver(2),
-            Step::ChangeVoters(set(&[2, 3, 4])),
-            Step::Drop(set(&[1])),
-        ];
+        let expected =
+            [Step::AddLearner(4, 14), Step::HandOver(2), Step::ChangeVoters(set(&[2, 3, 4])), Step::Drop(set(&[1]))];
         assert_eq!(steps(view(&[1, 2, 3], &[]), &row(&[2, 3, 4], &[])), expected);
     }
 

@@ -63,11 +63,8 @@ pub fn table(shards: u16, nodes: &[u64], replicas: u16) -> Table {
     let next_replica = nodes.last().map_or(1, |last| last + 1);
     let row = move |group: GroupId| {
         nodes.rotate_left(usize::from(group != GroupId::CLUSTER));
-        let at = |(position, node): (usize, &u64)| ReplicaAt {
-            replica: *node,
-            node_id: *node,
-            voter: position < voters,
-        };
+        let at =
+            |(position, node): (usize, &u64)| ReplicaAt { replica: *node, node_id: *node, voter: position < voters };
         let held = if group == GroupId::CLUSTER { nodes.len() } else { voters };
         let replicas = nodes.iter().take(held).enumerate().map(at).collect();
         (group, GroupRow { epoch: 1, replicas, next_replica })
@@ -145,11 +142,7 @@ fn check(begun: &Begun, nodes: &[u64], replicas: u16) -> Result<(), FixedError> 
     Ok(())
 }
 
-async fn wait_for_all(
-    cluster: &Cluster,
-    folder: &str,
-    nodes: &[u64],
-) -> Result<BTreeMap<u64, String>, FixedError> {
+async fn wait_for_all(cluster: &Cluster, folder: &str, nodes: &[u64]) -> Result<BTreeMap<u64, String>, FixedError> {
     let mut hearings = cluster.hearings();
     loop {
         hearings.borrow_and_update();
@@ -182,12 +175,7 @@ enum Verdict {
 }
 
 /// May the node `me` begin, with an empty folder, when the others are like this?
-fn verdict(
-    me: u64,
-    folder: &str,
-    nodes: &[u64],
-    statuses: &BTreeMap<u64, &NodeStatus>,
-) -> Result<Verdict, FixedError> {
+fn verdict(me: u64, folder: &str, nodes: &[u64], statuses: &BTreeMap<u64, &NodeStatus>) -> Result<Verdict, FixedError> {
     let mut folders = BTreeMap::from([(me, folder.to_owned())]);
     let mut missing = Vec::new();
     for &node in nodes.iter().filter(|node| **node != me) {
@@ -239,7 +227,11 @@ mod tests {
 
     fn begun(folder: &str, with: &[(u64, &str)]) -> NodeStatus {
         let founder = |(node_id, folder): &(u64, &str)| Founder { node_id: *node_id, folder: (*folder).into() };
-        NodeStatus { founders: with.iter().map(founder).collect(), groups: vec![GroupStatus::default()], ..fresh(folder) }
+        NodeStatus {
+            founders: with.iter().map(founder).collect(),
+            groups: vec![GroupStatus::default()],
+            ..fresh(folder)
+        }
     }
 
     fn ask(folder: &str, others: &[(u64, NodeStatus)]) -> Result<Verdict, FixedError> {

@@ -13,6 +13,7 @@
 //! - [`plan`]: from nodes and rows to better rows, a function
 //! - [`agent`]: what this node holds; [`converge`]: the members of the groups that it leads
 //! - [`files`]: what is kept of it in the data folder
+//! - [`verify`]: whether replicas are equal
 
 pub mod agent;
 pub mod cluster;
@@ -22,6 +23,7 @@ mod files;
 pub mod fixed;
 pub mod nodes;
 pub mod plan;
+pub mod verify;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -34,8 +36,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 pub use cluster::{Cluster, LeaderAt};
-pub use etcd::ControlError;
 pub use converge::HandOver;
+pub use etcd::ControlError;
 pub use nodes::{Digests, NodesService};
 
 use etcd::register::{self, Registration};
@@ -309,7 +311,8 @@ async fn follow(parts: &Parts, tasks: &mut JoinSet<()>) {
     let (cluster, clock) = (&parts.cluster, &parts.clock);
     loop {
         let table = cluster.table().borrow().clone();
-        let holds_all = || table.iter().all(|(id, row)| row.on(cluster.node_id()).is_none() || cluster.groups().get(*id).is_some());
+        let holds_all =
+            || table.iter().all(|(id, row)| row.on(cluster.node_id()).is_none() || cluster.groups().get(*id).is_some());
         agent::follow_once(cluster, clock, &table).await;
         // What it still has and should not have can wait.
         if holds_all() {

@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
 use openraft::rt::WatchReceiver as _;
 use rand::RngExt;
@@ -21,6 +20,7 @@ use super::{Cluster, LeaderAt};
 use crate::clock::Clock;
 use crate::raft::types::{LogId, term_of};
 use crate::raft::{Group, ReplicaId};
+use crate::store::dump::Digest;
 use crate::task::GroupId;
 use crate::wire::peer;
 use crate::wire::peer::nodes_client::NodesClient;
@@ -33,23 +33,11 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(900);
 /// 4,096 groups with nine members each fit several times.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// The digest of a group's state at one entry; see `DigestResponse`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Digest {
-    pub digest: Bytes,
-    pub rows: u64,
-}
-
-/// Whoever computes digests on this node.
+/// Whoever computes digests on this node; see [`super::verify`].
 pub trait Digests: Send + Sync + 'static {
-    fn digest(&self, group: GroupId, index: u64) -> BoxFuture<'_, Result<Digest, Status>>;
-}
-
-/// Nobody does.
-impl Digests for () {
-    fn digest(&self, _: GroupId, _: u64) -> BoxFuture<'_, Result<Digest, Status>> {
-        Box::pin(async { Err(Status::unimplemented("this node computes no digests")) })
-    }
+    /// Puts a mark into the log of a group that is led here.
+    fn mark(&self, group: GroupId, mark: u64) -> BoxFuture<'_, Result<(), String>>;
+    fn digest(&self, group: GroupId, mark: u64) -> BoxFuture<'_, Result<Digest, String>>;
 }
 
 /// Answers the other nodes; cheap to clone.
@@ -90,10 +78,23 @@ impl Nodes for NodesService {
     async fn digest(&self, request: Request<peer::DigestRequest>) -> Result<Response<peer::DigestResponse>, Status> {
         let request = request.into_inner();
         self.check(&request.cluster)?;
-        let group = u16::try_from(request.group).map_err(|_| Status::invalid_argument("group: there is none"))?;
-        let Digest { digest, rows } = self.digests.digest(GroupId(group), request.index).await?;
-        Ok(Response::new(peer::DigestResponse { digest, rows }))
+        let digest = self.digests.digest(group_id(request.group)?, request.mark).await;
+        let Digest { applied, rows, hash } = digest.map_err(Status::unavailable)?;
+        let applied = applied.map(|applied| peer::LogId { term: applied.term, index: applied.index });
+        Ok(Response::new(peer::DigestResponse { digest: hash.to_vec().into(), rows, applied }))
     }
+
+    async fn mark(&self, request: Request<peer::MarkRequest>) -> Result<Response<peer::MarkResponse>, Status> {
+        let request = request.into_inner();
+        self.check(&request.cluster)?;
+        let marked = self.digests.mark(group_id(request.group)?, request.mark).await;
+        marked.map_err(Status::unavailable)?;
+        Ok(Response::new(peer::MarkResponse {}))
+    }
+}
+
+fn group_id(number: u32) -> Result<GroupId, Status> {
+    u16::try_from(number).map(GroupId).map_err(|_| Status::invalid_argument("group: there is none of this number"))
 }
 
 /// This node as it sees itself.

@@ -115,13 +115,7 @@ pub fn plan(table: &Table, nodes: &Nodes, replicas: usize, unsettled: &BTreeSet<
 }
 
 /// The row of `group` with its voter on `from` moved to `to`, as somebody wants it.
-pub fn move_replica(
-    table: &Table,
-    nodes: &Nodes,
-    group: GroupId,
-    from: u64,
-    to: u64,
-) -> Result<GroupRow, CannotMove> {
+pub fn move_replica(table: &Table, nodes: &Nodes, group: GroupId, from: u64, to: u64) -> Result<GroupRow, CannotMove> {
     let row = table.get(&group).ok_or(CannotMove::NoGroup(group))?;
     for node in [from, to] {
         nodes.get(&node).ok_or(CannotMove::NoNode(node))?;
@@ -315,7 +309,8 @@ impl<'a> Planner<'a> {
         if group != GroupId::CLUSTER {
             return;
         }
-        let busy: BTreeSet<u64> = self.loads().into_iter().filter(|(_, load)| *load > 0).map(|(node, _)| node).collect();
+        let busy: BTreeSet<u64> =
+            self.loads().into_iter().filter(|(_, load)| *load > 0).map(|(node, _)| node).collect();
         let nodes = self.nodes;
         let keeps = |at: &ReplicaAt| {
             let node = nodes.get(&at.node_id);
@@ -339,7 +334,9 @@ impl<'a> Planner<'a> {
             let crowded = self.row(group).voters().map(|at| at.node_id);
             let crowded = crowded.filter(|node| self.takes(*node) && self.in_zone(group, self.zone(*node)) > 1);
             let Some(from) = crowded.max_by_key(|node| (loads[node], *node)) else { continue };
-            let Some(to) = self.best_node(group).filter(|to| self.in_zone(group, self.zone(*to)) == 0) else { continue };
+            let Some(to) = self.best_node(group).filter(|to| self.in_zone(group, self.zone(*to)) == 0) else {
+                continue;
+            };
             self.swap(group, from, to);
             return true;
         }
@@ -440,7 +437,8 @@ mod tests {
             assert_eq!(on.len(), row.replicas.len(), "two replicas on one node: {row:?}");
             let used = self.used.entry(group).or_default();
             for at in &row.replicas {
-                let known = before.is_some_and(|before| before.on(at.node_id).is_some_and(|was| was.replica == at.replica));
+                let known =
+                    before.is_some_and(|before| before.on(at.node_id).is_some_and(|was| was.replica == at.replica));
                 assert!(known || used.insert(at.replica), "{group}: replica {} once more: {row:?}", at.replica);
                 assert!(at.replica < row.next_replica);
             }

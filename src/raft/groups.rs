@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -24,17 +24,16 @@ use tokio::time::Instant;
 
 use super::log_store::LogStore;
 use super::network::PeerNetwork;
+use super::pacer::Heard;
 use super::state_machine::{Observer, Seat, StateMachine};
 use super::types::{LogId, Member, Raft, ReplicaId};
+use super::{HEARTBEAT, LEASE, pacer};
 use crate::store::keys::Key;
 use crate::store::overlay::Write;
 use crate::store::syncer::Syncer;
 use crate::store::{LogWrite, Store, StoreError, codec};
 use crate::task::GroupId;
 
-const HEARTBEAT_MS: u64 = 200;
-const ELECTION_MIN_MS: u64 = 800;
-const ELECTION_MAX_MS: u64 = 1_200;
 /// Entries below the marker that stay for followers that are a little behind; each may hold a thousand requests.
 const ENTRIES_KEPT: u64 = 128;
 
@@ -64,6 +63,9 @@ pub struct Group {
     pub raft: Raft,
     /// Differs from one start of the group in this process to the next.
     pub life: u64,
+    pub(super) heard: Heard,
+    /// It was in the group before it was started here, and may have promised its leader to vote for nobody else.
+    pub(super) bound_until: Option<Instant>,
 }
 
 impl Group {
@@ -82,9 +84,45 @@ impl Group {
         // An isolated leader believes in itself for ever; only the answers of others prove it. A lone voter is a
         // majority by itself, and openraft records no answer for it.
         let lone = metrics.membership_config.voter_ids().eq([self.replica]);
-        let lease = Duration::from_millis(ELECTION_MAX_MS).saturating_sub(margin);
+        let lease = LEASE.saturating_sub(margin);
         let fresh = || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < lease);
         (lone || fresh()).then_some(term)
+    }
+
+    /// Whether somebody leads the group, here or elsewhere, and has been heard within a lease.
+    pub fn has_leader(&self) -> bool {
+        self.leads(Duration::ZERO).is_some() || self.follows()
+    }
+
+    fn follows(&self) -> bool {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        metrics.current_leader.is_some_and(|leader| leader != self.replica) && self.heard.within(LEASE)
+    }
+
+    /// Everybody who takes part in the group, learners included.
+    pub fn members(&self) -> BTreeMap<ReplicaId, Member> {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        metrics.membership_config.nodes().map(|(replica, member)| (*replica, *member)).collect()
+    }
+
+    /// Whether there is anybody who could lead it instead.
+    pub fn has_other_voters(&self) -> bool {
+        self.raft.metrics().borrow_watched().membership_config.voter_ids().any(|voter| voter != self.replica)
+    }
+
+    /// Who could lead the group next: the voter that has stored most, among those that have answered within a lease.
+    /// Only the leader knows.
+    pub fn best_heir(&self) -> Option<ReplicaId> {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        let (stored, answered) = (metrics.replication.as_ref()?, metrics.heartbeat.as_ref()?);
+        let voters = metrics.membership_config.voter_ids().filter(|voter| *voter != self.replica);
+        let fresh = |voter: &ReplicaId| {
+            answered.get(voter).copied().flatten().is_some_and(|answered| answered.elapsed() < LEASE)
+        };
+        voters.filter(fresh).max_by_key(|voter| stored.get(voter).copied().flatten())
     }
 
     /// openraft tells of a panic only when it is asked something: the last metrics of its core say that all is well, and
@@ -164,6 +202,16 @@ pub struct Groups {
     inner: Arc<Inner>,
 }
 
+/// The groups, for somebody who must not keep them alive.
+pub(super) struct WeakGroups(Weak<Inner>);
+
+impl WeakGroups {
+    /// `None` when nobody needs them any more.
+    pub(super) fn all(&self) -> Option<Vec<Group>> {
+        Some(Groups { inner: self.0.upgrade()? }.all())
+    }
+}
+
 impl Groups {
     /// Starts every group that this node holds a replica of. The others come with [`Groups::host`].
     pub async fn start(parts: Parts) -> Result<Self, GroupError> {
@@ -186,6 +234,7 @@ impl Groups {
             coming: tokio::sync::Mutex::default(),
         };
         let groups = Self { inner: Arc::new(inner) };
+        tokio::spawn(pacer::run(WeakGroups(Arc::downgrade(&groups.inner))));
         let starts = held.into_iter().map(|(id, replica)| groups.start_group(id, replica, None));
         for started in futures::future::join_all(starts).await {
             groups.insert(started?);
@@ -241,6 +290,10 @@ impl Groups {
         self.inner.changes.subscribe()
     }
 
+    pub fn shards(&self) -> u16 {
+        self.inner.parts.shards
+    }
+
     pub fn node_id(&self) -> u64 {
         self.inner.parts.node_id
     }
@@ -291,7 +344,9 @@ impl Groups {
             }
         }
         static LIVES: AtomicU64 = AtomicU64::new(0);
-        let group = Group { id, replica, raft, life: LIVES.fetch_add(1, Ordering::Relaxed) };
+        let life = LIVES.fetch_add(1, Ordering::Relaxed);
+        let bound_until = known.then(|| Instant::now() + LEASE);
+        let group = Group { id, replica, raft, life, heard: Heard::now(), bound_until };
         self.begin(&group, members).await?;
         Ok(group)
     }
@@ -364,17 +419,12 @@ impl Groups {
         if self.has_panicked(group) {
             return self.rebuild(group).await;
         }
-        let (running, applied, marked, lone) = {
+        let (running, applied, marked) = {
             let receiver = group.raft.metrics();
             let metrics = receiver.borrow_watched();
             let index = |id: Option<LogId>| id.map(|id| id.index);
-            // Whoever is to become a voter beside it must be seen to answer, and so gets heartbeats.
-            let lone = metrics.membership_config.nodes().map(|(id, _)| *id).eq([group.replica]);
-            (metrics.running_state.clone(), index(metrics.last_applied), index(metrics.snapshot), lone)
+            (metrics.running_state.clone(), index(metrics.last_applied), index(metrics.snapshot))
         };
-        // A lone replica has nobody to send heartbeats to and nobody to wait for: without its clock, an idle group costs
-        // nothing at all.
-        group.raft.runtime_config().tick(!lone);
         match running {
             Ok(()) => {}
             // Stopped: an earlier attempt to build it again did not succeed.
@@ -505,12 +555,18 @@ fn clear_staging(folder: &Path) -> Result<(), GroupError> {
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).expect("a short while")
+}
+
 fn config(cluster: &str, id: GroupId) -> Config {
     let config = Config {
         cluster_name: format!("{cluster}/{id}"),
-        heartbeat_interval: HEARTBEAT_MS,
-        election_timeout_min: ELECTION_MIN_MS,
-        election_timeout_max: ELECTION_MAX_MS,
+        // Heartbeats and elections come from `pacer`; these say how long a message may take, and the lease.
+        enable_tick: false,
+        heartbeat_interval: millis(HEARTBEAT),
+        election_timeout_min: millis(LEASE) * 3 / 4,
+        election_timeout_max: millis(LEASE),
         // The marker of durable state is the only snapshot; see the head of this file.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: ENTRIES_KEPT,

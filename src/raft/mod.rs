@@ -8,8 +8,9 @@
 //! - [`log_store`]: entries and votes in the `log` family, durable through the node's one syncer
 //! - [`state_machine`]: from committed entries to `apply` to one batch in the `state` family
 //! - [`groups`]: the groups of this node: start, marker of durable state, stop
+//! - [`pacer`]: heartbeats and elections of all groups, by one clock
 //! - [`network`]: what a replica sends to those on other nodes; [`peer_service`]: what it hears from them;
-//!   [`peer_messages`]: openraft's messages as those of `proto/peer.proto`, and back
+//!   [`peer_tls`]: how they know each other; [`peer_messages`]: openraft's messages as those of `proto/peer.proto`, and back
 //!
 //! What must hold for the log to be the write-ahead log of the state (the tests named keep it):
 //!
@@ -22,10 +23,14 @@
 pub mod groups;
 pub mod log_store;
 pub mod network;
+mod pacer;
 mod peer_messages;
 pub mod peer_service;
+pub mod peer_tls;
 pub mod state_machine;
 pub mod types;
+
+use std::time::Duration;
 
 #[cfg(test)]
 mod tests;
@@ -35,3 +40,9 @@ pub use network::PeerNetwork;
 pub use peer_service::PeerService;
 pub use state_machine::Observer;
 pub use types::{Member, Raft, ReplicaId, TypeConfig};
+
+/// A leader speaks to its followers this often when there is nothing else to say.
+pub const HEARTBEAT: Duration = Duration::from_millis(150);
+/// So long a follower that has heard its leader gives its vote to nobody else, and so long a leader that has heard a
+/// majority may act as one. The same on every node of a cluster.
+pub const LEASE: Duration = Duration::from_millis(500);

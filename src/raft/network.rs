@@ -46,6 +46,7 @@ use super::peer_messages::{
     MESSAGE_BYTES_MAX, from_append_response, from_vote, from_vote_response, to_append, to_snapshot_header, to_transfer,
     to_vote_request,
 };
+use super::peer_tls::{PeerTls, error_chain};
 use super::state_machine::SnapshotData;
 use super::types::{Member, ReplicaId, TypeConfig, Vote};
 use crate::store::StoreError;
@@ -98,12 +99,14 @@ struct Inner {
     cluster: String,
     /// Our own: nothing is ever sent there.
     node_id: u64,
+    tls: Option<PeerTls>,
     remotes: RwLock<BTreeMap<u64, Arc<Remote>>>,
 }
 
 /// One node at one address.
 struct Remote {
     address: String,
+    tls: Option<PeerTls>,
     connections: OnceLock<Connections>,
     /// It is not there any more, or elsewhere.
     gone: CancellationToken,
@@ -119,7 +122,12 @@ struct Connections {
 impl PeerNetwork {
     /// The network of the node `node_id`; it knows no other node yet.
     pub fn new(cluster: &str, node_id: u64) -> Self {
-        Self { inner: Arc::new(Inner { cluster: cluster.to_owned(), node_id, remotes: RwLock::default() }) }
+        Self::with_tls(cluster, node_id, None)
+    }
+
+    /// With TLS, everything to other nodes goes through it.
+    pub fn with_tls(cluster: &str, node_id: u64, tls: Option<PeerTls>) -> Self {
+        Self { inner: Arc::new(Inner { cluster: cluster.to_owned(), node_id, tls, remotes: RwLock::default() }) }
     }
 
     /// From now on `node_id` is at `address` (`host:port`). A node that moves loses what was under way to it.
@@ -128,8 +136,12 @@ impl PeerNetwork {
         if remotes.get(&node_id).is_some_and(|known| known.address == address) {
             return;
         }
-        let remote =
-            Remote { address: address.to_owned(), connections: OnceLock::new(), gone: CancellationToken::new() };
+        let remote = Remote {
+            address: address.to_owned(),
+            tls: self.inner.tls.clone(),
+            connections: OnceLock::new(),
+            gone: CancellationToken::new(),
+        };
         if let Some(before) = remotes.insert(node_id, Arc::new(remote)) {
             before.gone.cancel();
         }
@@ -177,8 +189,13 @@ impl Remote {
         if let Some(connections) = self.connections.get() {
             return Ok(connections);
         }
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
-            .map_err(|error| unreachable(format!("'{}' is not an address: {error}", self.address)))?
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.address))
+            .map_err(|error| unreachable(format!("'{}' is not an address: {error}", self.address)))?;
+        if let Some(tls) = &self.tls {
+            endpoint = endpoint.tls_config(tls.client()).map_err(|error| unreachable(error_chain(&error)))?;
+        }
+        let endpoint = endpoint
             .connect_timeout(CONNECT_WITHIN)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE_EVERY)

@@ -23,7 +23,7 @@ use futures::{Stream, StreamExt};
 use openraft::storage::Snapshot;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -35,6 +35,7 @@ use super::peer_messages::{
     MESSAGE_BYTES_MAX, Malformed, from_append, from_snapshot_header, from_transfer, from_vote_request,
     to_append_response, to_vote, to_vote_response,
 };
+use super::peer_tls::PeerTls;
 use super::state_machine::SnapshotData;
 use super::types::{LogId, Raft, SnapshotMeta, Vote};
 use crate::store::export::{Staged, Staging};
@@ -84,6 +85,7 @@ pub async fn serve(
     listener: TcpListener,
     service: PeerService,
     others: Routes,
+    tls: Option<PeerTls>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let stopping = service.inner.stopping.clone();
@@ -92,7 +94,11 @@ pub async fn serve(
         // Without this the long streams would hold the server open for ever.
         stopping.cancel();
     };
-    let server = Server::builder()
+    let mut server = Server::builder();
+    if let Some(tls) = tls {
+        server = server.tls_config(tls.server())?;
+    }
+    let server = server
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
@@ -168,8 +174,16 @@ impl Peer for PeerService {
         let pre_vote = request.pre_vote;
         let request = from_vote_request(request)?;
         not_own(&group, &request.vote)?;
+        // openraft knows nothing of a promise made before the start.
+        if !request.leadership_transfer && group.bound_until.is_some_and(|until| Instant::now() < until) {
+            return Err(Status::unavailable("this replica has just started and may be bound to its leader still"));
+        }
         let answer = if pre_vote { group.raft.pre_vote(request).await } else { group.raft.vote(request).await };
-        Ok(Response::new(to_vote_response(&answer.map_err(fatal)?)))
+        let answer = answer.map_err(fatal)?;
+        if answer.vote_granted && !pre_vote {
+            group.heard.note();
+        }
+        Ok(Response::new(to_vote_response(&answer)))
     }
 
     type AppendStream = futures::stream::BoxStream<'static, Result<peer::AppendResponse, Status>>;
@@ -231,6 +245,7 @@ impl PeerService {
         let wrong = Arc::new(OnceLock::new());
         let told = wrong.clone();
         let raft = group.raft.clone();
+        let heard = group.heard.clone();
         let requests = futures::stream::once(async { Ok(first) }).chain(requests).scan((), move |(), request| {
             let checked = request.and_then(|request| {
                 let request = from_append(request)?;
@@ -252,6 +267,9 @@ impl PeerService {
             let _ends_with_the_answers = guard;
             let mut answers = pin!(raft.stream_append(requests));
             while let Some(answer) = answers.next().await {
+                if !matches!(answer, Ok(Err(openraft::raft::StreamAppendError::HigherVote(_))) | Err(_)) {
+                    heard.note();
+                }
                 let answer = answer.map(to_append_response).map_err(fatal);
                 if out.send(answer).await.is_err() {
                     return;

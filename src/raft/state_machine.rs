@@ -39,6 +39,13 @@ pub trait Observer: Send + Sync + 'static {
     fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]);
 }
 
+/// All of them hear it, one after the other.
+impl Observer for Vec<Arc<dyn Observer>> {
+    fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]) {
+        self.iter().for_each(|observer| observer.applied(group, meta, effects));
+    }
+}
+
 /// The rows of a shard on their way to another replica.
 pub enum SnapshotData {
     /// Read from here, at one moment.
@@ -274,7 +281,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let mut pending = Pending::new(&store);
         while let Some(entry) = entries.try_next().await? {
             self.apply_entry(&mut pending, entry)?;
-            if pending.requests >= REQUESTS_PER_WRITE {
+            // What is marked is this very moment, the same on every replica.
+            let marked = matches!(pending.effects.last(), Some(Effect::Marked { .. }));
+            if marked || pending.requests >= REQUESTS_PER_WRITE {
                 self.store(std::mem::replace(&mut pending, Pending::new(&store)))?;
             }
         }

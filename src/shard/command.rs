@@ -50,6 +50,8 @@ pub enum Request {
     Replay(Replay),
     Purge(Purge),
     Forget(Forget),
+    /// Changes nothing. Every replica computes a digest of its state as it is now, to be found by this number.
+    Mark(u64),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -65,6 +65,8 @@ pub enum Effect {
     Scheduled { id: TaskId, due_ms: InstantMs },
     /// There is nothing more to do for this task.
     Ended { id: TaskId },
+    /// Somebody wants a digest of the state as it is now.
+    Marked { mark: u64 },
 }
 
 /// What one batch did, besides its writes.
@@ -105,6 +107,10 @@ pub fn apply(
             Request::Replay(replay) => shard.replay(replay)?,
             Request::Purge(purge) => shard.purge(purge)?,
             Request::Forget(forget) => shard.forget(forget)?,
+            Request::Mark(mark) => {
+                shard.effects.push(Effect::Marked { mark });
+                Reply::Stored
+            }
         });
     }
     shard.store_policy_changes()?;

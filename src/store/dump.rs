@@ -267,8 +267,28 @@ impl fmt::Display for Digest {
     }
 }
 
+/// The digest of `group` as it is when this is called, computed on a thread of its own, where `done` is called.
+pub fn digest_aside(store: Store, group: GroupId, done: impl FnOnce(Result<Digest, StoreError>) + Send + 'static) {
+    let (pinned_out, pinned) = std::sync::mpsc::channel();
+    let read = move || {
+        let digest = digest_pinned(&store, group, || {
+            let _ = pinned_out.send(());
+        });
+        done(digest);
+    };
+    match std::thread::Builder::new().name(format!("digest-{group}")).spawn(read) {
+        // It takes microseconds; when it fails, the channel is closed.
+        Ok(_) => pinned.recv().unwrap_or(()),
+        Err(error) => tracing::error!(%error, "cannot start a thread for a digest"),
+    }
+}
+
 /// The digest of `group` as of one moment, even while entries are applied.
 pub fn digest(store: &Store, group: GroupId) -> Result<Digest, StoreError> {
+    digest_pinned(store, group, || ())
+}
+
+fn digest_pinned(store: &Store, group: GroupId, pinned: impl FnOnce()) -> Result<Digest, StoreError> {
     let (from, until) = Key::group_range(group);
     let applied_key = Key::applied(group);
     let mut options = ReadOptions::default();
@@ -278,6 +298,7 @@ pub fn digest(store: &Store, group: GroupId) -> Result<Digest, StoreError> {
     let mut hash = Sha256::new();
     // An iterator sees the database as it was when it was made.
     let mut iterator = store.db.raw_iterator_cf_opt(&store.state(), options);
+    pinned();
     iterator.seek(&from);
     while let Some((key, value)) = iterator.item() {
         if key == applied_key.as_ref() {

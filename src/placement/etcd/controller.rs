@@ -132,7 +132,8 @@ impl Controller {
             }
         } else {
             let known = self.cluster.table().borrow().clone();
-            let ahead = |(group, row): &(&GroupId, &GroupRow)| table.get(group).is_some_and(|found| found.epoch < row.epoch);
+            let ahead =
+                |(group, row): &(&GroupId, &GroupRow)| table.get(group).is_some_and(|found| found.epoch < row.epoch);
             let lost: Table = known.iter().filter(ahead).map(|(group, row)| (*group, row.clone())).collect();
             table.extend(lost.clone());
             let unsettled: BTreeSet<GroupId> =
@@ -140,8 +141,10 @@ impl Controller {
             if !unsettled.is_empty() {
                 self.cluster.ask_now();
             }
-            let mut rows: Table =
-                plan(&table, &nodes, replicas, &unsettled).into_iter().map(|change| (change.group, change.row)).collect();
+            let mut rows: Table = plan(&table, &nodes, replicas, &unsettled)
+                .into_iter()
+                .map(|change| (change.group, change.row))
+                .collect();
             for (group, row) in &rows {
                 tracing::info!(%group, epoch = row.epoch, replicas = ?shown(row), "a row changes");
             }
@@ -177,7 +180,8 @@ impl Controller {
             None => absent(keys.group(*group)),
         });
         let when: Vec<Compare> = as_seen.chain([ours]).collect();
-        let puts: Vec<TxnOp> = rows.iter().map(|(group, row)| TxnOp::put(keys.group(*group), json(row), None)).collect();
+        let puts: Vec<TxnOp> =
+            rows.iter().map(|(group, row)| TxnOp::put(keys.group(*group), json(row), None)).collect();
         Ok(answer(client.txn(Txn::new().when(when).and_then(puts))).await?.succeeded())
     }
 
@@ -222,14 +226,13 @@ fn shown(row: &GroupRow) -> Vec<String> {
 /// Rows for the groups that nodes hold, as their leaders know them.
 fn held_rows(statuses: &[NodeStatus], known: &Table) -> Result<Table, String> {
     let groups = || statuses.iter().flat_map(|status| &status.groups);
-    let held: BTreeMap<u32, ReplicaId> = groups().filter(|group| !group.members.is_empty()).fold(
-        BTreeMap::new(),
-        |mut held, group| {
+    let held: BTreeMap<u32, ReplicaId> =
+        groups().filter(|group| !group.members.is_empty()).fold(BTreeMap::new(), |mut held, group| {
             let highest = held.entry(group.group).or_default();
-            *highest = group.members.iter().map(|member| member.replica).chain([group.replica, *highest]).max().unwrap_or(0);
+            *highest =
+                group.members.iter().map(|member| member.replica).chain([group.replica, *highest]).max().unwrap_or(0);
             held
-        },
-    );
+        });
     let mut rows = Table::new();
     for (number, highest) in held {
         let leader = groups().filter(|group| group.group == number && group.leads && !group.joint);

@@ -49,7 +49,9 @@ pub enum EtcdError {
     Slow,
     #[error("etcd: {0}")]
     Failed(String),
-    #[error("the cluster has {cluster} shards, and this node was started for {ours}: give --shards {cluster}, and an empty --data-dir")]
+    #[error(
+        "the cluster has {cluster} shards, and this node was started for {ours}: give --shards {cluster}, and an empty --data-dir"
+    )]
     Shards { cluster: u16, ours: u16 },
     #[error("the cluster's keys in etcd have format {0}, this binary knows formats up to {format}", format = view::FORMAT)]
     Newer(u32),

@@ -109,7 +109,8 @@ impl Applicant {
         let Some(found) = self.put_if_absent(client, self.link.keys.config(), json(&ours)).await? else {
             return Ok(());
         };
-        let unknown = |error: serde_json::Error| EtcdError::Failed(format!("the key config is not understood: {error}"));
+        let unknown =
+            |error: serde_json::Error| EtcdError::Failed(format!("the key config is not understood: {error}"));
         let config: Config = serde_json::from_slice(&found).map_err(unknown)?;
         if config.format > FORMAT {
             return Err(EtcdError::Newer(config.format));

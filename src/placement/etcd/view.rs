@@ -214,9 +214,8 @@ mod tests {
 
     #[test]
     fn keys_come_and_go() {
-        let node = |zone: &str| {
-            format!(r#"{{"node_id":2,"peer":"p","tcp":"t","http":"h","zone":"{zone}","version":"1"}}"#)
-        };
+        let node =
+            |zone: &str| format!(r#"{{"node_id":2,"peer":"p","tcp":"t","http":"h","zone":"{zone}","version":"1"}}"#);
         let mut view = View::default();
         apply(&mut view, "config", Some(r#"{"format":1,"shards":4,"replicas":3}"#));
         apply(&mut view, "ids/2", Some(&format!(r#"{{"folder":"f","node":{}}}"#, node("old"))));

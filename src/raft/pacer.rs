@@ -1,0 +1,142 @@
+//! The clock of Raft for all groups of a node: one task instead of one timer per group.
+//!
+//! openraft's own ticks are off. Every few milliseconds this looks at every group at once: where this node leads it
+//! has a heartbeat sent when one is due, and where it follows and has heard nobody for a lease it asks for an election.
+//! All groups beat at the same moment, so that the beats to one node share a message (see `heartbeats`).
+//!
+//! ```text
+//!   leader killed                          lease over      votes are granted
+//!        |<-- up to one beat --><----- LEASE ------><- 0..JITTER ->| elected
+//! ```
+//!
+//! A follower grants no vote before its lease is over, so asking sooner would be in vain; asking at random moments
+//! after it keeps two of them from asking at once.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use openraft::ServerState;
+use openraft::rt::WatchReceiver as _;
+use rand::RngExt;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::groups::{Group, WeakGroups};
+use super::{HEARTBEAT, LEASE};
+use crate::task::GroupId;
+
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// After the lease a follower waits up to this long before it asks for votes, and again before it asks once more.
+const JITTER: Duration = Duration::from_millis(160);
+/// How long an election is given before the next one.
+const ELECTION: Duration = Duration::from_millis(150);
+
+/// When a replica last heard its leader, or gave its vote to one that may become it.
+#[derive(Debug, Clone)]
+pub struct Heard(Arc<AtomicU64>);
+
+static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+impl Heard {
+    /// As if just now: a replica that starts gives the leader time to speak.
+    pub fn now() -> Self {
+        let heard = Self(Arc::default());
+        heard.note();
+        heard
+    }
+
+    pub fn note(&self) {
+        let millis = u64::try_from(BEGINNING.elapsed().as_millis()).expect("a process does not run for an eternity");
+        self.0.store(millis, Ordering::Relaxed);
+    }
+
+    pub fn within(&self, span: Duration) -> bool {
+        self.at().elapsed() < span
+    }
+
+    fn at(&self) -> Instant {
+        *BEGINNING + Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// What is next for one group.
+struct Pace {
+    /// Of the replica that this is about; another one begins anew.
+    life: u64,
+    beat_at: Instant,
+    /// Added to the lease.
+    jitter: Duration,
+    asked_at: Option<Instant>,
+}
+
+/// Runs as long as the groups do.
+pub(super) async fn run(groups: WeakGroups) {
+    let mut paces: BTreeMap<GroupId, Pace> = BTreeMap::new();
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let Some(all) = groups.all() else { return };
+        paces.retain(|id, _| all.binary_search_by_key(id, |group| group.id).is_ok());
+        let now = Instant::now();
+        for group in all {
+            let pace = paces.entry(group.id).or_insert_with(|| Pace::new(&group, now));
+            if pace.life != group.life {
+                *pace = Pace::new(&group, now);
+            }
+            // A group that has ended is somebody else's business.
+            let _ = match pace.look(&group, now) {
+                Some(Due::Beat) => group.raft.trigger().heartbeat().await,
+                Some(Due::Election) => {
+                    tracing::debug!(group = %group.id, "no leader is heard; asking for votes");
+                    group.raft.trigger().elect(true).await
+                }
+                None => Ok(()),
+            };
+        }
+    }
+}
+
+enum Due {
+    Beat,
+    Election,
+}
+
+fn jitter() -> Duration {
+    rand::rng().random_range(Duration::ZERO..JITTER)
+}
+
+impl Pace {
+    fn new(group: &Group, now: Instant) -> Self {
+        Self { life: group.life, beat_at: now, jitter: jitter(), asked_at: None }
+    }
+
+    fn look(&mut self, group: &Group, now: Instant) -> Option<Due> {
+        let metrics = group.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let mut voters = metrics.membership_config.voter_ids();
+        // A lone voter has nobody to beat to, but its learners.
+        let alone = metrics.membership_config.membership().nodes().count() == 1;
+        match metrics.state {
+            ServerState::Leader => {
+                if alone || now < self.beat_at {
+                    return None;
+                }
+                self.beat_at = now + HEARTBEAT;
+                Some(Due::Beat)
+            }
+            ServerState::Follower | ServerState::Candidate if voters.any(|voter| voter == group.replica) => {
+                let silent_until = group.heard.at() + LEASE + self.jitter;
+                let next = self.asked_at.map_or(silent_until, |asked| silent_until.max(asked + ELECTION + self.jitter));
+                if now < next {
+                    return None;
+                }
+                self.asked_at = Some(now);
+                self.jitter = jitter();
+                Some(Due::Election)
+            }
+            _ => None,
+        }
+    }
+}
