@@ -28,6 +28,7 @@ use crate::firing::hand_over::hand_over;
 use crate::firing::{Firing, Ledger};
 use crate::metrics::Metrics;
 use crate::placement::verify::Marks;
+use crate::placement::clock_guard;
 use crate::placement::{self, Cluster, NodeInfo, NodesService, PlacementError};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::{GroupError, Parts as GroupParts};
@@ -229,6 +230,7 @@ impl Node {
             tokio::spawn(groups.clone().look_after()),
             tokio::spawn(guard.watch(disk_out, metrics.clone())),
             tokio::spawn(keep_house(service, system_clock)),
+            tokio::spawn(clock_guard::watch(cluster.clone())),
         ];
         Ok(Self {
             start_line,

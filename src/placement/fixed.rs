@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::cluster::Founding;
 use super::files::{self, FileError};
@@ -144,6 +144,7 @@ fn check(begun: &Begun, nodes: &[u64], replicas: u16) -> Result<(), FixedError> 
 
 async fn wait_for_all(cluster: &Cluster, folder: &str, nodes: &[u64]) -> Result<BTreeMap<u64, String>, FixedError> {
     let mut hearings = cluster.hearings();
+    let mut said_at = Instant::now();
     loop {
         hearings.borrow_and_update();
         let heard = cluster.statuses();
@@ -152,18 +153,11 @@ async fn wait_for_all(cluster: &Cluster, folder: &str, nodes: &[u64]) -> Result<
             Verdict::Begin(folders) => return Ok(folders),
             Verdict::Wait(missing) => missing,
         };
-        // As long as others are asked, something is heard now and then.
-        let changed = async {
-            loop {
-                let _ = hearings.changed().await;
-                if cluster.statuses().len() != statuses.len() {
-                    return;
-                }
-            }
-        };
-        if timeout(SAY_EVERY, changed).await.is_err() {
+        if said_at.elapsed() >= SAY_EVERY {
+            said_at = Instant::now();
             tracing::info!(?missing, "the cluster begins when all of its nodes answer");
         }
+        let _ = timeout(SAY_EVERY, hearings.changed()).await;
     }
 }
 
@@ -187,6 +181,11 @@ fn verdict(me: u64, folder: &str, nodes: &[u64], statuses: &BTreeMap<u64, &NodeS
         let with_us = status.founders.iter().any(|founder| founder.node_id == me && founder.folder == folder);
         if begun && !with_us {
             return Err(FixedError::Empty { node: me, began: node });
+        }
+        // It answers already, and does not know its own folder yet.
+        if status.folder.is_empty() {
+            missing.push(node);
+            continue;
         }
         folders.insert(node, status.folder.clone());
     }
@@ -248,6 +247,11 @@ mod tests {
         let quick = begun("a", &[(1, "a"), (2, "b"), (3, "c")]);
         assert_eq!(ask("b", &[(1, quick.clone())]).unwrap(), Verdict::Wait(vec![3]));
         assert_eq!(ask("b", &[(1, quick), (3, fresh("c"))]).unwrap(), Verdict::Begin(all));
+    }
+
+    #[test]
+    fn a_node_that_has_not_looked_at_its_folder_is_waited_for() {
+        assert_eq!(ask("b", &[(1, fresh("")), (3, fresh("c"))]).unwrap(), Verdict::Wait(vec![1]));
     }
 
     #[test]

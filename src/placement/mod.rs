@@ -13,9 +13,11 @@
 //! - [`plan`]: from nodes and rows to better rows, a function
 //! - [`agent`]: what this node holds; [`converge`]: the members of the groups that it leads
 //! - [`files`]: what is kept of it in the data folder
+//! - [`clock_guard`]: a node whose clock is wrong leads nothing
 //! - [`verify`]: whether replicas are equal
 
 pub mod agent;
+pub mod clock_guard;
 pub mod cluster;
 pub mod converge;
 pub mod etcd;

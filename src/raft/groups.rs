@@ -64,6 +64,8 @@ pub struct Group {
     /// Differs from one start of the group in this process to the next.
     pub life: u64,
     pub(super) heard: Heard,
+    /// Of the node: then it does not act as a leader, whatever the others say.
+    clock_wrong: Arc<AtomicBool>,
     /// It was in the group before it was started here, and may have promised its leader to vote for nobody else.
     pub(super) bound_until: Option<Instant>,
 }
@@ -72,7 +74,7 @@ impl Group {
     /// The term this replica leads in, if it is sure of that now: it is the only voter, or a majority has answered it
     /// within its lease, less `margin`.
     pub fn leads(&self, margin: Duration) -> Option<u64> {
-        if self.core_has_panicked() {
+        if self.core_has_panicked() || self.clock_wrong.load(Ordering::Acquire) {
             return None;
         }
         let receiver = self.raft.metrics();
@@ -87,6 +89,11 @@ impl Group {
         let lease = LEASE.saturating_sub(margin);
         let fresh = || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < lease);
         (lone || fresh()).then_some(term)
+    }
+
+    /// Whether it may ask for votes.
+    pub(super) fn may_lead(&self) -> bool {
+        !self.clock_wrong.load(Ordering::Acquire)
     }
 
     /// Whether somebody leads the group, here or elsewhere, and has been heard within a lease.
@@ -194,6 +201,7 @@ struct Inner {
     changes: watch::Sender<u64>,
     /// Held while a group comes or goes.
     coming: tokio::sync::Mutex<()>,
+    clock_wrong: Arc<AtomicBool>,
 }
 
 /// A handle on all groups of this node; cheap to clone.
@@ -232,6 +240,7 @@ impl Groups {
             failed: watch::Sender::new(None),
             changes: watch::Sender::new(0),
             coming: tokio::sync::Mutex::default(),
+            clock_wrong: Arc::default(),
         };
         let groups = Self { inner: Arc::new(inner) };
         tokio::spawn(pacer::run(WeakGroups(Arc::downgrade(&groups.inner))));
@@ -290,6 +299,11 @@ impl Groups {
         self.inner.changes.subscribe()
     }
 
+    /// Whether this node's clock is so wrong that it must lead nothing. Returns what was so before.
+    pub fn set_clock_wrong(&self, wrong: bool) -> bool {
+        self.inner.clock_wrong.swap(wrong, Ordering::AcqRel)
+    }
+
     pub fn shards(&self) -> u16 {
         self.inner.parts.shards
     }
@@ -346,7 +360,8 @@ impl Groups {
         static LIVES: AtomicU64 = AtomicU64::new(0);
         let life = LIVES.fetch_add(1, Ordering::Relaxed);
         let bound_until = known.then(|| Instant::now() + LEASE);
-        let group = Group { id, replica, raft, life, heard: Heard::now(), bound_until };
+        let clock_wrong = self.inner.clock_wrong.clone();
+        let group = Group { id, replica, raft, life, heard: Heard::now(), clock_wrong, bound_until };
         self.begin(&group, members).await?;
         Ok(group)
     }

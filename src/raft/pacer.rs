@@ -126,7 +126,9 @@ impl Pace {
                 self.beat_at = now + HEARTBEAT;
                 Some(Due::Beat)
             }
-            ServerState::Follower | ServerState::Candidate if voters.any(|voter| voter == group.replica) => {
+            ServerState::Follower | ServerState::Candidate
+                if group.may_lead() && voters.any(|voter| voter == group.replica) =>
+            {
                 let silent_until = group.heard.at() + LEASE + self.jitter;
                 let next = self.asked_at.map_or(silent_until, |asked| silent_until.max(asked + ELECTION + self.jitter));
                 if now < next {

@@ -79,6 +79,11 @@ impl Arrivals {
         self.0.lock().expect("no panic under this lock").len()
     }
 
+    /// What came after the first `seen`.
+    pub fn since(&self, seen: usize) -> Vec<Arrival> {
+        self.0.lock().expect("no panic under this lock")[seen..].to_vec()
+    }
+
     pub fn judge(&self, acknowledged: &[(TaskId, InstantMs)]) -> Judgement {
         Judgement::of(acknowledged, &self.0.lock().expect("no panic under this lock"))
     }
@@ -97,7 +102,9 @@ pub(super) struct Judgement {
     pub early_us_max: u64,
     /// Deliveries of what had come before.
     pub duplicates: u64,
-    /// Those of them that did not carry a larger fence, so that a receiver could not tell.
+    /// Those of them that did not carry a larger fence: a receiver that keeps the largest refuses them.
+    pub duplicates_not_larger: u64,
+    /// Those that carried the very same one, which no leader may give twice.
     pub duplicates_same_fence: u64,
     /// Deliveries of other tasks, such as those whose registration was never answered.
     pub strays: u64,
@@ -119,7 +126,8 @@ impl Judgement {
         let mut tasks: HashMap<TaskId, Seen> =
             acknowledged.iter().map(|(id, due_ms)| (*id, Seen { due_ms: *due_ms, fence: None })).collect();
         let mut lateness = histogram();
-        let (mut early, mut early_us_max, mut duplicates, mut duplicates_same_fence, mut strays) = (0, 0, 0, 0, 0);
+        let (mut early, mut early_us_max, mut duplicates, mut strays) = (0, 0, 0, 0);
+        let (mut duplicates_not_larger, mut duplicates_same_fence) = (0, 0);
         let (mut fired, mut first_us, mut last_us) = (0, u64::MAX, 0);
         for arrival in arrivals {
             let Some(seen) = tasks.get_mut(&arrival.task_id).filter(|_| arrival.occurrence == 0) else {
@@ -140,7 +148,8 @@ impl Judgement {
                 }
                 Some(fence) => {
                     duplicates += 1;
-                    duplicates_same_fence += u64::from(arrival.fence <= fence);
+                    duplicates_not_larger += u64::from(arrival.fence <= fence);
+                    duplicates_same_fence += u64::from(arrival.fence == fence);
                 }
             }
             seen.fence = seen.fence.max(Some(arrival.fence));
@@ -152,6 +161,7 @@ impl Judgement {
             early,
             early_us_max,
             duplicates,
+            duplicates_not_larger,
             duplicates_same_fence,
             strays,
             lateness_us: Percentiles::of(&lateness),
@@ -221,7 +231,8 @@ mod tests {
         assert_eq!(judgement.lost, [task_id(5)]);
         assert_eq!((judgement.fired, judgement.strays), (4, 2));
         assert_eq!((judgement.early, judgement.early_us_max), (1, 10));
-        assert_eq!((judgement.duplicates, judgement.duplicates_same_fence), (3, 2));
+        assert_eq!((judgement.duplicates, judgement.duplicates_not_larger), (3, 2));
+        assert_eq!(judgement.duplicates_same_fence, 1);
         assert_eq!((judgement.first_us, judgement.last_us), (999_990, 1_000_800), "duplicates end no span");
         assert_eq!((judgement.lateness_us.p50, judgement.lateness_us.max), (400, 800), "nor are they lateness");
     }

@@ -1,5 +1,6 @@
 //! What can be typed after `boomtool bench`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum, value_parser};
@@ -17,6 +18,8 @@ pub enum BenchCommand {
     Fire(FireBench),
     /// How fast tasks go out that are all due at one instant
     Drain(DrainBench),
+    /// How long shards do not fire when their leader is killed; starts a cluster of its own
+    Failover(FailoverBench),
     /// What the timing wheel costs by itself, next to two others; needs no node
     Wheel(WheelBench),
 }
@@ -165,6 +168,53 @@ pub struct DrainBench {
     /// How long after the due instant deliveries are waited for
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
     pub wait: Duration,
+    /// The load.
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// `bench failover`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "How long shards do not fire when the node that leads them is killed.\n\n\
+        Starts a cluster of its own on this machine, registers --pending tasks that are due far away, and then keeps a \
+        steady stream of tasks firing at --rate. --kills times, one node after the other is killed without warning and \
+        started again. 'gap_us' is, for each shard the node led, the time between the last delivery of the old leader \
+        and the first of the new one, as their receiver saw it; 'lateness_us' is that of all tasks. The other flags \
+        for a node (--addr, --client) mean nothing here.",
+    after_help = "\
+Examples:
+  boomtool bench failover --kills 20 --pending 100000 --json
+  boomtool bench failover --kills 5 --shards 64 --node-flag=--window=10m"
+)]
+pub struct FailoverBench {
+    /// How many times a node is killed
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u16).range(1..=10_000))]
+    pub kills: u16,
+    /// Nodes of the cluster
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u16).range(2..=9))]
+    pub nodes: u16,
+    /// Shards of the cluster
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = value_parser!(u16).range(1..=4096))]
+    pub shards: u16,
+    /// How many tasks wait meanwhile, due in an hour
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub pending: u64,
+    /// How many tasks fire per second
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = value_parser!(u64).range(10..=100_000))]
+    pub rate: u64,
+    /// Between a node's return and the next kill; leaders go back to where they belong meanwhile
+    #[arg(long, value_name = "DURATION", default_value = "12s", value_parser = parse_duration)]
+    pub pause: Duration,
+    /// How long after the last due instant deliveries are waited for
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub wait: Duration,
+    /// The server to start [default: the 'boomerang' beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub boomerang: Option<PathBuf>,
+    /// A further flag for every node, as --node-flag=--window=10m; may be given several times
+    #[arg(long = "node-flag", value_name = "FLAG")]
+    pub node_flags: Vec<String>,
     /// The load.
     #[command(flatten)]
     pub load: LoadArgs,

@@ -22,7 +22,7 @@ pub(super) async fn run(args: DrainBench, global: &Global) -> Result<Report, Too
     let lead = lead.unwrap_or_else(|| lead_for(tasks));
     let own = json!({ "tasks": tasks, "lead_ms": millis(lead), "wait_ms": millis(wait) });
     let configuration = configuration(&load, own);
-    let bench = Bench::start(&load, global, Protocol::Tcp, tasks).await?;
+    let bench = Bench::start(&load, global.options(), Protocol::Tcp, tasks).await?;
     let schedule = Schedule::Spread { first_ms: now_ms() + millis(lead), spread_ms: 0, tasks };
     let registering = bench.register("registering", tasks, schedule).await;
     let judgement = bench.wait(&registering.acknowledged, wait).await;

@@ -26,7 +26,7 @@ pub(super) async fn run(args: FireBench, global: &Global) -> Result<Report, Tool
             "wait_ms": millis(wait),
         }),
     );
-    let bench = Bench::start(&load, global, protocol, tasks).await?;
+    let bench = Bench::start(&load, global.options(), protocol, tasks).await?;
     let waiting = bench.register("registering pending", pending, Schedule::In(millis(pending_delay))).await;
     let first_ms = now_ms() + millis(lead);
     let schedule = Schedule::Spread { first_ms, spread_ms: millis(spread), tasks };

@@ -5,6 +5,7 @@
 //! not acknowledged, was lost, or came early.
 //!
 //! - `args`: flags and their help; `register`, `fire`, `drain`, `wheel`: one file per bench
+//! - `failover`: kills nodes of a cluster of its own, which `local` starts
 //! - `load`: registers and cancels with many requests under way
 //! - `account`: what was acknowledged against what came
 //! - `report`, `progress`: what is printed at the end, and meanwhile
@@ -12,8 +13,10 @@
 mod account;
 pub mod args;
 mod drain;
+mod failover;
 mod fire;
 mod load;
+mod local;
 mod progress;
 mod register;
 mod report;
@@ -44,6 +47,7 @@ pub(super) async fn run(command: BenchCommand, context: &Context) -> Result<(), 
         BenchCommand::Register(args) => register::run(args, &context.global).await?,
         BenchCommand::Fire(args) => fire::run(args, &context.global).await?,
         BenchCommand::Drain(args) => drain::run(args, &context.global).await?,
+        BenchCommand::Failover(args) => failover::run(args).await?,
         BenchCommand::Wheel(args) => wheel::run(args).await?,
     };
     report.print(&context.output)?;
@@ -65,7 +69,7 @@ struct Bench {
 
 impl Bench {
     /// `expected`: how many deliveries the receiver's list has room for from the start.
-    async fn start(args: &LoadArgs, global: &Global, protocol: Protocol, expected: u64) -> Result<Self, ToolError> {
+    async fn start(args: &LoadArgs, options: Options, protocol: Protocol, expected: u64) -> Result<Self, ToolError> {
         let arrivals = Arc::new(Arrivals::with_capacity(expected));
         let take = {
             let arrivals = arrivals.clone();
@@ -85,7 +89,7 @@ impl Bench {
         let callback = callback(protocol, &endpoint)?;
         let progress = Arc::new(Progress::start(args.quiet, arrivals.clone()));
         let inflight = usize::try_from(args.inflight).expect("bounded by its flag");
-        let options = Options { callback: Some(callback), inflight_max: inflight, ..global.options() };
+        let options = Options { callback: Some(callback), inflight_max: inflight, ..options };
         let mut clients = Vec::new();
         for _ in 0..args.connections {
             clients.push(Client::connect(options.clone()).await?);

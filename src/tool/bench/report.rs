@@ -56,7 +56,8 @@ impl Report {
         let mut more = Map::from_iter([
             ("registered_late".to_owned(), json!(registering.late)),
             ("registering_ms".to_owned(), json!(millis(registering.took))),
-            ("duplicates_without_larger_fence".to_owned(), json!(judgement.duplicates_same_fence)),
+            ("duplicates_without_larger_fence".to_owned(), json!(judgement.duplicates_not_larger)),
+            ("duplicates_with_the_same_fence".to_owned(), json!(judgement.duplicates_same_fence)),
             ("early_us_max".to_owned(), json!(judgement.early_us_max)),
             ("strays".to_owned(), json!(judgement.strays)),
         ]);

@@ -1,0 +1,82 @@
+//! One clock that is wrong must not fire a whole shard early.
+//!
+//! A node that leads stamps with its own clock and fires by it. So every node compares its clock with those of the
+//! others, which it hears about once a second: when it is further from the median than [`OFF_BY_MAX`], it neither stamps
+//! nor dispatches, gives away what it leads, and asks for no votes, until its clock agrees again. With fewer than three
+//! clocks nobody can say which of them is wrong.
+
+use std::time::Duration;
+
+use super::Cluster;
+use crate::raft::Groups;
+
+/// Clocks that are kept by anything at all agree far better.
+const OFF_BY_MAX: Duration = Duration::from_millis(500);
+/// What was heard longer ago says nothing about now.
+const HEARD_WITHIN: Duration = Duration::from_secs(5);
+const CLOCKS_MIN: usize = 3;
+
+/// Runs until it is dropped.
+pub async fn watch(cluster: Cluster) {
+    let mut hearings = cluster.hearings();
+    while hearings.changed().await.is_ok() {
+        let heard = cluster.statuses().into_values().filter(|heard| heard.at.elapsed() < HEARD_WITHIN);
+        let ahead_us: Vec<i64> = heard.map(|heard| heard.clock_ahead_us).collect();
+        let Some(median_us) = median_ahead_us(ahead_us) else { continue };
+        let wrong = median_us.unsigned_abs() > u64::try_from(OFF_BY_MAX.as_micros()).expect("half a second");
+        let groups = cluster.groups();
+        if groups.set_clock_wrong(wrong) == wrong {
+            continue;
+        }
+        if wrong {
+            let behind_us = median_us;
+            tracing::error!(behind_us, "this node's clock is not that of the others; it gives away what it leads");
+            give_away(groups).await;
+        } else {
+            tracing::info!("this node's clock agrees with the others again");
+        }
+    }
+}
+
+/// By how much the median of all clocks is ahead of ours, which is one of them; `None` when they are too few.
+fn median_ahead_us(mut others_us: Vec<i64>) -> Option<i64> {
+    others_us.push(0);
+    if others_us.len() < CLOCKS_MIN {
+        return None;
+    }
+    others_us.sort_unstable();
+    let middle = others_us.len() / 2;
+    // With an even number the two in the middle may be far apart: the one that is nearer to ours gives us the benefit.
+    Some(if others_us.len() % 2 == 1 || others_us[middle - 1].abs() > others_us[middle].abs() {
+        others_us[middle]
+    } else {
+        others_us[middle - 1]
+    })
+}
+
+/// Without the courtesies of a hand-over: nothing is dispatched or stored here any more.
+async fn give_away(groups: &Groups) {
+    for group in groups.all() {
+        if let Some(heir) = group.best_heir()
+            && let Err(error) = group.raft.trigger().transfer_leader(heir).await
+        {
+            tracing::warn!(group = %group.id, %error, "leadership was not given away");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_that_differs_is_the_wrong_one() {
+        assert_eq!(median_ahead_us(vec![]), None);
+        assert_eq!(median_ahead_us(vec![9_000_000]), None, "two clocks: nobody knows whose is wrong");
+        assert_eq!(median_ahead_us(vec![10, 9_000_000]), Some(10), "it is another's");
+        assert_eq!(median_ahead_us(vec![9_000_000, 9_000_100]), Some(9_000_000), "it is ours");
+        assert_eq!(median_ahead_us(vec![-9_000_000, -9_000_100]), Some(-9_000_000));
+        assert_eq!(median_ahead_us(vec![9_000_000, 9_000_100, 30]), Some(30), "half of them agree with ours");
+        assert_eq!(median_ahead_us(vec![9_000_000, 9_000_100, 9_000_200, 1]), Some(9_000_000));
+    }
+}

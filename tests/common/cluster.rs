@@ -1,0 +1,221 @@
+//! Nodes of one cluster, each a process of its own, and a load whose account another process keeps.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::PATIENCE;
+use super::node::{ADMIN_PASSWORD, NodeProcess, free_address};
+
+/// Few, so that each node leads some and a test build is quick.
+pub const SHARDS: u16 = 6;
+/// Replicas that were away catch up, leaders come back to where they belong.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+pub struct Cluster {
+    pub nodes: Vec<NodeProcess>,
+}
+
+impl Cluster {
+    /// Nodes 1 to `count` with a fixed list of peers. `flags` are for each of them.
+    pub fn with_peers(count: u64, flags: &[&str]) -> Self {
+        let peers: Vec<String> = (0..count).map(|_| free_address()).collect();
+        let list: Vec<String> = peers.iter().enumerate().map(|(at, peer)| format!("{}={peer}", at + 1)).collect();
+        let list = list.join(",");
+        let flags: Vec<&str> = ["--peers", &list].iter().chain(flags).copied().collect();
+        Self::start(1..=count, &|number| Some(peers[usize::try_from(number).unwrap() - 1].clone()), &flags)
+    }
+
+    /// Nodes 1 to `count`, placed by etcd.
+    pub fn with_etcd(count: u64, etcd: &str, flags: &[&str]) -> Self {
+        let flags: Vec<&str> = ["--etcd", etcd].iter().chain(flags).copied().collect();
+        Self::start(1..=count, &|_| None, &flags)
+    }
+
+    /// All at once: none of them is ready alone.
+    fn start(
+        numbers: impl Iterator<Item = u64>,
+        peer: &(dyn Fn(u64) -> Option<String> + Sync),
+        flags: &[&str],
+    ) -> Self {
+        let nodes = std::thread::scope(|scope| {
+            let starts: Vec<_> =
+                numbers.map(|number| scope.spawn(move || start_node(number, peer(number), flags))).collect();
+            starts.into_iter().map(|start| start.join().expect("a node starts")).collect()
+        });
+        Self { nodes }
+    }
+
+    /// One more; it has to be told of the others by etcd.
+    pub fn add(&mut self, number: u64, etcd: &str, flags: &[&str]) {
+        let flags: Vec<&str> = ["--etcd", etcd].iter().chain(flags).copied().collect();
+        self.nodes.push(start_node(number, None, &flags));
+    }
+
+    pub fn addresses(&self) -> String {
+        let all: Vec<String> = self.nodes.iter().map(|node| node.started.tcp.to_string()).collect();
+        all.join(",")
+    }
+
+    fn tool(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_boomtool"));
+        command.args(["--json", "--addr", &self.addresses(), "--client", "admin"]).args(args);
+        command.env("BOOMERANG_PASSWORD", ADMIN_PASSWORD).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// `boomtool` with these arguments: its exit code, and what it printed.
+    pub fn run(&self, args: &[&str]) -> (i32, Value, String) {
+        let output = self.tool(args).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let value = match <[Value; 1]>::try_from(lines) {
+            Ok([one]) => one,
+            Err(many) => Value::Array(many),
+        };
+        (output.status.code().unwrap(), value, String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// `boomtool` with these arguments, which must succeed.
+    pub fn ok(&self, args: &[&str]) -> Value {
+        let (code, value, said) = self.run(args);
+        assert_eq!(code, 0, "boomtool {args:?}: {said}");
+        value
+    }
+
+    /// `boomtool bench fire` with these arguments, beside the test.
+    pub fn load(&self, args: &[&str]) -> Load {
+        let fire = ["bench", "fire", "--quiet", "--wait", "40s", "--connections", "2", "--inflight", "64"];
+        let all: Vec<&str> = fire.iter().chain(args).copied().collect();
+        Load { child: Some(self.tool(&all).spawn().unwrap()) }
+    }
+
+    /// Waits until every replica of every group is equal to the others at one and the same entry.
+    pub fn assert_replicas_agree(&self) {
+        let deadline = Instant::now() + SETTLED_WITHIN;
+        loop {
+            let (code, value, said) = self.run(&["cluster", "verify"]);
+            if code == 0 {
+                return;
+            }
+            assert!(!said.contains("differ"), "replicas differ: {value}\n{said}");
+            assert!(Instant::now() < deadline, "not all replicas could be compared: {value}\n{said}");
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    pub fn stop_process(&self, node: usize) {
+        self.signal(node, Signal::STOP);
+    }
+
+    pub fn continue_process(&self, node: usize) {
+        self.signal(node, Signal::CONT);
+    }
+
+    fn signal(&self, node: usize, signal: Signal) {
+        let pid = i32::try_from(self.nodes[node].pid()).ok().and_then(Pid::from_raw).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// CPU time of all processes so far.
+    pub fn cpu_time(&self) -> Duration {
+        self.nodes.iter().map(|node| cpu_time(node.pid())).sum()
+    }
+}
+
+fn start_node(number: u64, peer: Option<String>, flags: &[&str]) -> NodeProcess {
+    // The same over restarts.
+    let (tcp, http, peer) = (free_address(), free_address(), peer.unwrap_or_else(free_address));
+    let (number, shards) = (number.to_string(), SHARDS.to_string());
+    let mut all = vec!["--node-id", &number, "--tcp-addr", &tcp, "--http-addr", &http, "--peer-addr", &peer];
+    if !flags.contains(&"--shards") {
+        all.extend(["--shards", &shards]);
+    }
+    all.extend(flags);
+    NodeProcess::start(&all)
+}
+
+fn cpu_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // Behind the name, which may hold spaces: the 14th and 15th fields are user and system time, in ticks of 10 ms.
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(10 * ticks)
+}
+
+/// A load under way; its report is what its receiver saw.
+pub struct Load {
+    child: Option<Child>,
+}
+
+/// What came of a load.
+pub struct Account {
+    pub report: Value,
+}
+
+impl Load {
+    pub fn finish(mut self) -> Account {
+        let mut child = self.child.take().unwrap();
+        let deadline = Instant::now() + 6 * PATIENCE;
+        while child.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                let _ = child.kill();
+                panic!("the load does not end");
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        let (mut out, mut said) = (String::new(), String::new());
+        child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        let report: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}\n{said}"));
+        eprintln!(
+            "sent {} acknowledged {} fired {} lost {} early {} duplicates {} lateness {} failures {}",
+            report["sent"],
+            report["acknowledged"],
+            report["fired"],
+            report["lost"],
+            report["early"],
+            report["duplicates"],
+            report["lateness_us"],
+            report["failures"]
+        );
+        Account { report }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Account {
+    pub fn number(&self, field: &str) -> u64 {
+        self.report[field].as_u64().unwrap_or_else(|| panic!("no {field} in {}", self.report))
+    }
+
+    /// Everything acknowledged came, nothing early, and what came twice can be told by its fence.
+    pub fn assert_promises(&self) {
+        assert!(self.number("acknowledged") > 0, "{}", self.report);
+        for promise in ["lost", "early", "duplicates_with_the_same_fence"] {
+            assert_eq!(self.number(promise), 0, "{promise}: {}", self.report);
+        }
+    }
+
+    /// And nobody who asked was refused.
+    pub fn assert_all_acknowledged(&self) {
+        assert_eq!(self.number("acknowledged"), self.number("sent"), "{}", self.report["failures"]);
+    }
+
+    pub fn latest(&self) -> Duration {
+        Duration::from_micros(self.report["lateness_us"]["max"].as_u64().unwrap())
+    }
+}
