@@ -207,6 +207,8 @@ impl Node {
             limits: settings.limits,
             frame_bytes_max: settings.tcp.frame_bytes_max,
             shards: settings.shards,
+            cluster: cluster.clone(),
+            control: placement.control(),
         });
 
         let watched = Arc::new(Watched {

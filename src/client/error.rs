@@ -128,6 +128,7 @@ impl<'a> Verdict<'a> {
             Payload::GetDeadLetterResponse(answer) => verdict!(answer),
             Payload::ReplayDeadLettersResponse(answer) => verdict!(answer, detail),
             Payload::PurgeDeadLettersResponse(answer) => verdict!(answer, detail),
+            Payload::ClusterResponse(answer) => verdict!(answer, detail),
             _ => return None,
         })
     }

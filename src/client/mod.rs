@@ -14,9 +14,10 @@
 //! [`ClientError::ConnectionLost`], since nobody can know its outcome; the next request connects again.
 //!
 //! - `link`, `connection`, `session`: how a request travels; `error`: how it can fail
-//! - `registration`, `requests`, `dead_letters`: what can be asked for; `views`: what a node shows
+//! - `registration`, `requests`, `dead_letters`, `cluster`: what can be asked for; `views`: what a node shows
 //! - [`receiver`]: the other end of callbacks; `tally`: what came, counted
 
+mod cluster;
 mod connection;
 mod dead_letters;
 mod error;
@@ -32,6 +33,7 @@ mod views;
 #[cfg(test)]
 pub(crate) mod fake;
 
+pub use crate::wire::proto::{ClusterGroup, ClusterGroups, ClusterNode, ClusterNodes, ClusterReplica};
 pub use crate::wire::proto::{TaskState, occurrence::Outcome};
 pub use dead_letters::{DeadLetterChoice, DeadLetterFilter, DeadLetterPage, PurgePage, ReplayPage, Replayed};
 pub use error::ClientError;

@@ -12,7 +12,7 @@ use crate::task::{ClientId, ClientLimits, GroupId, Invalid};
 use crate::wire::convert::policy_over;
 use crate::wire::proto::{self, Status};
 
-fn administrator(session: Result<Arc<Session>, SessionError>) -> Result<Arc<Session>, Problem> {
+pub(super) fn administrator(session: Result<Arc<Session>, SessionError>) -> Result<Arc<Session>, Problem> {
     let session = session?;
     if session.admin {
         return Ok(session);

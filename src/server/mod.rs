@@ -5,13 +5,14 @@
 //! refusals.
 //!
 //! - [`tcp`]: one connection: frames in, frames out, bounds on both
-//! - [`requests`]: where each message goes; [`tasks`], [`letters`], [`clients`]: what it does
+//! - [`requests`]: where each message goes; [`tasks`], [`letters`], [`clients`], [`cluster`]: what it does
 //! - [`list`]: pages of tasks; [`walk`]: an index of all shards as one
 //! - [`sessions`]: who is who until when; [`auth`]: passwords and API keys
 //! - [`http`]: health, readiness, metrics
 
 pub mod auth;
 mod clients;
+mod cluster;
 pub mod http;
 mod letters;
 mod list;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::placement::{Cluster, Control};
 use crate::propose::{Dispatches, Proposer};
 use crate::store::Store;
 use crate::task::Limits;
@@ -46,4 +48,6 @@ pub struct Service {
     /// No answer is larger, for its receiver has the same limit.
     pub frame_bytes_max: usize,
     pub shards: u16,
+    pub cluster: Cluster,
+    pub control: Control,
 }

@@ -1,5 +1,5 @@
 //! What each message means: from an envelope to an answer. Here is who asks and where each kind of request goes; what
-//! it does is in [`super::tasks`], [`super::letters`] and [`super::clients`].
+//! it does is in [`super::tasks`], [`super::letters`], [`super::clients`] and [`super::cluster`].
 //!
 //! A request is checked here in the order of who asks, what is asked, and whether it fits the limits. What changes
 //! state goes to the proposer, with a closure that turns the reply into the answering message; reads are answered from
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::auth::{AuthError, Identity};
 use super::sessions::{Opened, Session, SessionError};
-use super::{Service, clients, letters, list, tasks};
+use super::{Service, clients, cluster, letters, list, tasks};
 use crate::propose::Refused;
 use crate::store::StoreError;
 use crate::task::{ClientId, InstantMs, Invalid};
@@ -204,6 +204,12 @@ pub(super) async fn handle(service: &Arc<Service>, envelope: proto::BoomerangEnv
             let result = clients::revoke_key(service, session, request.key_id).await;
             respond(Payload::ApiKeyRevocationResponse(plain_answer!(ApiKeyRevocationResponse, result, true)));
         }
+        Payload::ClusterRequest(request) => {
+            respond(Payload::ClusterResponse(match cluster::handle(service, session, request).await {
+                Ok(answer) => proto::ClusterResponse { status: Status::Ok as i32, answer, ..Default::default() },
+                Err(problem) => refusal!(ClusterResponse, problem, true, detail),
+            }));
+        }
         Payload::CallbackRequest(_) | Payload::CallbackResponse(_) => {
             respond(misunderstood("a callback is sent by the server, to the receiver's own address"));
         }
@@ -224,7 +230,8 @@ pub(super) async fn handle(service: &Arc<Service>, envelope: proto::BoomerangEnv
         | Payload::ListDeadLettersResponse(_)
         | Payload::GetDeadLetterResponse(_)
         | Payload::ReplayDeadLettersResponse(_)
-        | Payload::PurgeDeadLettersResponse(_) => {
+        | Payload::PurgeDeadLettersResponse(_)
+        | Payload::ClusterResponse(_) => {
             respond(misunderstood("the envelope holds an answer where a request was expected"));
         }
     }

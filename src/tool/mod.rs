@@ -5,13 +5,14 @@
 //! standard error, and every error says what to do next where that is known.
 //!
 //! - [`args`]: flags, commands and their help
-//! - `task`, `batch`, `dlq`, `client`, `listen`, `shell`, `bench`: one file per family of commands
+//! - `task`, `batch`, `dlq`, `client`, `cluster`, `listen`, `shell`, `bench`: one file per family of commands
 //! - `output`: lines, tables and JSON; `show`: tasks and dead letters in them; `watch`: the same again and again
 
 pub mod args;
 mod batch;
 mod bench;
 mod client;
+mod cluster;
 mod dlq;
 mod listen;
 mod output;
@@ -195,6 +196,7 @@ async fn execute(command: Command, context: Context) -> Result<(), ToolError> {
         Command::Task(command) => task::run(command, &context).await,
         Command::Dlq(command) => dlq::run(command, &context).await,
         Command::Client(command) => client::run(command, &context).await,
+        Command::Cluster(command) => cluster::run(command, &context).await,
         Command::Listen(listen) => listen::run(*listen, &context).await,
         Command::Shell(args) => shell::run(args, context).await,
         Command::Bench(command) => bench::run(*command, &context).await,

@@ -39,7 +39,8 @@ use view::{Change, DrainRow, Keys, View, wall_ms};
 pub const KNOWN_FILE: &str = "placement.json";
 /// No answer of etcd takes longer, or it is taken for being away.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
+/// etcd closes the connection of whoever asks for signs of life more often than every five seconds.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(6);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
 

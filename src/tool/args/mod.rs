@@ -4,9 +4,10 @@
 //! what can only be judged together, or needs a file, is the business of the command. Defaults are those of
 //! [`Options`].
 //!
-//! - [`task`], [`dlq`], [`listen`]: one file per family of commands; those of `bench` are with the benches
+//! - [`task`], [`dlq`], [`cluster`], [`listen`]: one file per family of commands; those of `bench` are with the benches
 //! - [`delivery`]: where a task goes, for all commands that can say so
 
+pub mod cluster;
 pub mod delivery;
 pub mod dlq;
 pub mod listen;
@@ -22,6 +23,7 @@ use super::bench::args::BenchCommand;
 use crate::client::{Credentials, Options};
 use crate::task::{ClientId, ClientLimits};
 use crate::when::parse_duration;
+use cluster::ClusterCommand;
 use delivery::PolicyArgs;
 use dlq::DlqCommand;
 use listen::Listen;
@@ -135,6 +137,9 @@ pub enum Command {
     /// Clients and their keys (for administrators)
     #[command(subcommand)]
     Client(ClientCommand),
+    /// The nodes and shards of a cluster, and where replicas are (for administrators)
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Receive callbacks and print them as they come
     Listen(Box<Listen>),
     /// An interactive prompt, on one connection
