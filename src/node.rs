@@ -17,17 +17,21 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 
 use crate::callback::Callbacks;
 use crate::clock::{Clock, SystemClock};
 use crate::disk::DiskGuard;
 use crate::firing::{Firing, Ledger};
 use crate::metrics::Metrics;
+use crate::placement::{Cluster, NodeInfo};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::{GroupError, Parts as GroupParts};
 use crate::raft::{Begin, Groups, PeerNetwork, PeerService, peer_service};
 use crate::server::auth::{Auth, random_hex};
-use crate::server::sessions::Sessions;
+use crate::server::forward::Forwarding;
+use crate::server::route::Router;
+use crate::server::sessions::{Ending, Sessions};
 use crate::server::tcp::TcpSettings;
 use crate::server::{Service, http, tcp};
 use crate::settings::Settings;
@@ -119,6 +123,9 @@ impl Node {
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Arc::new(Metrics::new());
         let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
+        let sessions = Arc::new(Sessions::new(settings.session_lifetime_ms, settings.sessions_max));
+        let ending = Ending { sessions: sessions.clone(), store: store.clone(), next: ledger.clone() };
+        let network = PeerNetwork::new(&settings.cluster, settings.node_id);
         let groups = Groups::start(GroupParts {
             cluster: settings.cluster.clone(),
             node_id: settings.node_id,
@@ -126,10 +133,12 @@ impl Node {
             store: store.clone(),
             syncer: syncer.clone(),
             staging: folder.staging(),
-            network: PeerNetwork::new(&settings.cluster, settings.node_id),
-            observer: ledger.clone(),
+            network: network.clone(),
+            observer: Arc::new(ending),
         })
         .await?;
+        let cluster = Cluster::new(groups.clone(), network);
+        cluster.set_node(this_node(&start_line));
         for group in (0..=settings.shards).map(GroupId) {
             groups.host(group, Begin::Alone).await?;
         }
@@ -164,7 +173,8 @@ impl Node {
             proposer,
             dispatches: ledger.clone(),
             history_ms: settings.firing.history_ms,
-            sessions: Sessions::new(settings.session_lifetime_ms, settings.sessions_max),
+            sessions,
+            router: Router::new(cluster, settings.shards),
             auth,
             metrics: metrics.clone(),
             limits: settings.limits,
@@ -186,7 +196,12 @@ impl Node {
         let listeners = vec![
             tokio::spawn(tcp::serve(tcp_listener, service.clone(), within_file_limit(settings.tcp), stop.clone())),
             tokio::spawn(serve_http(http_listener, watched, stop.clone())),
-            tokio::spawn(serve_peers(peer_listener, PeerService::new(groups.clone()), stop.clone())),
+            tokio::spawn(serve_peers(
+                peer_listener,
+                PeerService::new(groups.clone()),
+                Routes::new(Forwarding::server(service.clone())),
+                stop.clone(),
+            )),
         ];
         let helpers = vec![
             tokio::spawn(groups.clone().look_after()),
@@ -222,6 +237,18 @@ impl Node {
     }
 }
 
+/// As others reach it.
+fn this_node(start_line: &StartLine) -> NodeInfo {
+    NodeInfo {
+        node_id: start_line.node_id,
+        peer: start_line.peer.to_string(),
+        tcp: start_line.tcp.to_string(),
+        http: start_line.http.to_string(),
+        zone: String::new(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
 /// No more client connections than leave files for the store and for receivers.
 fn within_file_limit(tcp: TcpSettings) -> TcpSettings {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -250,8 +277,8 @@ async fn serve_http(listener: TcpListener, watched: Arc<Watched>, stop: Cancella
     }
 }
 
-async fn serve_peers(listener: TcpListener, service: PeerService, stop: CancellationToken) {
-    if let Err(error) = peer_service::serve(listener, service, stop.cancelled_owned()).await {
+async fn serve_peers(listener: TcpListener, service: PeerService, others: Routes, stop: CancellationToken) {
+    if let Err(error) = peer_service::serve(listener, service, others, stop.cancelled_owned()).await {
         tracing::error!(%error, "the peer listener has ended");
     }
 }
@@ -356,8 +383,14 @@ impl http::Watched for Watched {
         if let DiskState::Low(why) | DiskState::Full(why) = &*self.disk.borrow() {
             return Some(why.clone());
         }
-        let leaderless = self.groups.all().into_iter().find(|group| group.leads(Duration::ZERO).is_none())?;
+        let cluster = self.service.router.cluster();
+        // A follower is ready too: it sends on what it does not lead.
+        let leaderless = self.groups.all().into_iter().find(|group| cluster.leader(group.id).is_none())?;
         Some(format!("group {} has no leader", leaderless.id))
+    }
+
+    fn router(&self) -> &Router {
+        &self.service.router
     }
 
     fn metrics(&self) -> String {

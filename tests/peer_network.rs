@@ -107,7 +107,7 @@ impl Node {
         let stop = CancellationToken::new();
         let service = PeerService::new(self.groups.clone());
         let stopped = stop.clone().cancelled_owned();
-        let task = tokio::spawn(async { peer_service::serve(listener, service, stopped).await.unwrap() });
+        let task = tokio::spawn(async { peer_service::serve(listener, service, Default::default(), stopped).await.unwrap() });
         self.server = Some(Server { address, stop, task });
     }
 

@@ -114,6 +114,7 @@ impl Options {
             retry: self.retry.as_ref().map(convert::retry_to),
             dlq: self.dead_letter.as_deref().map(convert::dead_letter_to),
             protocol: wire::PROTOCOL,
+            redirects: true,
         }
     }
 }

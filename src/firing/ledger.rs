@@ -540,7 +540,7 @@ impl Observer for Ledger {
         }
         let was_full = state.in_flight >= self.settings.in_flight_max;
         for effect in effects {
-            let (Effect::Scheduled { id, .. } | Effect::Ended { id }) = effect;
+            let (Effect::Scheduled { id, .. } | Effect::Ended { id }) = effect else { continue };
             // Either way the attempt before is settled.
             state.in_flight -= usize::from(leading.in_flight.remove(id).is_some());
             match effect {
@@ -557,6 +557,7 @@ impl Observer for Ledger {
                 Effect::Ended { id } => {
                     state.timers -= usize::from(leading.wheel.cancel(id).is_some());
                 }
+                Effect::ClientChanged { .. } | Effect::KeyRevoked { .. } => {}
             }
         }
         if was_full && state.in_flight < self.settings.in_flight_max {

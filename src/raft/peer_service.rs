@@ -25,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
@@ -77,10 +78,11 @@ struct Inner {
     stopping: CancellationToken,
 }
 
-/// Serves peers on `listener` until `shutdown` resolves. A service stops once: serve again with a new one.
+/// Serves peers on `listener` until `shutdown` resolves; `others` are what nodes ask each other besides Raft. A service stops once: serve again with a new one.
 pub async fn serve(
     listener: TcpListener,
     service: PeerService,
+    others: Routes,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let stopping = service.inner.stopping.clone();
@@ -95,7 +97,7 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
-        .add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_routes(others.add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX)))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop);
     let late = async {
         stopping.cancelled().await;

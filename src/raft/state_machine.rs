@@ -37,6 +37,9 @@ const REQUESTS_PER_WRITE: usize = 8192;
 /// must not block.
 pub trait Observer: Send + Sync + 'static {
     fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]);
+
+    /// The whole state came from another replica: what has happened in between nobody was told.
+    fn replaced(&self, _group: GroupId) {}
 }
 
 /// The rows of a shard on their way to another replica.
@@ -305,6 +308,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         self.store.ingest(staged)?;
         self.load()?;
+        self.observer.replaced(self.group);
         Ok(())
     }
 
