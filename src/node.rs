@@ -24,17 +24,17 @@ use crate::clock::{Clock, SystemClock};
 use crate::disk::DiskGuard;
 use crate::firing::{Firing, Ledger};
 use crate::metrics::Metrics;
-use crate::placement::{Cluster, NodeInfo};
+use crate::placement::{self, Cluster, NodeInfo, NodesService, PlacementError};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::{GroupError, Parts as GroupParts};
-use crate::raft::{Begin, Groups, PeerNetwork, PeerService, peer_service};
+use crate::raft::{Groups, PeerNetwork, PeerService, peer_service};
 use crate::server::auth::{Auth, random_hex};
 use crate::server::forward::Forwarding;
 use crate::server::route::Router;
 use crate::server::sessions::{Ending, Sessions};
 use crate::server::tcp::TcpSettings;
 use crate::server::{Service, http, tcp};
-use crate::settings::Settings;
+use crate::settings::{Placement, Settings};
 use crate::shard::{PutClient, Request};
 use crate::store::folder::{DataFolder, FORMAT, FolderError, Identity};
 use crate::store::syncer::Syncer;
@@ -44,6 +44,7 @@ use crate::task::{ClientId, GroupId};
 /// A node that is alone leads within milliseconds, and applies what its log is ahead of its state in seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const LEADS_LOOK_EVERY: Duration = Duration::from_millis(2);
+const LED_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long callbacks that are out may take to come back when the node stops.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -59,6 +60,8 @@ pub enum NodeError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Group(#[from] GroupError),
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     #[error("cannot listen on {flag} {address}: {source}")]
     Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
     #[error("cannot write {path}: {source}")]
@@ -84,6 +87,7 @@ pub struct StartLine {
 pub struct Node {
     pub start_line: StartLine,
     groups: Groups,
+    placement: placement::Running,
     firing: Firing,
     syncer: Syncer,
     syncer_thread: std::thread::JoinHandle<()>,
@@ -122,10 +126,10 @@ impl Node {
         let system_clock = Arc::new(SystemClock::new());
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Arc::new(Metrics::new());
+        let network = PeerNetwork::new(&settings.cluster, settings.node_id);
         let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
         let sessions = Arc::new(Sessions::new(settings.session_lifetime_ms, settings.sessions_max));
         let ending = Ending { sessions: sessions.clone(), store: store.clone(), next: ledger.clone() };
-        let network = PeerNetwork::new(&settings.cluster, settings.node_id);
         let groups = Groups::start(GroupParts {
             cluster: settings.cluster.clone(),
             node_id: settings.node_id,
@@ -138,10 +142,22 @@ impl Node {
         })
         .await?;
         let cluster = Cluster::new(groups.clone(), network);
-        cluster.set_node(this_node(&start_line));
-        for group in (0..=settings.shards).map(GroupId) {
-            groups.host(group, Begin::Alone).await?;
-        }
+        let stop = CancellationToken::new();
+        let nodes = NodesService::new(cluster.clone(), clock.clone(), Arc::new(()));
+        let forwarding = Forwarding::default();
+        let others = Routes::new(nodes.server()).add_service(forwarding.server());
+        // Before placement: those who begin a group together speak to each other.
+        let peers = tokio::spawn(serve_peers(peer_listener, PeerService::new(groups.clone()), others, stop.clone()));
+        let placement = placement::start(placement::Parts {
+            placement: settings.placement.clone(),
+            shards: settings.shards,
+            data_dir: settings.data_dir.clone(),
+            here: here(&settings, &start_line),
+            cluster: cluster.clone(),
+            clock: clock.clone(),
+            hand_over: Arc::new(groups.clone()),
+        })
+        .await?;
         let mut guard = DiskGuard::new(&settings, folder.path(), store.clone());
         let (disk_out, disk) = watch::channel(guard.look().0);
         let proposer = Proposer::start(crate::propose::Parts {
@@ -153,9 +169,13 @@ impl Node {
             shards: settings.shards,
             keep_history: settings.firing.history_ms > 0,
         });
-        wait_until_leading(&groups).await?;
         let auth = Auth::new(store.clone(), settings.open);
-        ensure_admin(&settings, &auth, &proposer).await?;
+        if settings.placement == Placement::Alone {
+            wait_until_leading(&groups).await?;
+            ensure_admin(&settings, &auth, &proposer).await?;
+        } else {
+            wait_until_led(&cluster, &settings, &auth, &proposer).await?;
+        }
         let callbacks = Callbacks::new(settings.callback);
         let firing = Firing::start(crate::firing::Parts {
             ledger: ledger.clone(),
@@ -181,8 +201,8 @@ impl Node {
             frame_bytes_max: settings.tcp.frame_bytes_max,
             shards: settings.shards,
         });
+        forwarding.begin(service.clone());
 
-        let stop = CancellationToken::new();
         let watched = Arc::new(Watched {
             groups: groups.clone(),
             ledger: ledger.clone(),
@@ -196,19 +216,25 @@ impl Node {
         let listeners = vec![
             tokio::spawn(tcp::serve(tcp_listener, service.clone(), within_file_limit(settings.tcp), stop.clone())),
             tokio::spawn(serve_http(http_listener, watched, stop.clone())),
-            tokio::spawn(serve_peers(
-                peer_listener,
-                PeerService::new(groups.clone()),
-                Routes::new(Forwarding::server(service.clone())),
-                stop.clone(),
-            )),
+            peers,
         ];
         let helpers = vec![
             tokio::spawn(groups.clone().look_after()),
             tokio::spawn(guard.watch(disk_out, metrics.clone())),
             tokio::spawn(keep_house(service, system_clock)),
         ];
-        Ok(Self { start_line, groups, firing, syncer, syncer_thread, stop, listeners, helpers, _folder: folder })
+        Ok(Self {
+            start_line,
+            groups,
+            placement,
+            firing,
+            syncer,
+            syncer_thread,
+            stop,
+            listeners,
+            helpers,
+            _folder: folder,
+        })
     }
 
     /// Resolves when the node's storage has failed: nothing it says can be relied on any more.
@@ -217,6 +243,7 @@ impl Node {
     }
 
     pub async fn stop(mut self) -> Result<(), NodeError> {
+        self.placement.stop().await;
         self.stop.cancel();
         // Answers under way leave, and what is out comes back; both need the groups, which stop last.
         let drained = tokio::time::timeout(DRAIN_WITHIN, async {
@@ -234,18 +261,6 @@ impl Node {
         let joined = tokio::task::spawn_blocking(move || self.syncer_thread.join());
         joined.await.expect("joining does not panic").expect("the syncer does not panic");
         Ok(())
-    }
-}
-
-/// As others reach it.
-fn this_node(start_line: &StartLine) -> NodeInfo {
-    NodeInfo {
-        node_id: start_line.node_id,
-        peer: start_line.peer.to_string(),
-        tcp: start_line.tcp.to_string(),
-        http: start_line.http.to_string(),
-        zone: String::new(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 
@@ -298,6 +313,45 @@ async fn wait_until_leading(groups: &Groups) -> Result<(), NodeError> {
             }
             tokio::time::sleep(LEADS_LOOK_EVERY).await;
         }
+    }
+    Ok(())
+}
+
+/// This node as others reach it.
+fn here(settings: &Settings, bound: &StartLine) -> NodeInfo {
+    let at = |address: SocketAddr| match &settings.advertise_host {
+        Some(host) if host.contains(':') => format!("[{host}]:{}", address.port()),
+        Some(host) => format!("{host}:{}", address.port()),
+        None => address.to_string(),
+    };
+    NodeInfo {
+        node_id: settings.node_id,
+        peer: at(bound.peer),
+        tcp: at(bound.tcp),
+        http: at(bound.http),
+        zone: settings.zone.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// In a cluster: every group held here has a leader, and the cluster an administrator. Takes as long as the others take.
+async fn wait_until_led(
+    cluster: &Cluster,
+    settings: &Settings,
+    auth: &Auth,
+    proposer: &Proposer,
+) -> Result<(), NodeError> {
+    for group in cluster.groups().all() {
+        while cluster.leader(group.id).is_none() {
+            tokio::time::sleep(LED_LOOK_EVERY).await;
+        }
+    }
+    while !settings.open && !auth.knows_admin()? {
+        let leads = cluster.leader(GroupId::CLUSTER).is_some_and(|leader| leader.node_id == cluster.node_id());
+        if leads && let Err(error) = ensure_admin(settings, auth, proposer).await {
+            tracing::info!(%error, "the administrator is not stored yet");
+        }
+        tokio::time::sleep(LED_LOOK_EVERY).await;
     }
     Ok(())
 }

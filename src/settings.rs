@@ -388,6 +388,11 @@ impl Settings {
             if open && !address.ip().is_loopback() {
                 return Err(wrong(flag, "a node that lets everybody in must stay on loopback; use 'boomerang serve'"));
             }
+            let known = settings.advertise_host.is_some() || !address.ip().is_unspecified();
+            if settings.placement != Placement::Alone && !known {
+                let why = format!("is needed: {flag} listens on all addresses, and the others must know one");
+                return Err(wrong("--advertise-host", why));
+            }
         }
         Ok(settings)
     }

@@ -37,6 +37,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Response, Status, Streaming};
@@ -107,7 +108,8 @@ impl Node {
         let stop = CancellationToken::new();
         let service = PeerService::new(self.groups.clone());
         let stopped = stop.clone().cancelled_owned();
-        let task = tokio::spawn(async { peer_service::serve(listener, service, Default::default(), stopped).await.unwrap() });
+        let task =
+            tokio::spawn(async { peer_service::serve(listener, service, Routes::default(), stopped).await.unwrap() });
         self.server = Some(Server { address, stop, task });
     }
 

@@ -4,21 +4,41 @@
 //! where it does: a node that does not lead says so.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use openraft::rt::WatchReceiver as _;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::{NodeInfo, Table};
 use crate::raft::{Groups, PeerNetwork};
 use crate::task::GroupId;
+use crate::wire::peer::NodeStatus;
 
 /// Who leads a group, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaderAt {
     pub node_id: u64,
     pub term: u64,
+}
+
+/// What another node has said of itself.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    pub status: Arc<NodeStatus>,
+    pub at: Instant,
+    /// How far its clock is ahead of ours, give or take half the time the question took.
+    pub clock_ahead_us: i64,
+}
+
+/// Who this node is to others that begin a cluster with it; see [`super::fixed`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Founding {
+    pub folder: String,
+    /// The folder of each node with which the cluster was begun; empty before.
+    pub founders: BTreeMap<u64, String>,
 }
 
 /// Cheap to clone.
@@ -34,6 +54,12 @@ struct Inner {
     table: watch::Sender<Arc<Table>>,
     /// Of groups that this node does not hold, as others have told.
     told: RwLock<BTreeMap<GroupId, LeaderAt>>,
+    heard: RwLock<BTreeMap<u64, Heard>>,
+    /// Counts what was heard.
+    hearings: watch::Sender<u64>,
+    ask: Notify,
+    founding: RwLock<Founding>,
+    stopping: AtomicBool,
 }
 
 impl Cluster {
@@ -44,6 +70,11 @@ impl Cluster {
             nodes: RwLock::default(),
             table: watch::Sender::new(Arc::default()),
             told: RwLock::default(),
+            heard: RwLock::default(),
+            hearings: watch::Sender::new(0),
+            ask: Notify::new(),
+            founding: RwLock::default(),
+            stopping: AtomicBool::new(false),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -89,6 +120,58 @@ impl Cluster {
     pub fn remove_node(&self, node_id: u64) {
         self.inner.network.remove(node_id);
         self.inner.nodes.write().expect("no panic under this lock").remove(&node_id);
+        self.inner.heard.write().expect("no panic under this lock").remove(&node_id);
+    }
+
+    /// What the other nodes have said last, however long ago.
+    pub fn statuses(&self) -> BTreeMap<u64, Heard> {
+        self.inner.heard.read().expect("no panic under this lock").clone()
+    }
+
+    pub fn status(&self, node_id: u64) -> Option<Heard> {
+        self.inner.heard.read().expect("no panic under this lock").get(&node_id).cloned()
+    }
+
+    /// It was heard of within `within`, and goes on.
+    pub fn answers(&self, node_id: u64, within: Duration) -> bool {
+        self.status(node_id).is_some_and(|heard| heard.at.elapsed() <= within && !heard.status.stopping)
+    }
+
+    pub(super) fn heard(&self, heard: Heard) {
+        let node_id = heard.status.node_id;
+        self.inner.heard.write().expect("no panic under this lock").insert(node_id, heard);
+        self.inner.hearings.send_modify(|count| *count += 1);
+    }
+
+    /// Changes whenever a node has said something.
+    pub fn hearings(&self) -> watch::Receiver<u64> {
+        self.inner.hearings.subscribe()
+    }
+
+    /// Has all nodes asked now, and not when it is time.
+    pub fn ask_now(&self) {
+        self.inner.ask.notify_one();
+    }
+
+    pub(super) async fn asked(&self) {
+        self.inner.ask.notified().await;
+    }
+
+    pub fn founding(&self) -> Founding {
+        self.inner.founding.read().expect("no panic under this lock").clone()
+    }
+
+    pub fn set_founding(&self, founding: Founding) {
+        *self.inner.founding.write().expect("no panic under this lock") = founding;
+    }
+
+    /// This node hands over what it leads, and others are told to give it nothing.
+    pub fn stopping(&self) -> bool {
+        self.inner.stopping.load(Ordering::Acquire)
+    }
+
+    pub fn set_stopping(&self) {
+        self.inner.stopping.store(true, Ordering::Release);
     }
 
     pub fn table(&self) -> watch::Receiver<Arc<Table>> {

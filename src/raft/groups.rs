@@ -368,10 +368,11 @@ impl Groups {
             let receiver = group.raft.metrics();
             let metrics = receiver.borrow_watched();
             let index = |id: Option<LogId>| id.map(|id| id.index);
-            let lone = metrics.membership_config.voter_ids().eq([group.replica]);
+            // Whoever is to become a voter beside it must be seen to answer, and so gets heartbeats.
+            let lone = metrics.membership_config.nodes().map(|(id, _)| *id).eq([group.replica]);
             (metrics.running_state.clone(), index(metrics.last_applied), index(metrics.snapshot), lone)
         };
-        // A lone voter has nobody to send heartbeats to and nobody to wait for: without its clock, an idle group costs
+        // A lone replica has nobody to send heartbeats to and nobody to wait for: without its clock, an idle group costs
         // nothing at all.
         group.raft.runtime_config().tick(!lone);
         match running {

@@ -78,7 +78,8 @@ struct Inner {
     stopping: CancellationToken,
 }
 
-/// Serves peers on `listener` until `shutdown` resolves; `others` are what nodes ask each other besides Raft. A service stops once: serve again with a new one.
+/// Serves peers on `listener` until `shutdown` resolves, and `others`, what is not Raft, beside them. A service stops
+/// once: serve again with a new one.
 pub async fn serve(
     listener: TcpListener,
     service: PeerService,
@@ -97,7 +98,8 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
-        .add_routes(others.add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX)))
+        .add_routes(others)
+        .add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop);
     let late = async {
         stopping.cancelled().await;

@@ -39,14 +39,7 @@ pub(super) async fn register(
         payload_bytes_max: (limits.payload_bytes_max > 0).then_some(limits.payload_bytes_max),
     };
     let password_hash = service.auth.hash(request.password).await?;
-    let put = PutClient {
-        client,
-        password_hash,
-        admin: request.is_admin,
-        policy,
-        limits,
-        only_if_absent: false,
-    };
+    let put = PutClient { client, password_hash, admin: request.is_admin, policy, limits, only_if_absent: false };
     // Whoever is in with an old password or old rights comes in again with the new ones: see `sessions`.
     ask_cluster(service, Request::PutClient(put)).await?;
     Ok(())

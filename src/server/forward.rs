@@ -7,7 +7,7 @@
 //! What counts is what is known when no answer comes. [`Forwarded::NotSent`] and [`Forwarded::Elsewhere`] mean that
 //! nothing was done; after [`Forwarded::Unknown`] anything may have been, and only what may be done twice is sent again.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::Service;
 use super::auth::{AuthError, Identity};
-use super::requests::{Problem, is_not_leader, misunderstood, served};
+use super::requests::{Problem, is_not_leader, served};
 use super::route::{Access, Route};
 use super::sessions::Session;
 use super::spread::{self, Target, target};
@@ -216,19 +216,38 @@ pub(super) fn applied_index(service: &Service) -> Result<u64, StoreError> {
     Ok(applied.map_or(0, |applied| applied.index))
 }
 
-/// What other nodes ask of this one.
+/// What other nodes ask of this one. Cheap to clone; the peer port is open before there is a service to ask, because
+/// the groups begin by it.
+#[derive(Clone, Default)]
 pub struct Forwarding {
-    service: Arc<Service>,
+    service: Arc<OnceLock<Arc<Service>>>,
 }
 
 impl Forwarding {
     /// For the peer port.
-    pub fn server(service: Arc<Service>) -> RequestsServer<Self> {
-        RequestsServer::new(Self { service })
+    pub fn server(&self) -> RequestsServer<Self> {
+        RequestsServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
+    /// From now on requests are answered.
+    pub fn begin(&self, service: Arc<Service>) {
+        assert!(self.service.set(service).is_ok(), "a node begins once");
+    }
+}
+
+/// This node is starting and leads nothing that could be asked for.
+fn nothing_yet() -> peer::Elsewhere {
+    peer::Elsewhere { group: 0, leader_node: 0, term: 0 }
+}
+
+/// What is asked of a node that has begun.
+struct Asked<'a> {
+    service: &'a Arc<Service>,
+}
+
+impl Asked<'_> {
     fn check(&self, cluster: &str) -> Result<(), Status> {
         let ours = self.service.router.cluster().network().cluster();
         if cluster == ours {
@@ -237,7 +256,7 @@ impl Forwarding {
         Err(Status::failed_precondition(format!("this node belongs to cluster '{ours}', not '{cluster}'")))
     }
 
-    fn asked(&self, cluster: &str, caller: &[u8], envelope: Bytes) -> Result<(Arc<Session>, Payload), Status> {
+    fn read(&self, cluster: &str, caller: &[u8], envelope: Bytes) -> Result<(Arc<Session>, Payload), Status> {
         self.check(cluster)?;
         let row: CallerRow =
             codec::decode("a caller", caller).map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -269,47 +288,37 @@ impl Forwarding {
         }
         None
     }
-}
 
-#[tonic::async_trait]
-impl Requests for Forwarding {
-    async fn forward(
-        &self,
-        request: Request<peer::ForwardRequest>,
-    ) -> Result<Response<peer::ForwardResponse>, Status> {
-        let peer::ForwardRequest { cluster, caller, envelope: bytes } = request.into_inner();
-        let (session, payload) = self.asked(&cluster, &caller, bytes)?;
-        let group = match target(&self.service, &session, &payload) {
-            Target::Group(group, access) => {
-                if !self.service.router.can_serve(group, access).await {
-                    let result = Some(forward_response::Result::Elsewhere(self.elsewhere(group)));
-                    return Ok(Response::new(peer::ForwardResponse { result }));
-                }
-                Some(group)
+    async fn forward(&self, request: peer::ForwardRequest) -> Result<forward_response::Result, Status> {
+        let peer::ForwardRequest { cluster, caller, envelope: bytes } = request;
+        let (session, payload) = self.read(&cluster, &caller, bytes)?;
+        let target = target(self.service, &session, &payload);
+        if let Target::Group(group, access) = target
+            && !self.service.router.can_serve(group, access).await
+        {
+            return Ok(forward_response::Result::Elsewhere(self.elsewhere(group)));
+        }
+        let answer = served(self.service, session, payload).await;
+        Ok(match target {
+            Target::Group(group, _) if is_not_leader(&answer) => {
+                forward_response::Result::Elsewhere(self.elsewhere(group))
             }
-            _ => None,
-        };
-        let answer = served(&self.service, session, payload).await;
-        let result = match group {
-            Some(group) if is_not_leader(&answer) => forward_response::Result::Elsewhere(self.elsewhere(group)),
             _ => forward_response::Result::Envelope(envelope(answer)),
-        };
-        Ok(Response::new(peer::ForwardResponse { result: Some(result) }))
+        })
     }
 
-    async fn list_part(&self, request: Request<peer::PartRequest>) -> Result<Response<peer::PartResponse>, Status> {
-        let peer::PartRequest { cluster, caller, envelope, groups } = request.into_inner();
-        let (session, payload) = self.asked(&cluster, &caller, envelope)?;
+    async fn list_part(&self, request: peer::PartRequest) -> Result<part_response::Result, Status> {
+        let peer::PartRequest { cluster, caller, envelope, groups } = request;
+        let (session, payload) = self.read(&cluster, &caller, envelope)?;
         let groups = groups.into_iter().map(|group| u16::try_from(group).map(GroupId)).collect::<Result<Vec<_>, _>>();
         let groups = groups.map_err(|_| Status::invalid_argument("groups: not a number of one"))?;
-        let mut elsewhere = self.not_led(&groups).await;
-        let mut part = Ok(Part::default());
-        if elsewhere.is_none() {
-            part = spread::part_here(&self.service, &session, &payload, &groups);
-            // Read while it led: what another leader has stored since then is not missing.
-            elsewhere = groups.into_iter().find(|group| !self.service.router.may_serve(*group, Access::Read));
+        if let Some(group) = self.not_led(&groups).await {
+            return Ok(part_response::Result::Elsewhere(self.elsewhere(group)));
         }
-        let result = match (elsewhere, part) {
+        let part = spread::part_here(self.service, &session, &payload, &groups);
+        // Read while it led: what another leader has stored since then is not missing.
+        let lost = groups.into_iter().find(|group| !self.service.router.may_serve(*group, Access::Read));
+        Ok(match (lost, part) {
             (Some(group), _) => part_response::Result::Elsewhere(self.elsewhere(group)),
             (None, Ok(Part { items, more_behind })) => {
                 let (places, items) = items.into_iter().map(|(place, item)| (Bytes::from(place), item)).unzip();
@@ -317,12 +326,49 @@ impl Requests for Forwarding {
                 part_response::Result::Part(peer::Part { places, items, more_behind })
             }
             (None, Err(problem)) => {
-                let Payload::ErrorResponse(answer) = misunderstood(problem.text) else {
-                    unreachable!("that is what it makes")
-                };
-                let answer = proto::ErrorResponse { status: problem.status as i32, ..answer };
+                let answer = proto::ErrorResponse { status: problem.status as i32, error_message: problem.text };
                 part_response::Result::Problem(answer.encode_to_vec().into())
             }
+        })
+    }
+
+    async fn identify(&self, request: peer::IdentifyRequest) -> Result<peer::IdentifyResponse, Status> {
+        let peer::IdentifyRequest { cluster, handshake } = request;
+        self.check(&cluster)?;
+        let handshake = proto::AuthHandshake::decode(handshake);
+        let handshake = handshake.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if !self.service.router.can_serve(GroupId::CLUSTER, Access::Read).await {
+            let result = Some(identify_response::Result::Elsewhere(self.elsewhere(GroupId::CLUSTER)));
+            return Ok(peer::IdentifyResponse { result, applied_index: 0 });
+        }
+        let in_store = |_: StoreError| Status::internal("the node cannot read its store");
+        let result = match self.service.auth.identify(&handshake).await {
+            Ok(Identity { client, row, key_id }) => {
+                identify_response::Result::Identity(codec::encode(&IdentityRow { client, row, key_id }).into())
+            }
+            Err(AuthError::Store(error)) => return Err(in_store(error)),
+            Err(error) => identify_response::Result::Refused(error.to_string()),
+        };
+        // Afterwards: whoever has applied as much knows at least what was found here.
+        let applied_index = applied_index(self.service).map_err(in_store)?;
+        Ok(peer::IdentifyResponse { result: Some(result), applied_index })
+    }
+}
+
+#[tonic::async_trait]
+impl Requests for Forwarding {
+    async fn forward(&self, request: Request<peer::ForwardRequest>) -> Result<Response<peer::ForwardResponse>, Status> {
+        let result = match self.service.get() {
+            Some(service) => Asked { service }.forward(request.into_inner()).await?,
+            None => forward_response::Result::Elsewhere(nothing_yet()),
+        };
+        Ok(Response::new(peer::ForwardResponse { result: Some(result) }))
+    }
+
+    async fn list_part(&self, request: Request<peer::PartRequest>) -> Result<Response<peer::PartResponse>, Status> {
+        let result = match self.service.get() {
+            Some(service) => Asked { service }.list_part(request.into_inner()).await?,
+            None => part_response::Result::Elsewhere(nothing_yet()),
         };
         Ok(Response::new(peer::PartResponse { result: Some(result) }))
     }
@@ -331,26 +377,12 @@ impl Requests for Forwarding {
         &self,
         request: Request<peer::IdentifyRequest>,
     ) -> Result<Response<peer::IdentifyResponse>, Status> {
-        let peer::IdentifyRequest { cluster, handshake } = request.into_inner();
-        self.check(&cluster)?;
-        let handshake = proto::AuthHandshake::decode(handshake);
-        let handshake = handshake.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let mut answer = peer::IdentifyResponse::default();
-        if !self.service.router.can_serve(GroupId::CLUSTER, Access::Read).await {
-            answer.result = Some(identify_response::Result::Elsewhere(self.elsewhere(GroupId::CLUSTER)));
-            return Ok(Response::new(answer));
-        }
-        let in_store = |_: StoreError| Status::internal("the node cannot read its store");
-        answer.result = Some(match self.service.auth.identify(&handshake).await {
-            Ok(Identity { client, row, key_id }) => {
-                let row = IdentityRow { client, row, key_id };
-                identify_response::Result::Identity(codec::encode(&row).into())
+        Ok(Response::new(match self.service.get() {
+            Some(service) => Asked { service }.identify(request.into_inner()).await?,
+            None => {
+                let result = Some(identify_response::Result::Elsewhere(nothing_yet()));
+                peer::IdentifyResponse { result, applied_index: 0 }
             }
-            Err(AuthError::Store(error)) => return Err(in_store(error)),
-            Err(error) => identify_response::Result::Refused(error.to_string()),
-        });
-        // Afterwards: whoever has applied as much knows at least what was found here.
-        answer.applied_index = applied_index(&self.service).map_err(in_store)?;
-        Ok(Response::new(answer))
+        }))
     }
 }

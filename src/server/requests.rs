@@ -309,10 +309,9 @@ pub(super) fn refused(request: &Payload, problem: Problem) -> Payload {
         }
         Payload::ApiKeyRequest(_) => Payload::ApiKeyResponse(refusal!(ApiKeyResponse, problem)),
         Payload::ApiKeyRevocation(_) => Payload::ApiKeyRevocationResponse(refusal!(ApiKeyRevocationResponse, problem)),
-        _ => Payload::ErrorResponse(proto::ErrorResponse {
-            status: problem.status as i32,
-            error_message: problem.text,
-        }),
+        _ => {
+            Payload::ErrorResponse(proto::ErrorResponse { status: problem.status as i32, error_message: problem.text })
+        }
     }
 }
 

@@ -61,9 +61,8 @@ pub(super) enum Target {
 
 /// What cannot be understood is refused by any node.
 pub(super) fn target(service: &Service, session: &Session, payload: &Payload) -> Target {
-    let by_task = |id: &str, access| {
-        tasks::group_of(service, id).map_or(Target::Any, |(_, group)| Target::Group(group, access))
-    };
+    let by_task =
+        |id: &str, access| tasks::group_of(service, id).map_or(Target::Any, |(_, group)| Target::Group(group, access));
     let by_letter = |id: &str, access| {
         letters::group_of(service, id).map_or(Target::Any, |(_, group)| Target::Group(group, access))
     };
@@ -563,7 +562,7 @@ async fn gather(
             match answer {
                 Forwarded::Answer(part) => {
                     parts.push(part?);
-                    groups.iter().for_each(|group| drop(missing.remove(group)));
+                    missing.retain(|group| !groups.contains(group));
                 }
                 Forwarded::Elsewhere => {}
                 Forwarded::NotSent | Forwarded::Unknown(_) => past = node_id,
@@ -665,9 +664,8 @@ async fn purge(
     request: proto::PurgeDeadLettersRequest,
 ) -> Result<Payload, Problem> {
     let choice = Choice::from(request.clone());
-    let with_token = |next_token| {
-        Payload::PurgeDeadLettersRequest(proto::PurgeDeadLettersRequest { next_token, ..request.clone() })
-    };
+    let with_token =
+        |next_token| Payload::PurgeDeadLettersRequest(proto::PurgeDeadLettersRequest { next_token, ..request.clone() });
     let chosen = choose(service, session, &choice, with_token).await?;
     let one = |id: DeadLetterId| {
         let dead_letter_ids = vec![id.to_string()];

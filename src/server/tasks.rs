@@ -54,9 +54,7 @@ pub(super) async fn register_batch(
     batch: proto::RegistrationBatch,
     respond: Respond,
 ) {
-    let refuse = |problem: Problem| {
-        Payload::RegistrationBatchResponse(refusal!(RegistrationBatchResponse, problem))
-    };
+    let refuse = |problem: Problem| Payload::RegistrationBatchResponse(refusal!(RegistrationBatchResponse, problem));
     let session = match session {
         Ok(session) => session,
         Err(error) => return respond(refuse(error.into())),

@@ -1,0 +1,193 @@
+//! What nodes ask of each other besides Raft: how they are.
+//!
+//! Every node asks every other about once a second and keeps the answers in [`Cluster`]: from there come who leads a
+//! group that is not held here, which node is there to lead, what `boomtool cluster` shows, and what tells the
+//! controller that a group has followed its row. An answer is as old as it is; nothing is decided by it that would be
+//! wrong a second later.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, join_all};
+use openraft::rt::WatchReceiver as _;
+use rand::RngExt;
+use tokio::time::{Instant, timeout};
+use tonic::{Request, Response, Status};
+
+use super::cluster::Heard;
+use super::{Cluster, LeaderAt};
+use crate::clock::Clock;
+use crate::raft::types::{LogId, term_of};
+use crate::raft::{Group, ReplicaId};
+use crate::task::GroupId;
+use crate::wire::peer;
+use crate::wire::peer::nodes_client::NodesClient;
+use crate::wire::peer::nodes_server::{Nodes, NodesServer};
+
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// Of the time between two rounds, this part is left to chance, so that the nodes do not all ask at once.
+const JITTER: f64 = 0.2;
+const ANSWER_WITHIN: Duration = Duration::from_millis(900);
+/// 4,096 groups with nine members each fit several times.
+const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The digest of a group's state at one entry; see `DigestResponse`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digest {
+    pub digest: Bytes,
+    pub rows: u64,
+}
+
+/// Whoever computes digests on this node.
+pub trait Digests: Send + Sync + 'static {
+    fn digest(&self, group: GroupId, index: u64) -> BoxFuture<'_, Result<Digest, Status>>;
+}
+
+/// Nobody does.
+impl Digests for () {
+    fn digest(&self, _: GroupId, _: u64) -> BoxFuture<'_, Result<Digest, Status>> {
+        Box::pin(async { Err(Status::unimplemented("this node computes no digests")) })
+    }
+}
+
+/// Answers the other nodes; cheap to clone.
+#[derive(Clone)]
+pub struct NodesService {
+    cluster: Cluster,
+    clock: Arc<dyn Clock>,
+    digests: Arc<dyn Digests>,
+}
+
+impl NodesService {
+    pub fn new(cluster: Cluster, clock: Arc<dyn Clock>, digests: Arc<dyn Digests>) -> Self {
+        Self { cluster, clock, digests }
+    }
+
+    /// What is added to the peer listener.
+    pub fn server(self) -> NodesServer<Self> {
+        NodesServer::new(self)
+    }
+
+    fn check(&self, cluster: &str) -> Result<(), Status> {
+        let ours = self.cluster.network().cluster();
+        if cluster != ours {
+            let why = format!("this node belongs to cluster '{ours}', not '{cluster}'");
+            return Err(Status::failed_precondition(why));
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Nodes for NodesService {
+    async fn status(&self, request: Request<peer::StatusRequest>) -> Result<Response<peer::NodeStatus>, Status> {
+        self.check(&request.get_ref().cluster)?;
+        Ok(Response::new(own_status(&self.cluster, &*self.clock)))
+    }
+
+    async fn digest(&self, request: Request<peer::DigestRequest>) -> Result<Response<peer::DigestResponse>, Status> {
+        let request = request.into_inner();
+        self.check(&request.cluster)?;
+        let group = u16::try_from(request.group).map_err(|_| Status::invalid_argument("group: there is none"))?;
+        let Digest { digest, rows } = self.digests.digest(GroupId(group), request.index).await?;
+        Ok(Response::new(peer::DigestResponse { digest, rows }))
+    }
+}
+
+/// This node as it sees itself.
+pub fn own_status(cluster: &Cluster, clock: &dyn Clock) -> peer::NodeStatus {
+    let node_id = cluster.node_id();
+    let here = cluster.node(node_id);
+    let founding = cluster.founding();
+    let founder = |(node_id, folder)| peer::Founder { node_id, folder };
+    let mut status = peer::NodeStatus {
+        node_id,
+        clock_us: clock.now_us(),
+        stopping: cluster.stopping(),
+        groups: cluster.groups().all().iter().map(|group| group_status(cluster, group)).collect(),
+        folder: founding.folder,
+        founders: founding.founders.into_iter().map(founder).collect(),
+        ..Default::default()
+    };
+    if let Some(here) = here {
+        (status.peer, status.tcp, status.http) = (here.peer, here.tcp, here.http);
+        (status.zone, status.version) = (here.zone, here.version);
+    }
+    status
+}
+
+fn group_status(cluster: &Cluster, group: &Group) -> peer::GroupStatus {
+    let leads = group.leads(Duration::ZERO).is_some();
+    let leader = cluster.leader(group.id);
+    let metrics = group.raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let membership = metrics.membership_config.membership();
+    let voters: BTreeSet<ReplicaId> = membership.voter_ids().collect();
+    let matching = |replica: &ReplicaId| metrics.replication.as_ref()?.get(replica)?.as_ref().map(to_log_id);
+    let members = membership.nodes().map(|(replica, member)| peer::GroupMember {
+        replica: *replica,
+        node_id: member.node_id,
+        voter: voters.contains(replica),
+        matching: matching(replica),
+    });
+    let committed = metrics.committed_membership_config == metrics.membership_config;
+    peer::GroupStatus {
+        group: group.id.0.into(),
+        replica: group.replica,
+        term: metrics.current_term,
+        leads,
+        leader_node: leader.map_or(0, |leader| leader.node_id),
+        applied: metrics.last_applied.as_ref().map(to_log_id),
+        last_index: metrics.last_log_index.unwrap_or(0),
+        members: members.collect(),
+        joint: membership.get_joint_config().len() > 1 || !committed,
+    }
+}
+
+fn to_log_id(id: &LogId) -> peer::LogId {
+    peer::LogId { term: term_of(id), index: id.index }
+}
+
+/// Asks every other node, again and again, until it is dropped.
+pub async fn ask_around(cluster: Cluster, clock: Arc<dyn Clock>) {
+    loop {
+        let nodes = cluster.nodes().into_iter().map(|node| node.node_id).filter(|node| *node != cluster.node_id());
+        join_all(nodes.map(|node| hear(&cluster, &*clock, node))).await;
+        let wait = ASK_EVERY.mul_f64(1.0 + JITTER * (rand::rng().random::<f64>() - 0.5));
+        let _ = timeout(wait, cluster.asked()).await;
+    }
+}
+
+async fn hear(cluster: &Cluster, clock: &dyn Clock, node_id: u64) {
+    match ask(cluster, clock, node_id).await {
+        Ok(heard) => {
+            for group in &heard.status.groups {
+                let Ok(id) = u16::try_from(group.group).map(GroupId) else { continue };
+                if group.leader_node != 0 {
+                    cluster.told(id, LeaderAt { node_id: group.leader_node, term: group.term });
+                }
+            }
+            cluster.heard(heard);
+        }
+        Err(why) => tracing::debug!(node = node_id, why, "a node does not say how it is"),
+    }
+}
+
+/// Asks one node now.
+pub async fn ask(cluster: &Cluster, clock: &dyn Clock, node_id: u64) -> Result<Heard, String> {
+    let channel = cluster.network().requests_to(node_id)?;
+    let mut client = NodesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let request = peer::StatusRequest { cluster: cluster.network().cluster().to_owned() };
+    let (asked, asked_us) = (Instant::now(), clock.now_us());
+    let answer = timeout(ANSWER_WITHIN, client.status(request)).await;
+    let answer = answer.map_err(|_| format!("no answer within {ANSWER_WITHIN:?}"))?;
+    let status = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    if status.node_id != node_id {
+        return Err(format!("at its address there is node {}", status.node_id));
+    }
+    let halfway_us = asked_us + u64::try_from(asked.elapsed().as_micros() / 2).unwrap_or(0);
+    let clock_ahead_us = i64::try_from(i128::from(status.clock_us) - i128::from(halfway_us)).unwrap_or(i64::MAX);
+    Ok(Heard { status: Arc::new(status), at: Instant::now(), clock_ahead_us })
+}
