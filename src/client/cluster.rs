@@ -261,6 +261,9 @@ impl Hub {
             };
             let mut why = None;
             if let Some(address) = wished {
+                if let Some(home) = self.home.open_connection().filter(|home| home.address() == address) {
+                    return Ok(home);
+                }
                 match timeout_at(deadline, self.link(address).try_connection()).await {
                     Ok(Ok(connection)) => return Ok(connection),
                     Ok(Err(error)) if error.is_final() => return Err(error),
@@ -565,5 +568,137 @@ impl Pauses {
         let pause = self.next.min(most).mul_f64(rand::random_range(0.5..1.0));
         self.next = (self.next * 2).min(PAUSE_MAX);
         tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{self, Cluster};
+    use super::super::{Cancelled, Client, Dedup, Registration};
+    use super::*;
+
+    fn lead(node_id: u64, term: u64) -> proto::ShardLeader {
+        proto::ShardLeader { node_id, term }
+    }
+
+    fn not_leader(address: &str, term: u64) -> Detail {
+        Detail { leader_address: address.into(), shard: 0, term, ..Default::default() }
+    }
+
+    #[test]
+    fn a_map_learns_from_later_terms_only() {
+        let nodes = (1..=2).map(|n| proto::NodeAddress { node_id: n, address: format!("h:{n}") }).collect();
+        let shards = vec![lead(1, 3), lead(0, 0), lead(2, 1)];
+        let mut map = Map::new(proto::ShardMapResponse { shards, nodes, ..Default::default() }, Instant::now());
+        assert_eq!((map.leader(ShardId(0)), map.leader(ShardId(1)), map.leader(ShardId(9))), (Some("h:1"), None, None));
+        assert!(!map.learn(&not_leader("h:2", 2)), "an old leader");
+        assert!(!map.learn(&not_leader("", 9)), "nobody");
+        assert!(map.learn(&not_leader("h:2", 4)));
+        assert!(!map.learn(&not_leader("h:2", 4)), "no news any more");
+        let turns: Vec<_> = (0..4).map(|turn| map.leader_in_turn(turn)).collect();
+        assert_eq!(turns, [Some("h:2"); 4], "whoever leads nothing has no turn");
+    }
+
+    #[test]
+    fn only_what_does_no_harm_is_sent_again() {
+        let keyed = proto::Task { dedup_key: "k".into(), ..Default::default() };
+        let keyed = Payload::RegistrationRequest(keyed);
+        let unkeyed = Payload::RegistrationRequest(proto::Task::default());
+        let cancel = Payload::CancellationRequest(proto::CancellationRequest::default());
+        let get = Payload::GetTaskRequest(proto::GetTaskRequest::default());
+        let lost = || Err(ClientError::ConnectionLost { address: "h:1".into(), reason: "reset".into() });
+        let maybe = |detail| {
+            let status = Status::Error.into();
+            Ok(Payload::CancellationResponse(proto::CancellationResponse { status, detail, ..Default::default() }))
+        };
+        for (request, again) in [(&keyed, true), (&unkeyed, false), (&cancel, false), (&get, true)] {
+            let expected = if again { Judgement::Again } else { Judgement::Final };
+            assert_eq!(Judgement::of(request, &lost()), expected, "{request:?}");
+            let answer = maybe(Some(Detail { maybe_done: true, ..Default::default() }));
+            assert_eq!(Judgement::of(request, &answer), expected, "{request:?}");
+            assert_eq!(Judgement::of(request, &maybe(None)), Judgement::Final);
+            let slow = Err(ClientError::Timeout { after: Duration::ZERO });
+            assert_eq!(Judgement::of(request, &slow), Judgement::Final, "there is no time left");
+            let gone = Ok(fake::refused(Status::SessionExpired, "gone"));
+            assert_eq!(Judgement::of(request, &gone), Judgement::NewSession);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_followed_with_the_same_key() {
+        let cluster = Cluster::start(2).await;
+        cluster.lead(0, 5);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        assert_eq!(client.register(Registration::default()).await.unwrap().due_ms, 0, "by the first node");
+        // The map that the client has is old now.
+        cluster.lead(1, 6);
+        assert_eq!(client.register(Registration::default()).await.unwrap().due_ms, 1, "by the second");
+        let stored = cluster.stored();
+        assert_eq!(stored.len(), 2);
+        assert!(stored.iter().all(|task| task.dedup_key.starts_with("client-") && task.dedup_ttl_ms > 0));
+        assert_ne!(stored[0].dedup_key, stored[1].dedup_key);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_lost_is_asked_for_again_and_stored_once() {
+        let cluster = Cluster::start(3).await;
+        cluster.lead(0, 1);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        cluster.lose_answers(1);
+        let found = client.register(Registration::default()).await.unwrap();
+        assert!(!found.duplicate, "the key was not the caller's");
+        assert_eq!(cluster.stored().len(), 1);
+
+        let own = Dedup { key: "mine".into(), ttl_ms: None };
+        let registration = Registration { dedup: Some(own), ..Default::default() };
+        cluster.lose_answers(2);
+        let found = client.register(registration).await.unwrap();
+        assert!(found.duplicate, "the caller's own key, and it was stored before");
+        assert_eq!(cluster.stored().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_dead_leader_is_waited_out() {
+        let cluster = Cluster::start(3).await;
+        cluster.lead(0, 1);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        client.register(Registration::default()).await.unwrap();
+        // The only node the client was given; it has learned of the others.
+        cluster.kill(0);
+        let (registered, ()) = tokio::join!(client.register(Registration::default()), async {
+            cluster.asked_for_the_map().await;
+            cluster.lead(2, 2);
+        });
+        assert_eq!(registered.unwrap().due_ms, 2);
+    }
+
+    #[tokio::test]
+    async fn a_cancellation_goes_out_again_only_if_it_was_not_done() {
+        let cluster = Cluster::start(2).await;
+        cluster.lead(0, 1);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        client.register(Registration::default()).await.unwrap();
+        cluster.lead(1, 2);
+        let task_id = fake::task_id_in(0, 7);
+        assert_eq!(client.cancel(task_id).await.unwrap(), Cancelled::Cancelled, "redirected");
+        cluster.lose_answers(1);
+        let error = client.cancel(task_id).await.unwrap_err();
+        assert!(matches!(error, ClientError::ConnectionLost { .. }), "{error}");
+        assert_eq!(cluster.cancellations(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_answered_in_its_order_whoever_stores_it() {
+        let cluster = Cluster::start(2).await;
+        cluster.lead(0, 1);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        client.register(Registration::default()).await.unwrap();
+        cluster.lead(1, 2);
+        cluster.lose_answers(1);
+        let batch = (0..50).map(|n: u8| Registration { payload: vec![n].into(), ..Default::default() });
+        let results = client.register_batch(batch.collect()).await.unwrap();
+        assert!(results.iter().all(|result| result.as_ref().is_ok_and(|found| !found.duplicate)), "{results:?}");
+        let stored: Vec<u8> = cluster.stored()[1..].iter().map(|task| task.payload[0]).collect();
+        assert_eq!(stored.len(), 50, "each once");
     }
 }

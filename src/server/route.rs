@@ -196,6 +196,8 @@ impl Router {
     pub(super) fn not_leader(&self, group: GroupId) -> Problem {
         let leader = self.cluster.leader(group).filter(|leader| leader.node_id != self.cluster.node_id());
         let address = leader.and_then(|leader| self.cluster.node(leader.node_id)).map(|node| node.tcp);
+        // Empty until that node has said it.
+        let address = address.filter(|address| !address.is_empty());
         let name = shown(group);
         let text = match (&leader, &address) {
             (Some(leader), Some(address)) => format!("node {} at {address} leads {name}, not this one", leader.node_id),
@@ -218,7 +220,7 @@ impl Router {
             let leader = self.cluster.leader(group).unwrap_or(LeaderAt { node_id: 0, term: 0 });
             proto::ShardLeader { node_id: leader.node_id, term: leader.term }
         };
-        let nodes = self.cluster.nodes().into_iter();
+        let nodes = self.cluster.nodes().into_iter().filter(|node| !node.tcp.is_empty());
         proto::ShardMapResponse {
             status: Status::Ok as i32,
             error_message: String::new(),
@@ -245,8 +247,8 @@ impl Router {
             shard: group.shard().map(|shard| shard.0),
             node: leader.map(|leader| leader.node_id),
             term: leader.map(|leader| leader.term),
-            tcp: node.as_ref().map(|node| node.tcp.clone()),
-            http: node.map(|node| node.http),
+            tcp: node.as_ref().map(|node| node.tcp.clone()).filter(|address| !address.is_empty()),
+            http: node.map(|node| node.http).filter(|address| !address.is_empty()),
         }
     }
 }

@@ -190,6 +190,9 @@ pub struct Ending {
 impl Observer for Ending {
     fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]) {
         self.next.applied(group, meta, effects);
+        if group != GroupId::CLUSTER {
+            return;
+        }
         for effect in effects {
             match effect {
                 Effect::ClientChanged { client } => {

@@ -9,6 +9,7 @@ pub mod legacy;
 pub mod node;
 pub mod raw;
 pub mod receiver;
+pub mod trio;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

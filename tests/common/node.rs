@@ -203,7 +203,7 @@ fn command(args: &[&str]) -> Command {
 }
 
 /// An address nobody listens on now.
-fn free_address() -> String {
+pub fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
