@@ -317,7 +317,7 @@ pub(super) async fn update(
     let answer = move |result: Result<Reply, Refused>| {
         respond(message(match result {
             // What is paused is due at no instant.
-            Ok(Reply::Edited { version, due_ms }) => Ok((version, shown_due(due_ms))),
+            Ok(Reply::Edited { version, due_ms }) => Ok((version, due_or_zero(due_ms))),
             Ok(Reply::NotFound) => Err(not_found(id)),
             Ok(Reply::TooLate { occurrence, attempt }) => {
                 Err(too_late(occurrence, attempt, "nothing was changed; try again when it is settled"))
@@ -501,7 +501,7 @@ pub(super) fn details(
     Ok(proto::TaskDetails {
         task_id: id.to_string(),
         client_id: task.client.to_string(),
-        expiration_ms: shown_due(at.due_ms),
+        expiration_ms: due_or_zero(at.due_ms),
         repeat_interval_ms: task.recurrence.map_or(0, |recurrence| recurrence.interval_ms),
         payload: task.payload,
         first_due_ms: task.first_due_ms,
@@ -520,6 +520,6 @@ pub(super) fn details(
 }
 
 /// What is paused is due at no instant.
-fn shown_due(due_ms: InstantMs) -> InstantMs {
+fn due_or_zero(due_ms: InstantMs) -> InstantMs {
     if due_ms == crate::store::rows::NEVER { 0 } else { due_ms }
 }
