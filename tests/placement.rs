@@ -84,7 +84,11 @@ impl World {
 
 fn shown(groups: &ClusterGroups) -> Vec<String> {
     let replicas = |group: &boomerang::client::ClusterGroup| -> Vec<String> {
-        group.replicas.iter().map(|at| format!("{}@{}{}", at.replica, at.node_id, if at.voter { "" } else { "?" })).collect()
+        group
+            .replicas
+            .iter()
+            .map(|at| format!("{}@{}{}", at.replica, at.node_id, if at.voter { "" } else { "?" }))
+            .collect()
     };
     let line = |group| -> String {
         let group: &boomerang::client::ClusterGroup = group;
@@ -190,7 +194,9 @@ impl Load {
         let acknowledged = self.acknowledged.lock().unwrap().clone();
         let mut missing = acknowledged.clone();
         let (mut early, mut late_ms, mut came) = (0, 0, 0);
-        while let Some(arrived) = self.receiver.next_within(Duration::from_secs(if missing.is_empty() { 0 } else { 15 })) {
+        while let Some(arrived) =
+            self.receiver.next_within(Duration::from_secs(if missing.is_empty() { 0 } else { 15 }))
+        {
             came += 1;
             // What was not acknowledged may come as well.
             let Some(due_ms) = acknowledged.get(&arrived.payload) else { continue };
@@ -199,9 +205,17 @@ impl Load {
             late_ms = late_ms.max(arrived.at_ms.saturating_sub(*due_ms));
         }
         let lost = missing.len();
-        eprintln!("{} acknowledged, {came} came, lost {lost}, early {early}, at most {late_ms} ms late", acknowledged.len());
+        eprintln!(
+            "{} acknowledged, {came} came, lost {lost}, early {early}, at most {late_ms} ms late",
+            acknowledged.len()
+        );
         assert!(acknowledged.len() > 20, "that is no load");
-        assert_eq!((lost, early), (0, 0), "{:?}", missing.keys().take(5).map(|key| String::from_utf8_lossy(key)).collect::<Vec<_>>());
+        assert_eq!(
+            (lost, early),
+            (0, 0),
+            "{:?}",
+            missing.keys().take(5).map(|key| String::from_utf8_lossy(key)).collect::<Vec<_>>()
+        );
     }
 }
 
@@ -264,7 +278,11 @@ fn three_nodes_begin_and_one_that_is_lost_is_replaced() {
     world.wait_until_on(1, &[1, 2, 3], 3);
     wait_for("leaders are spread", || {
         let leads = leads(&world.groups(2).ok_or("no answer")?);
-        if leads.values().all(|count| (1..=2).contains(count)) && leads.len() == 3 { Ok(()) } else { Err(format!("{leads:?}")) }
+        if leads.values().all(|count| (1..=2).contains(count)) && leads.len() == 3 {
+            Ok(())
+        } else {
+            Err(format!("{leads:?}"))
+        }
     });
 
     // A number belongs to a folder, and the number of shards to the cluster.
@@ -275,7 +293,8 @@ fn three_nodes_begin_and_one_that_is_lost_is_replaced() {
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     let text = "node id 2 belongs to another data folder: a wiped node needs a new --node-id";
     assert!(refused.stderr.contains(text), "{}", refused.stderr);
-    let refused = serve_to_its_end(&empty.path().join("b"), &["--node-id", "9", "--etcd", &etcd.url(), "--shards", "8"]);
+    let refused =
+        serve_to_its_end(&empty.path().join("b"), &["--node-id", "9", "--etcd", &etcd.url(), "--shards", "8"]);
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     assert!(refused.stderr.contains("the cluster has 4 shards"), "{}", refused.stderr);
 
@@ -349,7 +368,8 @@ fn a_cluster_grows_from_one_to_three_and_shrinks_again() {
 fn without_etcd_everything_goes_on_but_placement() {
     let mut etcd = Etcd::start();
     // Where a node is, the others learn from etcd: it must come back where it was.
-    let flags = |id| in_etcd(&etcd, id, &["--replicas", "2", "--bootstrap-expect", "3", "--peer-addr", &free_address()]);
+    let flags =
+        |id| in_etcd(&etcd, id, &["--replicas", "2", "--bootstrap-expect", "3", "--peer-addr", &free_address()]);
     let mut world = World::start(&[1, 2, 3].map(flags));
     world.wait_until_on(1, &[1, 2, 3], 2);
     let load = Load::start(world.addresses());
@@ -357,7 +377,11 @@ fn without_etcd_everything_goes_on_but_placement() {
     etcd.kill();
     load.goes_on(100);
     let refused = boomtool(world.nodes[&1].started.tcp, &["cluster", "drain", "3"]);
-    assert!(refused.code == Some(1) && refused.stderr.contains("placement cannot be changed now"), "{}", refused.stderr);
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("placement cannot be changed now"),
+        "{}",
+        refused.stderr
+    );
     // A node that was here before finds its way without etcd.
     world.node(2).kill();
     world.node(2).restart();

@@ -187,9 +187,7 @@ fn group(
         Some(_) if answering < voters().count().max(wanted) => State::UnderReplicated,
         Some(_) => State::Ok,
     };
-    let leader_node = statuses.values().find(|status| {
-        status.groups.iter().any(|found| Some(found) == leader)
-    });
+    let leader_node = statuses.values().find(|status| status.groups.iter().any(|found| Some(found) == leader));
     proto::ClusterGroup {
         group: id.0.into(),
         state: state.into(),

@@ -221,10 +221,7 @@ async fn drain(client: &Client, node: u64, no_wait: bool, context: &Context) -> 
 }
 
 /// Until nothing is left, which is shown whenever it is something else than before.
-async fn wait(
-    context: &Context,
-    look: impl AsyncFn() -> Result<Option<String>, ClientError>,
-) -> Result<(), ToolError> {
+async fn wait(context: &Context, look: impl AsyncFn() -> Result<Option<String>, ClientError>) -> Result<(), ToolError> {
     let mut shown = String::new();
     let looking = async {
         loop {

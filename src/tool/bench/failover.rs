@@ -97,8 +97,9 @@ const PENDING_DELAY: Duration = Duration::from_secs(3600);
 /// The server is where the tool is.
 fn beside_us() -> Result<PathBuf, ToolError> {
     let path = std::env::current_exe().ok().map(|tool| tool.with_file_name("boomerang"));
-    path.filter(|path| path.is_file())
-        .ok_or_else(|| ToolError::Undone("there is no 'boomerang' beside this program; name it with --boomerang".into()))
+    path.filter(|path| path.is_file()).ok_or_else(|| {
+        ToolError::Undone("there is no 'boomerang' beside this program; name it with --boomerang".into())
+    })
 }
 
 /// Registers `rate` tasks per second, each due [`LEAD`] later, until it is told to stop.
