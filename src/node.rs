@@ -52,6 +52,8 @@ const READY_WITHIN: Duration = Duration::from_secs(120);
 const LEADS_LOOK_EVERY: Duration = Duration::from_millis(2);
 const READY_TOLD_EVERY: Duration = Duration::from_secs(10);
 const ADMIN_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// A node that comes to a cluster is given something to hold within a second or two, unless it is drained.
+const UNWANTED_AFTER: Duration = Duration::from_secs(10);
 /// Each waits a moment for what is out, so they go side by side.
 const HAND_OVERS_AT_A_TIME: usize = 64;
 /// How long callbacks that are out may take to come back when the node stops.
@@ -200,7 +202,7 @@ impl Node {
         });
         let auth = Auth::new(store.clone(), settings.open);
         wait_until_ready(&groups, settings.placement == Placement::Alone).await?;
-        ensure_admin(&settings, &auth, &groups, &proposer).await?;
+        ensure_admin(&settings, &auth, &cluster, &proposer).await?;
         let service = Arc::new(Service {
             store: store.clone(),
             clock,
@@ -335,8 +337,9 @@ async fn serve_peers(
 async fn wait_until_ready(groups: &Groups, alone: bool) -> Result<(), NodeError> {
     let deadline = Instant::now() + READY_WITHIN;
     let mut told_at = Instant::now() + READY_TOLD_EVERY;
-    for group in groups.all() {
-        loop {
+    for id in groups.all().into_iter().map(|group| group.id) {
+        // It may be let go of meanwhile, or come back as another replica.
+        while let Some(group) = groups.get(id) {
             let leads = group.leads(Duration::ZERO).is_some();
             if leads && group.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok() {
                 break;
@@ -376,10 +379,21 @@ fn here(settings: &Settings, bound: &StartLine) -> NodeInfo {
 
 /// Makes the administrator when the cluster has none. A password that is given later does not replace the first one.
 /// Whoever leads the cluster's own group does it; the others wait until they know of it.
-async fn ensure_admin(settings: &Settings, auth: &Auth, groups: &Groups, proposer: &Proposer) -> Result<(), NodeError> {
+async fn ensure_admin(
+    settings: &Settings,
+    auth: &Auth,
+    cluster: &Cluster,
+    proposer: &Proposer,
+) -> Result<(), NodeError> {
+    let unwanted_after = Instant::now() + UNWANTED_AFTER;
     while !settings.open && !auth.knows_admin()? {
-        let leads = groups.get(GroupId::CLUSTER).is_some_and(|group| group.leads(Duration::ZERO).is_some());
-        if !leads {
+        let group = cluster.groups().get(GroupId::CLUSTER);
+        let unwanted = || cluster.table().borrow().values().all(|row| row.on(cluster.node_id()).is_none());
+        if group.is_none() && Instant::now() > unwanted_after && unwanted() {
+            tracing::warn!("this node is drained: it holds nothing, and lets nobody in");
+            return Ok(());
+        }
+        if group.is_none_or(|group| group.leads(Duration::ZERO).is_none()) {
             tokio::time::sleep(ADMIN_LOOK_EVERY).await;
             continue;
         }

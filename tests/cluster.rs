@@ -156,7 +156,9 @@ fn a_snapshot_that_is_cut_off_is_sent_again() {
     let _alone = alone();
     let etcd = Etcd::start();
     let mut cluster = Cluster::with_etcd(1, &etcd.url(), &["--bootstrap-expect", "1"]);
-    cluster.ok(&["bench", "register", "--quiet", "--keep", "--tasks", "60000", "--batch", "100", "--payload", "1000"]);
+    // More entries than are kept for followers, and more bytes than a memtable holds: what is missing comes as a snapshot.
+    let many = ["--tasks", "24000", "--payload", "4000", "--connections", "2", "--inflight", "4"];
+    cluster.ok(&[&["bench", "register", "--quiet", "--keep"], &many[..]].concat());
     cluster.add(2, &etcd.url(), &[]);
     for side in [1, 0] {
         let staging = cluster.nodes[1].data_dir().join("staging");

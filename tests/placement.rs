@@ -424,3 +424,33 @@ fn a_fixed_list_of_peers_needs_no_etcd() {
     assert!(refused.code == Some(1) && refused.stderr.contains(text), "{}", refused.stderr);
     load.judge();
 }
+
+#[test]
+fn a_node_alone_becomes_a_cluster_and_a_cluster_survives_the_loss_of_etcd() {
+    let mut etcd = Etcd::start();
+    let mut world = World::start(&[with(&["--node-id", "1", "--shards", SHARDS])]);
+    let load = Load::start(world.addresses());
+    load.goes_on(30);
+    assert_eq!(world.node(1).terminate(), Some(0));
+    let flags = in_etcd(&etcd, 1, &["--bootstrap-expect", "1", "--admin-password", ADMIN_PASSWORD]);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    world.node(1).restart_with(&flags);
+    load.set_nodes(world.addresses());
+    world.wait_until_on(1, &[1], 1);
+    world.add(in_etcd(&etcd, 2, &["--bootstrap-expect", "1"]));
+    world.wait_until_on(2, &[1, 2], 2);
+    load.set_nodes(world.addresses());
+    load.goes_on(30);
+
+    let epochs = |world: &World| world.groups(1).map(|groups| groups.groups.iter().map(|group| group.epoch).max());
+    let before = epochs(&world).unwrap().unwrap();
+    etcd.lose_everything();
+    wait_for("new rows", || match epochs(&world) {
+        Some(Some(epoch)) if epoch > before => Ok(()),
+        found => Err(format!("{found:?} after {before}")),
+    });
+    load.goes_on(30);
+    world.add(in_etcd(&etcd, 3, &["--bootstrap-expect", "1"]));
+    world.wait_until_on(1, &[1, 2, 3], 3);
+    load.judge();
+}

@@ -40,6 +40,8 @@ const BEHIND_TO_VOTE: u64 = 64;
 const BEHIND_TO_LEAD: u64 = 8;
 /// The first voter must have been well for this long before it is given the lead.
 const WELL_FOR: Duration = Duration::from_secs(5);
+/// Clocks that agree less than this are on their way to being told apart.
+const CLOCK_AHEAD_US_MAX: u64 = 400_000;
 /// A node that was heard of within this time is there.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
 /// How long a transfer may take before this node is known to lead still.
@@ -80,6 +82,8 @@ struct View {
     matching: BTreeMap<ReplicaId, u64>,
     /// Those that have answered lately, this one among them.
     answering: BTreeSet<ReplicaId>,
+    /// On nodes that stop, or whose clock is not that of this one: they would give the lead away again.
+    unfit: BTreeSet<ReplicaId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +119,22 @@ impl View {
             last_index: metrics.last_log_index.unwrap_or(0),
             matching: matching.collect(),
             answering: heard.map(|(id, _)| *id).chain([group.replica]).collect(),
+            unfit: BTreeSet::new(),
         })
+    }
+
+    fn note_unfit(&mut self, cluster: &Cluster) {
+        let statuses = cluster.statuses();
+        let unfit = |node: &u64| {
+            statuses
+                .get(node)
+                .is_some_and(|heard| heard.status.stopping || heard.clock_ahead_us.unsigned_abs() > CLOCK_AHEAD_US_MAX)
+        };
+        self.unfit = self.members.iter().filter(|(_, node)| unfit(node)).map(|(replica, _)| *replica).collect();
+    }
+
+    fn could_lead(&self, replica: ReplicaId) -> bool {
+        self.is_close(replica, BEHIND_TO_LEAD) && !self.unfit.contains(&replica)
     }
 
     fn is_close(&self, replica: ReplicaId, behind: u64) -> bool {
@@ -160,7 +179,7 @@ impl View {
         }
         // In the order of the row: the first is to lead.
         let heirs = || row.voters().map(|at| at.replica).filter(|replica| self.voters.contains(replica));
-        match heirs().find(|replica| self.is_close(*replica, BEHIND_TO_LEAD)) {
+        match heirs().find(|replica| self.could_lead(*replica)) {
             Some(heir) => Step::HandOver(heir),
             None if heirs().next().is_some() => Step::Wait("nobody who stays has caught up to lead"),
             // All voters go. First the new ones join them.
@@ -235,10 +254,11 @@ impl Converger {
             return;
         }
         let view = group.leads(Duration::ZERO).and_then(|_| View::of(&group));
-        let Some(view) = view else {
+        let Some(mut view) = view else {
             self.memories.remove(&id);
             return;
         };
+        view.note_unfit(&self.cluster);
         match view.step(row) {
             Step::Settled => {
                 let step = self.first_voter(id, row, &view).map_or(Step::Settled, Step::HandOver);
@@ -288,7 +308,7 @@ impl Converger {
     fn first_voter(&mut self, id: GroupId, row: &GroupRow, view: &View) -> Option<ReplicaId> {
         let first = row.voters().next()?;
         let well = first.replica != view.me
-            && view.is_close(first.replica, BEHIND_TO_LEAD)
+            && view.could_lead(first.replica)
             && self.cluster.answers(first.node_id, HEARD_WITHIN);
         let memory = self.memories.entry(id).or_default();
         if !well {
@@ -362,6 +382,7 @@ mod tests {
             last_index: 1_000,
             matching: all.iter().map(|id| (*id, 1_000)).collect(),
             answering: all.iter().copied().collect(),
+            unfit: BTreeSet::new(),
         }
     }
 
@@ -466,6 +487,9 @@ mod tests {
         assert_eq!(found.step(&wanted), Step::HandOver(2));
         found.matching.insert(2, 900);
         assert_eq!(found.step(&wanted), Step::HandOver(3));
+        found.unfit.insert(3);
+        assert!(matches!(found.step(&wanted), Step::Wait(_)));
+        found.unfit.clear();
         found.matching.insert(3, 900);
         assert!(matches!(found.step(&wanted), Step::Wait(_)));
     }

@@ -252,7 +252,9 @@ async fn start_etcd(parts: &Parts, start: EtcdStart, running: &mut Running) -> R
     let folder = files::folder_id(&parts.data_dir)?;
     cluster.set_founding(cluster::Founding { folder: folder.clone(), ..Default::default() });
     let known = etcd::Known::read(&parts.data_dir)?;
-    let holds = !cluster.groups().all().is_empty();
+    let held: BTreeMap<GroupId, ReplicaId> =
+        cluster.groups().all().into_iter().map(|group| (group.id, group.replica)).collect();
+    let holds = !held.is_empty();
     if let Some(known) = &known {
         known.tell(cluster);
     }
@@ -264,7 +266,7 @@ async fn start_etcd(parts: &Parts, start: EtcdStart, running: &mut Running) -> R
         folder,
         shards: parts.shards,
         replicas: start.replicas,
-        holds,
+        held,
     };
     running.control = Control::Etcd(etcd::Control::new(start.link.clone(), view.clone()));
     running.lease = Some((start.link.clone(), registration.clone()));

@@ -287,9 +287,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let store = self.store.clone();
         let mut pending = Pending::new(&store);
         while let Some(entry) = entries.try_next().await? {
+            let before = pending.effects.len();
             self.apply_entry(&mut pending, entry)?;
-            // What is marked is this very moment, the same on every replica.
-            let marked = matches!(pending.effects.last(), Some(Effect::Marked { .. }));
+            // What is marked is the state after this very entry, the same on every replica.
+            let marked = pending.effects[before..].iter().any(|effect| matches!(effect, Effect::Marked { .. }));
             if marked || pending.requests >= REQUESTS_PER_WRITE {
                 self.store(std::mem::replace(&mut pending, Pending::new(&store)))?;
             }

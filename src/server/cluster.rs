@@ -61,7 +61,11 @@ pub(super) async fn handle(
             let control = service.control.changeable()?;
             let shard = u16::try_from(asked.shard).ok().filter(|shard| *shard < service.shards);
             let shard = shard.ok_or_else(|| Invalid::new(format!("shard: there is no shard {}", asked.shard)))?;
-            control.move_replica(GroupId(shard + 1), asked.from_node, asked.to_node).await?;
+            let group = GroupId(shard + 1);
+            if !has_settled(service, group) {
+                return Err(ControlError::Moving(group).into());
+            }
+            control.move_replica(group, asked.from_node, asked.to_node).await?;
             Ok(None)
         }
         Some(Ask::Drain(asked)) => {
@@ -105,6 +109,14 @@ fn statuses(service: &Service) -> BTreeMap<u64, NodeStatus> {
 fn led(statuses: &BTreeMap<u64, NodeStatus>, group: GroupId) -> Option<&GroupStatus> {
     let all = statuses.values().flat_map(|status| &status.groups);
     all.filter(|found| found.group == u32::from(group.0) && found.leads).max_by_key(|found| found.term)
+}
+
+/// A row that its group has not followed is not changed by hand: who begins the group may hang on it.
+fn has_settled(service: &Service, group: GroupId) -> bool {
+    let table = service.cluster.table().borrow().clone();
+    let statuses = statuses(service);
+    let leader = led(&statuses, group);
+    table.get(&group).is_none_or(|row| leader.is_some_and(|leader| has_followed(leader, row)))
 }
 
 fn nodes(service: &Service) -> proto::ClusterNodes {

@@ -52,6 +52,13 @@ impl Etcd {
         self.wait();
     }
 
+    /// On the same ports, and with nothing of what it held.
+    pub fn lose_everything(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.folder.path().join("data")).unwrap();
+        self.restart();
+    }
+
     fn wait(&self) {
         let addr: std::net::SocketAddr = self.client.parse().unwrap();
         eventually("etcd is healthy", || {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::register::{Registration, lease_of};
-use super::view::{ControllerRow, View};
+use super::view::{ControllerRow, View, wall_ms};
 use super::{Backoff, EtcdError, Link, absent, answer, json, node_states, unchanged};
 use crate::clock::Clock;
 use crate::placement::agent::unsettled;
@@ -35,8 +35,8 @@ const LOOK_SOON: Duration = Duration::from_millis(300);
 const FRESH: Duration = Duration::from_secs(3);
 /// Rows in one transaction; etcd takes 128 operations.
 const ROWS_AT_A_TIME: usize = 64;
-/// Rows that are taken from groups are ahead of all that were lost by more than a cluster changes in a while.
-const AHEAD: u64 = 1_000;
+/// Epochs from here on are of rows that were made of groups: seconds, and no counts.
+const MADE_ANEW: u64 = 1_000_000_000;
 
 pub struct Controller {
     pub link: Link,
@@ -204,10 +204,16 @@ impl Controller {
             let heard = heard.ok_or_else(|| format!("node {node} does not say yet what it holds"))?;
             statuses.push((*heard.status).clone());
         }
+        let known = self.cluster.table().borrow().clone();
+        let held = held_rows(&statuses, &known, wall_ms() / 1_000)?;
         let mut rows = table.clone();
-        let held = held_rows(&statuses, &self.cluster.table().borrow())?;
-        if !held.is_empty() {
-            tracing::warn!(groups = held.len(), "there are no rows, but groups: the rows are made of them");
+        if is_old(table, &known, &held) {
+            // Made anew, a group that is only away would be there twice.
+            let away = (0..=self.shards).map(GroupId).find(|id| !table.contains_key(id) && !held.contains_key(id));
+            if let Some(away) = away {
+                return Err(format!("{away} is held by nobody that is there"));
+            }
+            tracing::warn!(groups = held.len(), "there are groups without rows: the rows are made of them");
         }
         for (group, row) in held {
             rows.entry(group).or_insert(row);
@@ -218,13 +224,23 @@ impl Controller {
     }
 }
 
+/// The cluster was there before its rows were. One whose first rows are only half written is not old.
+fn is_old(table: &Table, known: &Table, held: &Table) -> bool {
+    if table.is_empty() {
+        !known.is_empty() || !held.is_empty()
+    } else {
+        table.values().any(|row| row.epoch >= MADE_ANEW)
+    }
+}
+
 fn shown(row: &GroupRow) -> Vec<String> {
     let shown = |at: &ReplicaAt| format!("{}{}@{}", at.replica, if at.voter { "" } else { "?" }, at.node_id);
     row.replicas.iter().map(shown).collect()
 }
 
-/// Rows for the groups that nodes hold, as their leaders know them.
-fn held_rows(statuses: &[NodeStatus], known: &Table) -> Result<Table, String> {
+/// Rows for the groups that nodes hold, as their leaders know them. Epochs and replica ids of the rows that were lost may
+/// be higher than any that is known: `seconds` since 1970 are higher still, for nothing changes once a second for long.
+fn held_rows(statuses: &[NodeStatus], known: &Table, seconds: u64) -> Result<Table, String> {
     let groups = || statuses.iter().flat_map(|status| &status.groups);
     let held: BTreeMap<u32, ReplicaId> =
         groups().filter(|group| !group.members.is_empty()).fold(BTreeMap::new(), |mut held, group| {
@@ -245,8 +261,12 @@ fn held_rows(statuses: &[NodeStatus], known: &Table) -> Result<Table, String> {
             .collect();
         replicas.sort_by_key(|at| !at.voter);
         let (epoch, next) = known.get(&id).map_or((0, 0), |row| (row.epoch, row.next_replica));
-        let next_replica = next.max(highest + 1) + AHEAD;
-        rows.insert(id, GroupRow { epoch: epoch + AHEAD, replicas, next_replica });
+        let row = GroupRow {
+            epoch: seconds.max(epoch + 1).max(MADE_ANEW),
+            replicas,
+            next_replica: seconds.max(next).max(highest + 1),
+        };
+        rows.insert(id, row);
     }
     Ok(rows)
 }
@@ -263,15 +283,22 @@ mod tests {
         let follows = GroupStatus { group: 1, replica: 5, members: members.clone(), ..Default::default() };
         let leads = GroupStatus { replica: 9, leads: true, term: 3, ..follows.clone() };
         let status = |groups: &[GroupStatus]| NodeStatus { groups: groups.to_vec(), ..Default::default() };
-        assert_eq!(held_rows(&[status(&[]), status(&[])], &Table::new()).unwrap(), Table::new());
-        assert!(held_rows(&[status(&[follows.clone()])], &Table::new()).unwrap_err().contains("no leader"));
+        assert_eq!(held_rows(&[status(&[]), status(&[])], &Table::new(), 50).unwrap(), Table::new());
+        assert!(held_rows(&[status(&[follows.clone()])], &Table::new(), 50).unwrap_err().contains("no leader"));
         let joint = GroupStatus { joint: true, ..leads.clone() };
-        assert!(held_rows(&[status(&[joint])], &Table::new()).is_err());
+        assert!(held_rows(&[status(&[joint])], &Table::new(), 50).is_err());
         let mut known = Table::new();
         known.insert(GroupId(1), GroupRow { epoch: 7, replicas: Vec::new(), next_replica: 12 });
-        let rows = held_rows(&[status(&[follows]), status(&[leads])], &known).unwrap();
+        let statuses = [status(&[follows]), status(&[leads])];
+        let rows = held_rows(&statuses, &known, 3).unwrap();
         let row = &rows[&GroupId(1)];
-        assert!(row.epoch > 7 && row.next_replica > 12);
+        assert_eq!((row.epoch, row.next_replica), (MADE_ANEW, 12), "a clock that is wrong");
+        let rows = held_rows(&statuses, &known, 2 * MADE_ANEW).unwrap();
+        let row = &rows[&GroupId(1)];
+        assert_eq!((row.epoch, row.next_replica), (2 * MADE_ANEW, 2 * MADE_ANEW));
+        let none = Table::new();
+        assert!(!is_old(&none, &none, &none) && is_old(&none, &none, &rows) && is_old(&none, &rows, &none));
+        assert!(is_old(&rows, &none, &none) && !is_old(&known, &none, &none), "half written");
         assert_eq!(shown(row), ["9@2", "5@3", "4?@1"]);
     }
 }

@@ -273,7 +273,7 @@ pub enum ControlError {
     LastNode(u64),
     #[error(transparent)]
     CannotMove(#[from] CannotMove),
-    #[error("{0} is on its way already; try again when it has settled")]
+    #[error("{0} is on its way, or has no leader; try again when it has settled")]
     Moving(GroupId),
     #[error("the placement is static: replicas do not move")]
     Fixed,

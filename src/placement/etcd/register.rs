@@ -4,6 +4,7 @@
 //! and an empty folder under the old number would vote again. So the folder has an id of its own, made before anything
 //! is said to etcd, and whoever comes with another one is refused.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use etcd_client::{Client, GetOptions, PutOptions, Txn, TxnOp};
@@ -12,7 +13,9 @@ use tokio::time::sleep;
 
 use super::view::{Config, FORMAT, IdRow};
 use super::{Backoff, EtcdError, Link, absent, answer, json};
-use crate::placement::NodeInfo;
+use crate::placement::{GroupRow, NodeInfo};
+use crate::raft::ReplicaId;
+use crate::task::GroupId;
 
 /// A node that says nothing for this long is away.
 const LEASE_SECONDS: i64 = 5;
@@ -25,8 +28,8 @@ pub struct Applicant {
     pub folder: String,
     pub shards: u16,
     pub replicas: u16,
-    /// There are groups in its store.
-    pub holds: bool,
+    /// The replicas that were in its store when it started.
+    pub held: BTreeMap<GroupId, ReplicaId>,
 }
 
 /// How it stands.
@@ -129,13 +132,8 @@ impl Applicant {
         let node_id = self.here.node_id;
         let key = self.link.keys.id(node_id);
         let ours = IdRow { folder: self.folder.clone(), node: self.here.clone() };
-        if self.holds {
-            let known = answer(client.get(key.clone(), None)).await?;
-            let any = GetOptions::new().with_prefix().with_limit(1).with_keys_only();
-            let rows = answer(client.get(self.link.keys.groups(), Some(any))).await?;
-            if known.kvs().is_empty() && !rows.kvs().is_empty() {
-                return Err(EtcdError::Foreign(node_id));
-            }
+        if !self.held.is_empty() && answer(client.get(key.clone(), None)).await?.kvs().is_empty() {
+            self.check_rows(client).await?;
         }
         let Some(found) = self.put_if_absent(client, key.clone(), json(&ours)).await? else { return Ok(()) };
         let unknown = |error: serde_json::Error| EtcdError::Failed(format!("the key {key} is not understood: {error}"));
@@ -145,6 +143,25 @@ impl Applicant {
         }
         if known != ours {
             answer(client.put(key, json(&ours), None)).await?;
+        }
+        Ok(())
+    }
+
+    /// A number that is not taken comes with groups: those of another cluster would be let go of here. After etcd was
+    /// lost the rows, if there are any yet, were made of what nodes hold, and name this one.
+    async fn check_rows(&self, client: &mut Client) -> Result<(), EtcdError> {
+        let prefix = self.link.keys.groups();
+        let found = answer(client.get(prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
+        let rows = found.kvs().iter().filter_map(|kv| {
+            let group = std::str::from_utf8(kv.key()).ok()?.strip_prefix(&prefix)?.parse().ok().map(GroupId)?;
+            Some((group, serde_json::from_slice::<GroupRow>(kv.value()).ok()?))
+        });
+        let node_id = self.here.node_id;
+        let named = |(group, row): (GroupId, GroupRow)| {
+            row.on(node_id).is_some_and(|at| self.held.get(&group) == Some(&at.replica))
+        };
+        if !found.kvs().is_empty() && !rows.into_iter().any(named) {
+            return Err(EtcdError::Foreign(node_id));
         }
         Ok(())
     }
