@@ -107,3 +107,7 @@ done
 
 echo "== the wheel alone" >&2
 "$BIN/boomtool" --json bench wheel --timers 1000000
+
+echo "== a cluster of three: failover, and what it costs idle" >&2
+"$BIN/boomtool" --json bench failover --kills 10 --pending 100000 --quiet
+BIN="$BIN" scripts/idle.sh

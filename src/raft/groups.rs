@@ -448,7 +448,7 @@ impl Groups {
                 return Err(GroupError::Raft { group: group.id, verb: "go on", why: error.to_string() });
             }
         }
-        if progress.durable(&self.inner.parts.store, group.id, applied)? > marked {
+        if progress.durable(&self.inner.parts.store, group, applied)? > marked {
             // A trigger that comes while one is under way is dropped; the next round repeats it.
             if let Err(error) = group.raft.trigger().snapshot().await {
                 tracing::debug!(group = %group.id, %error, "the marker was not set; the next round looks again");
@@ -525,7 +525,8 @@ fn check_no_gap(log: &LogStore, machine: &StateMachine) -> Result<(), StoreError
 /// How far each group is, in memory and on disk.
 #[derive(Default)]
 struct Progress {
-    durable: BTreeMap<GroupId, u64>,
+    /// By group and life: a replica that comes after another one begins with nothing.
+    durable: BTreeMap<(GroupId, u64), u64>,
     /// Since when something has been applied that is not durable.
     behind_since: Option<Instant>,
     behind: bool,
@@ -533,15 +534,17 @@ struct Progress {
 
 impl Progress {
     /// Up to where `group` is durable. An idle group costs one comparison.
-    fn durable(&mut self, store: &Store, group: GroupId, applied: Option<u64>) -> Result<Option<u64>, StoreError> {
-        let known = self.durable.get(&group).copied();
+    fn durable(&mut self, store: &Store, group: &Group, applied: Option<u64>) -> Result<Option<u64>, StoreError> {
+        let key = (group.id, group.life);
+        let known = self.durable.get(&key).copied();
         if applied.is_none() || applied == known {
             return Ok(known);
         }
-        let durable = store.durable_applied(group)?.map(|durable| durable.index);
+        let durable = store.durable_applied(group.id)?.map(|durable| durable.index);
         self.behind |= applied != durable;
         if let Some(index) = durable {
-            self.durable.insert(group, index);
+            self.durable.retain(|(id, life), _| *id != group.id || *life == group.life);
+            self.durable.insert(key, index);
         }
         Ok(durable)
     }

@@ -349,12 +349,13 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         }
         let durable = self.store.durable_applied(self.group)?;
         let machine = StateMachine::open(self.group, self.store.clone(), self.staging.clone(), Arc::new(Deaf))?;
+        // Of nothing, as long as nothing has been applied.
+        let empty = || Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotData::Marker };
         if self.force {
-            // Of nothing, as long as nothing has been applied.
-            let empty = || Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotData::Marker };
             return Ok(machine.snapshot().await?.unwrap_or_else(empty));
         }
-        let durable = durable.ok_or_else(|| io::Error::other("nothing is durable yet"))?;
+        // Whoever asks has seen that something is; but an error here would end the node.
+        let Some(durable) = durable else { return Ok(empty()) };
         // The membership may be a little newer than the marker: openraft takes it only as a hint, as the log above the
         // marker, where it comes from, is still there.
         let meta = SnapshotMeta { last_log_id: Some(durable.into()), last_membership: machine.membership };

@@ -1,0 +1,44 @@
+#!/bin/sh
+# What a cluster costs that has nothing to do: three nodes on this machine, SHARDS shards (64), SECONDS_MEASURED (20).
+# Prints the processor time of all three as a percentage of one core. BIN is the folder of the binaries.
+set -eu
+SHARDS=${SHARDS:-64}
+SECONDS_MEASURED=${SECONDS_MEASURED:-20}
+SETTLE_SECONDS=20
+PORT=${PORT:-19810}
+folder=$(mktemp -d)
+pids=
+trap 'kill $pids 2>/dev/null; wait; rm -rf "$folder"' EXIT
+
+peers="1=127.0.0.1:$((PORT + 12)),2=127.0.0.1:$((PORT + 22)),3=127.0.0.1:$((PORT + 32))"
+for node in 1 2 3; do
+    "$BIN/boomerang" serve --node-id $node --data-dir "$folder/$node" --shards "$SHARDS" --peers "$peers" \
+        --tcp-addr "127.0.0.1:$((PORT + node * 10))" --http-addr "127.0.0.1:$((PORT + node * 10 + 1))" \
+        --peer-addr "127.0.0.1:$((PORT + node * 10 + 2))" --admin-password idle \
+        >"$folder/$node.out" 2>"$folder/$node.log" &
+    pids="$pids $!"
+done
+for node in 1 2 3; do
+    waited=0
+    until [ -s "$folder/$node.out" ]; do
+        [ "$waited" -lt 300 ] || { echo "node $node does not start: $(tail -n 1 "$folder/$node.log")" >&2; exit 1; }
+        waited=$((waited + 1))
+        sleep 0.2
+    done
+done
+# Leaders go where they belong meanwhile.
+sleep "$SETTLE_SECONDS"
+
+# In ticks of 10 ms.
+used() {
+    total=0
+    for pid in $pids; do
+        total=$((total + $(awk '{ sub(/.*\) /, ""); print $12 + $13 }' "/proc/$pid/stat")))
+    done
+    echo "$total"
+}
+before=$(used)
+sleep "$SECONDS_MEASURED"
+after=$(used)
+awk -v ticks=$((after - before)) -v seconds="$SECONDS_MEASURED" -v shards="$SHARDS" \
+    'BEGIN { printf "{\"measure\":\"idle\",\"nodes\":3,\"shards\":%d,\"percent_of_one_core\":%.1f}\n", shards, ticks / seconds }'
