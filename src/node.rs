@@ -35,7 +35,9 @@ use crate::raft::groups::{GroupError, Parts as GroupParts};
 use crate::raft::peer_tls::{PeerTls, PeerTlsError};
 use crate::raft::{Groups, Observer, PeerNetwork, PeerService, ReplicaId, peer_service};
 use crate::server::auth::{Auth, random_hex};
-use crate::server::sessions::Sessions;
+use crate::server::forward::Forwarding;
+use crate::server::route::Router;
+use crate::server::sessions::{Ending, Sessions};
 use crate::server::tcp::TcpSettings;
 use crate::server::{Service, http, tcp};
 use crate::settings::{Placement, Settings};
@@ -143,6 +145,8 @@ impl Node {
         let network = PeerNetwork::with_tls(&settings.cluster, settings.node_id, tls.clone());
         let marks = Marks::new(store.clone());
         let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
+        let sessions = Arc::new(Sessions::new(settings.session_lifetime_ms, settings.sessions_max));
+        let ending = Ending { sessions: sessions.clone(), store: store.clone(), next: ledger.clone() };
         let groups = Groups::start(GroupParts {
             cluster: settings.cluster.clone(),
             node_id: settings.node_id,
@@ -151,13 +155,14 @@ impl Node {
             syncer: syncer.clone(),
             staging: folder.staging(),
             network: network.clone(),
-            observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, marks.clone()]),
+            observer: Arc::new(vec![Arc::new(ending) as Arc<dyn Observer>, marks.clone()]),
         })
         .await?;
         let cluster = Cluster::new(groups.clone(), network);
         let stop = CancellationToken::new();
         let nodes = NodesService::new(cluster.clone(), clock.clone(), marks.clone());
-        let others = Routes::new(nodes.server());
+        let forwarding = Forwarding::default();
+        let others = Routes::new(nodes.server()).add_service(forwarding.server());
         // Before placement: those who begin a group together speak to each other.
         let service = PeerService::new(groups.clone());
         let peers = tokio::spawn(serve_peers(peer_listener, service, others, tls, stop.clone()));
@@ -183,9 +188,7 @@ impl Node {
             keep_history: settings.firing.history_ms > 0,
         });
         marks.propose_with(proposer.clone());
-        let auth = Auth::new(store.clone(), settings.open);
-        wait_until_ready(&groups, settings.placement == Placement::Alone).await?;
-        ensure_admin(&settings, &auth, &cluster, &proposer).await?;
+        // Whatever this node leads fires, though other groups may be waiting for their nodes still.
         let callbacks = Callbacks::new(settings.callback);
         let firing = Firing::start(crate::firing::Parts {
             ledger: ledger.clone(),
@@ -197,21 +200,27 @@ impl Node {
             metrics: metrics.clone(),
             deliveries: TaskTracker::new(),
         });
+        let auth = Auth::new(store.clone(), settings.open);
+        wait_until_ready(&groups, settings.placement == Placement::Alone).await?;
+        ensure_admin(&settings, &auth, &cluster, &proposer).await?;
         let service = Arc::new(Service {
             store: store.clone(),
             clock,
             proposer,
             dispatches: ledger.clone(),
             history_ms: settings.firing.history_ms,
-            sessions: Sessions::new(settings.session_lifetime_ms, settings.sessions_max),
+            sessions,
+            router: Router::new(cluster.clone(), settings.shards),
             auth,
             metrics: metrics.clone(),
             limits: settings.limits,
             frame_bytes_max: settings.tcp.frame_bytes_max,
             shards: settings.shards,
             cluster: cluster.clone(),
+            digests: marks.clone(),
             control: placement.control(),
         });
+        forwarding.begin(service.clone());
 
         let watched = Arc::new(Watched {
             groups: groups.clone(),
@@ -505,6 +514,10 @@ impl http::Watched for Watched {
         }
         let leaderless = self.groups.all().into_iter().find(|group| !group.has_leader())?;
         Some(format!("group {} has no leader", leaderless.id))
+    }
+
+    fn router(&self) -> &Router {
+        &self.service.router
     }
 
     fn metrics(&self) -> String {

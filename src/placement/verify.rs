@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -28,8 +27,6 @@ const KEPT_FOR: Duration = Duration::from_secs(60);
 /// A replica that is far behind, or reads millions of rows, takes its time.
 const DIGEST_WITHIN: Duration = Duration::from_secs(45);
 const MARK_WITHIN: Duration = Duration::from_secs(12);
-/// Each reads the whole group on every node that holds it.
-const GROUPS_AT_A_TIME: usize = 4;
 
 type Found = Option<Result<Digest, String>>;
 
@@ -111,30 +108,10 @@ impl Verdict {
     fn failed(group: GroupId, why: String) -> Self {
         Self { group, replicas: Vec::new(), failed: Some(why) }
     }
-
-    /// All replicas have answered, and alike.
-    pub fn is_good(&self) -> bool {
-        let mut digests = self.replicas.iter().map(|(_, _, digest)| digest.as_ref().ok());
-        let first = digests.next().flatten();
-        self.failed.is_none() && first.is_some() && digests.all(|digest| digest == first)
-    }
-
-    /// Two replicas have applied the same entries and are not equal.
-    pub fn differs(&self) -> bool {
-        let mut digests = self.replicas.iter().filter_map(|(_, _, digest)| digest.as_ref().ok());
-        let first = digests.next();
-        digests.any(|digest| Some(digest) != first)
-    }
 }
 
-/// Has all replicas of all groups looked at.
-pub async fn verify(cluster: &Cluster, here: &dyn Digests) -> Vec<Verdict> {
-    let groups = (0..=cluster.groups().shards()).map(GroupId);
-    let verdicts = futures::stream::iter(groups).map(|group| verify_group(cluster, here, group));
-    verdicts.buffered(GROUPS_AT_A_TIME).collect().await
-}
-
-async fn verify_group(cluster: &Cluster, here: &dyn Digests, group: GroupId) -> Verdict {
+/// Has all replicas of a group looked at.
+pub async fn verify(cluster: &Cluster, here: &dyn Digests, group: GroupId) -> Verdict {
     let Some(leader) = cluster.leader(group) else {
         return Verdict::failed(group, "nobody leads it".into());
     };

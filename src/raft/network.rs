@@ -22,7 +22,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -57,6 +57,8 @@ use crate::wire::peer::peer_client::PeerClient;
 use crate::wire::peer::snapshot_request::Part;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// A node that could not be connected to is not tried again before. Below the time between two heartbeats.
+const CALL_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Opening a lane, connecting included. Heartbeats have less: openraft gives each of them one interval.
 const OPEN_WITHIN: Duration = Duration::from_millis(1_500);
 /// A connection whose other end is silently gone is noticed after both.
@@ -85,7 +87,7 @@ fn unreachable(why: impl std::fmt::Display) -> Unreachable<TypeConfig> {
     Unreachable::from_string(why)
 }
 
-fn refused(status: &Status) -> Unreachable<TypeConfig> {
+fn said(status: &Status) -> Unreachable<TypeConfig> {
     unreachable(format!("{:?}: {}", status.code(), status.message()))
 }
 
@@ -108,6 +110,8 @@ struct Remote {
     address: String,
     tls: Option<PeerTls>,
     connections: OnceLock<Connections>,
+    /// When it could not be connected to last.
+    failed_at: Mutex<Option<Instant>>,
     /// It is not there any more, or elsewhere.
     gone: CancellationToken,
 }
@@ -140,6 +144,7 @@ impl PeerNetwork {
             address: address.to_owned(),
             tls: self.inner.tls.clone(),
             connections: OnceLock::new(),
+            failed_at: Mutex::new(None),
             gone: CancellationToken::new(),
         };
         if let Some(before) = remotes.insert(node_id, Arc::new(remote)) {
@@ -184,6 +189,24 @@ impl PeerNetwork {
 }
 
 impl Remote {
+    /// A node that is away would otherwise be called by every group for every heartbeat.
+    fn check_reachable(&self) -> Result<(), Unreachable<TypeConfig>> {
+        let failed_at = *self.failed_at.lock().expect("no panic under this lock");
+        match failed_at.filter(|at| at.elapsed() < CALL_AGAIN_AFTER) {
+            Some(_) => Err(unreachable("it could not be connected to a moment ago")),
+            None => Ok(()),
+        }
+    }
+
+    /// What came back instead of an answer, from it or because it is not there.
+    fn refused(&self, status: &Status) -> Unreachable<TypeConfig> {
+        // What the node itself says has no source.
+        if std::error::Error::source(status).is_some() {
+            *self.failed_at.lock().expect("no panic under this lock") = Some(Instant::now());
+        }
+        said(status)
+    }
+
     /// Must be called within the runtime that is to run the connections.
     fn connections(&self) -> Result<&Connections, Unreachable<TypeConfig>> {
         if let Some(connections) = self.connections.get() {
@@ -268,10 +291,11 @@ impl ReplicaClient {
         question: impl AsyncFnOnce(PeerClient<Channel>) -> Result<Response<T>, Status>,
     ) -> Result<T, RPCError<TypeConfig>> {
         let remote = self.remote()?;
+        remote.check_reachable()?;
         let client = client(&remote.connections()?.control);
         match timeout(option.soft_ttl(), question(client)).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(refused(&status).into()),
+            Ok(Err(status)) => Err(remote.refused(&status).into()),
             Err(_) => Err(unreachable(format!("node {} does not answer", self.node_id)).into()),
         }
     }
@@ -292,12 +316,13 @@ impl ReplicaClient {
         if let Some(lane) = self.idle_lane.take().filter(|lane| lane.leads_to(&remote)) {
             return Ok(lane);
         }
+        remote.check_reachable()?;
         let connections = remote.connections()?;
         let mut client = client(if self.urgent { &connections.control } else { &connections.appends });
         let (requests, receiver) = mpsc::channel(1);
         let opened = timeout(OPEN_WITHIN, client.append(body(receiver))).await;
         let opened = opened.map_err(|_| unreachable(format!("node {} cannot be reached", self.node_id)))?;
-        let answers = opened.map_err(|status| refused(&status))?.into_inner();
+        let answers = opened.map_err(|status| remote.refused(&status))?.into_inner();
         Ok(Lane { remote, requests, answers, to: Some(self.to.clone()) })
     }
 }
@@ -423,7 +448,7 @@ fn answered(
     unanswered: &mut Unanswered,
     answer: Result<Option<peer::AppendResponse>, Status>,
 ) -> Result<StreamAppendResult<TypeConfig>, Unreachable<TypeConfig>> {
-    let answer = answer.map_err(|status| refused(&status))?;
+    let answer = answer.map_err(|status| said(&status))?;
     let answer = answer.ok_or_else(|| unreachable("the node has ended the stream"))?;
     if !unanswered.pop() {
         return Err(unreachable("an answer to nothing"));
@@ -548,7 +573,7 @@ async fn exchange(
             answer.map_err(|_| unreachable("the snapshot is sent, but not installed"))?
         }
     };
-    Ok(answer.map_err(|status| refused(&status))?.into_inner())
+    Ok(answer.map_err(|status| said(&status))?.into_inner())
 }
 
 async fn send_parts(

@@ -37,12 +37,19 @@ const REQUESTS_PER_WRITE: usize = 8192;
 /// must not block.
 pub trait Observer: Send + Sync + 'static {
     fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]);
+
+    /// The whole state came from another replica: what has happened in between nobody was told.
+    fn replaced(&self, _group: GroupId) {}
 }
 
 /// All of them hear it, one after the other.
 impl Observer for Vec<Arc<dyn Observer>> {
     fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]) {
         self.iter().for_each(|observer| observer.applied(group, meta, effects));
+    }
+
+    fn replaced(&self, group: GroupId) {
+        self.iter().for_each(|observer| observer.replaced(group));
     }
 }
 
@@ -280,9 +287,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let store = self.store.clone();
         let mut pending = Pending::new(&store);
         while let Some(entry) = entries.try_next().await? {
+            let before = pending.effects.len();
             self.apply_entry(&mut pending, entry)?;
-            // What is marked is this very moment, the same on every replica.
-            let marked = matches!(pending.effects.last(), Some(Effect::Marked { .. }));
+            // What is marked is the state after this very entry, the same on every replica.
+            let marked = pending.effects[before..].iter().any(|effect| matches!(effect, Effect::Marked { .. }));
             if marked || pending.requests >= REQUESTS_PER_WRITE {
                 self.store(std::mem::replace(&mut pending, Pending::new(&store)))?;
             }
@@ -314,6 +322,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         self.store.ingest(staged)?;
         self.load()?;
+        self.observer.replaced(self.group);
         Ok(())
     }
 

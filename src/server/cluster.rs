@@ -13,7 +13,9 @@ use super::requests::Problem;
 use super::sessions::{Session, SessionError};
 use crate::placement::agent::has_followed;
 use crate::placement::nodes::own_status;
+use crate::placement::verify::{Verdict, verify};
 use crate::placement::{Control, ControlError, GroupRow};
+use crate::store::dump::Digest;
 use crate::task::{GroupId, Invalid};
 use crate::wire::peer::{GroupStatus, NodeStatus};
 use crate::wire::proto::cluster_group::State;
@@ -49,6 +51,12 @@ pub(super) async fn handle(
         None => Err(Invalid::new("ask: is missing").into()),
         Some(Ask::Nodes(_)) => Ok(Some(Answer::Nodes(nodes(service)))),
         Some(Ask::Groups(_)) => Ok(Some(Answer::Groups(groups(service)))),
+        Some(Ask::Verify(asked)) => {
+            let group = u16::try_from(asked.group).ok().filter(|group| *group <= service.shards);
+            let group = group.ok_or_else(|| Invalid::new(format!("group: there is no group {}", asked.group)))?;
+            let verdict = verify(&service.cluster, &*service.digests, GroupId(group)).await;
+            Ok(Some(Answer::Verdict(shown_verdict(verdict))))
+        }
         Some(Ask::Move(asked)) => {
             let control = service.control.changeable()?;
             let shard = u16::try_from(asked.shard).ok().filter(|shard| *shard < service.shards);
@@ -68,6 +76,25 @@ pub(super) async fn handle(
             service.control.changeable()?.undrain(asked.node_id).await?;
             Ok(None)
         }
+    }
+}
+
+fn shown_verdict(verdict: Verdict) -> proto::ClusterVerdict {
+    let replica = |(replica, node_id, digest): (u64, u64, Result<Digest, String>)| match digest {
+        Ok(Digest { applied, rows, hash }) => proto::ReplicaDigest {
+            replica,
+            node_id,
+            digest: hash.to_vec().into(),
+            rows,
+            applied_index: applied.map_or(0, |applied| applied.index),
+            failed: String::new(),
+        },
+        Err(failed) => proto::ReplicaDigest { replica, node_id, failed, ..Default::default() },
+    };
+    proto::ClusterVerdict {
+        group: verdict.group.0.into(),
+        replicas: verdict.replicas.into_iter().map(replica).collect(),
+        failed: verdict.failed.unwrap_or_default(),
     }
 }
 

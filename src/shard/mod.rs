@@ -57,9 +57,11 @@ use crate::task::{ClientId, Failure, GroupId, InstantMs, Policy, PolicyId, TaskI
 /// About what a task row takes besides its payload and the client's name.
 const TASK_ROW_BYTES: usize = 64;
 const TIMELINE_ROW_BYTES: usize = 8;
+/// Requests whose rows are read at once. Each row holds a payload, of any size.
+const READ_TOGETHER: usize = 64;
 
-/// What the leader does after the writes are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is done after the writes are stored: by the leader, if nothing else is said.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// The task's next attempt is due then; any earlier one is settled.
     Scheduled { id: TaskId, due_ms: InstantMs },
@@ -67,6 +69,10 @@ pub enum Effect {
     Ended { id: TaskId },
     /// Somebody wants a digest of the state as it is now.
     Marked { mark: u64 },
+    /// It is new, or has another password or other rights, or is gone. Matters on every node.
+    ClientChanged { client: ClientId },
+    /// Whoever came in with this key is out. Matters on every node.
+    KeyRevoked { key_id: String },
 }
 
 /// What one batch did, besides its writes.
@@ -88,30 +94,17 @@ pub fn apply(
     meta.now_ms = meta.now_ms.max(batch.now_ms);
     meta.armed_ms = meta.armed_ms.max(batch.armed_ms);
     let Batch { keep_history, policies, requests, .. } = batch;
+    let policies = policies.into_iter().map(|policy| (policy.id(), policy)).collect();
     let policy_changes = BTreeMap::new();
     let mut shard = Shard { group, rows, meta, keep_history, policies, policy_changes, effects: Vec::new() };
     let mut replies = Vec::with_capacity(requests.len());
-    for request in requests {
-        replies.push(match request {
-            Request::Register(register) => shard.register(register)?,
-            Request::Cancel(cancel) => shard.cancel(cancel)?,
-            Request::Settle(settle) => shard.settle(settle)?,
-            Request::PutClient(put) => shard.put_client(put)?,
-            Request::RemoveClient(client) => shard.remove_client(&client)?,
-            Request::PutApiKey(put) => shard.put_api_key(put)?,
-            Request::RemoveApiKey(key_id) => shard.remove_api_key(&key_id)?,
-            Request::Edit(edit) => shard.edit(edit)?,
-            Request::Pause(pause) => shard.pause(pause)?,
-            Request::CatchUp(catch_up) => shard.catch_up(catch_up)?,
-            Request::Detach(detach) => shard.detach(detach)?,
-            Request::Replay(replay) => shard.replay(replay)?,
-            Request::Purge(purge) => shard.purge(purge)?,
-            Request::Forget(forget) => shard.forget(forget)?,
-            Request::Mark(mark) => {
-                shard.effects.push(Effect::Marked { mark });
-                Reply::Stored
-            }
-        });
+    let mut requests = requests.into_iter();
+    while requests.len() > 0 {
+        let together = requests.len().min(READ_TOGETHER);
+        shard.read_ahead(&requests.as_slice()[..together])?;
+        for request in requests.by_ref().take(together) {
+            replies.push(shard.carry_out(request)?);
+        }
     }
     shard.store_policy_changes()?;
     let effects = shard.effects;
@@ -125,13 +118,46 @@ struct Shard<'a, 'b> {
     meta: &'a mut ShardMetaRow,
     keep_history: bool,
     /// What this batch brings, and what its requests need besides.
-    policies: Vec<Policy>,
+    policies: Vec<(PolicyId, Policy)>,
     /// By how much the number of tasks using a policy changes; stored once, at the end.
     policy_changes: BTreeMap<PolicyId, i64>,
     effects: Vec<Effect>,
 }
 
 impl Shard<'_, '_> {
+    /// What is asked for most often comes in hundreds, and reading is the larger part of it.
+    fn read_ahead(&mut self, requests: &[Request]) -> Result<(), StoreError> {
+        let settled = requests.iter().filter_map(|request| match request {
+            Request::Settle(settle) => Some(settle.id),
+            _ => None,
+        });
+        let keys = settled.flat_map(|id| [Key::task(self.group, id), Key::cursor(self.group, id)]).collect();
+        self.rows.read_ahead(keys)
+    }
+
+    fn carry_out(&mut self, request: Request) -> Result<Reply, StoreError> {
+        match request {
+            Request::Register(register) => self.register(register),
+            Request::Cancel(cancel) => self.cancel(cancel),
+            Request::Settle(settle) => self.settle(settle),
+            Request::PutClient(put) => self.put_client(put),
+            Request::RemoveClient(client) => self.remove_client(&client),
+            Request::PutApiKey(put) => self.put_api_key(put),
+            Request::RemoveApiKey(key_id) => self.remove_api_key(&key_id),
+            Request::Edit(edit) => self.edit(edit),
+            Request::Pause(pause) => self.pause(pause),
+            Request::CatchUp(catch_up) => self.catch_up(catch_up),
+            Request::Detach(detach) => self.detach(detach),
+            Request::Replay(replay) => self.replay(replay),
+            Request::Purge(purge) => self.purge(purge),
+            Request::Forget(forget) => self.forget(forget),
+            Request::Mark(mark) => {
+                self.effects.push(Effect::Marked { mark });
+                Ok(Reply::Stored)
+            }
+        }
+    }
+
     fn task(&self, id: TaskId) -> Result<Option<TaskRow>, StoreError> {
         self.rows.get("a task", &Key::task(self.group, id))
     }
@@ -264,14 +290,14 @@ impl Shard<'_, '_> {
     /// A policy that a request of this batch makes out of what it found.
     fn bring(&mut self, policy: Policy) -> PolicyId {
         let id = policy.id();
-        self.policies.push(policy);
+        self.policies.push((id, policy));
         id
     }
 
     /// A policy that some task uses. One that came with this batch is not stored yet.
     fn policy(&self, id: PolicyId) -> Result<Policy, StoreError> {
         let stored: Option<PolicyRow> = self.rows.get("a policy", &Key::policy(self.group, id))?;
-        let brought = || self.policies.iter().find(|policy| policy.id() == id).cloned();
+        let brought = || self.policies.iter().find(|(brought, _)| *brought == id).map(|(_, policy)| policy.clone());
         let policy = stored.map(|row| row.policy).or_else(brought);
         policy.ok_or_else(|| StoreError::damaged("a policy", "is missing, though a task uses it"))
     }

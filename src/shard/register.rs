@@ -13,11 +13,10 @@ impl Shard<'_, '_> {
         {
             return Ok(reply);
         }
-        let policy = self
+        let (policy, _) = *self
             .policies
             .get(usize::from(policy))
-            .ok_or_else(|| StoreError::damaged("a log entry", "a registration names a policy that is not in it"))?
-            .id();
+            .ok_or_else(|| StoreError::damaged("a log entry", "a registration names a policy that is not in it"))?;
         let task = TaskRow {
             client,
             policy,

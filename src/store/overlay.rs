@@ -20,11 +20,20 @@ use super::{Store, StoreError, codec};
 /// Where stored values are read from.
 pub trait Rows: Send + Sync {
     fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// The values of `keys`, in their order.
+    fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        keys.iter().map(|key| self.get(key)).collect()
+    }
 }
 
 impl Rows for Store {
     fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
         self.get_state(key)
+    }
+
+    fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.get_state_many(keys)
     }
 }
 
@@ -49,11 +58,21 @@ pub enum Write {
 pub struct Overlay<'a> {
     base: &'a dyn Rows,
     writes: HashMap<Key, Write>,
+    /// What `base` holds, as far as it was read ahead.
+    ahead: HashMap<Key, Option<Vec<u8>>>,
 }
 
 impl<'a> Overlay<'a> {
     pub fn new(base: &'a dyn Rows) -> Self {
-        Self { base, writes: HashMap::new() }
+        Self { base, writes: HashMap::new(), ahead: HashMap::new() }
+    }
+
+    /// Reads these together, which is cheaper than one by one, and keeps them until this is called again.
+    pub fn read_ahead(&mut self, keys: Vec<Key>) -> Result<(), StoreError> {
+        self.ahead.clear();
+        let values = self.base.get_many(&keys)?;
+        self.ahead.extend(keys.into_iter().zip(values));
+        Ok(())
     }
 
     pub fn get<T: DeserializeOwned>(&self, what: &'static str, key: &Key) -> Result<Option<T>, StoreError> {
@@ -63,7 +82,10 @@ impl<'a> Overlay<'a> {
             }
             Some(Write::Delete | Write::DeleteOnce) => Ok(None),
             // The range begins there.
-            Some(Write::DeleteRange(_)) | None => get_row(self.base, what, key),
+            Some(Write::DeleteRange(_)) | None => match self.ahead.get(key) {
+                Some(value) => value.as_ref().map(|bytes| codec::decode(what, bytes)).transpose(),
+                None => get_row(self.base, what, key),
+            },
         }
     }
 
@@ -162,5 +184,27 @@ impl MemoryRows {
                 Write::DeleteRange(until) => self.0.retain(|other, _| *other < key || *other >= until),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::{GroupId, ShardId, TaskId};
+
+    #[test]
+    fn what_is_written_hides_what_was_read_ahead() {
+        let key = |n| Key::cursor(GroupId(1), TaskId::new(0, ShardId(0), n));
+        let base = MemoryRows([(key(1), codec::encode(&1u64)), (key(2), codec::encode(&2u64))].into());
+        let mut rows = Overlay::new(&base);
+        rows.put(key(1), &10u64);
+        rows.read_ahead(vec![key(1), key(2), key(3)]).unwrap();
+        let get = |rows: &Overlay<'_>, n| rows.get::<u64>("a number", &key(n)).unwrap();
+        assert_eq!([1, 2, 3].map(|n| get(&rows, n)), [Some(10), Some(2), None]);
+        rows.delete(key(2));
+        rows.put(key(3), &30u64);
+        assert_eq!([1, 2, 3].map(|n| get(&rows, n)), [Some(10), None, Some(30)]);
+        rows.read_ahead(vec![]).unwrap();
+        assert_eq!([1, 2, 3].map(|n| get(&rows, n)), [Some(10), None, Some(30)]);
     }
 }

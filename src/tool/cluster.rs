@@ -1,4 +1,4 @@
-//! `boomtool cluster`: status, shards, move, drain, undrain. For administrators.
+//! `boomtool cluster`: status, shards, verify, move, drain, undrain. For administrators.
 
 use std::time::Duration;
 
@@ -11,7 +11,10 @@ use super::{Context, ToolError, interrupted};
 use crate::client::{Client, ClientError};
 use crate::wire::proto::cluster_group::State;
 use crate::wire::proto::cluster_nodes::Placement;
-use crate::wire::proto::{ClusterGroup, ClusterNode, ClusterReplica};
+use crate::wire::proto::{ClusterGroup, ClusterNode, ClusterReplica, ClusterVerdict, ReplicaDigest};
+
+const EQUAL: &str = "equal";
+const DIFFERENT: &str = "DIFFERENT";
 
 /// So often what is on its way is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -21,6 +24,7 @@ pub(super) async fn run(command: ClusterCommand, context: &Context) -> Result<()
     let done = match command {
         ClusterCommand::Status => status(&client, context).await,
         ClusterCommand::Shards => shards(&client, context).await,
+        ClusterCommand::Verify => verify(&client, context).await,
         ClusterCommand::Move(args) => move_replica(&client, args, context).await,
         ClusterCommand::Drain { node, no_wait } => drain(&client, node, no_wait, context).await,
         ClusterCommand::Undrain { node } => {
@@ -178,6 +182,62 @@ fn group_object(group: &ClusterGroup) -> Value {
     })
 }
 
+/// What the digests of a group's replicas say.
+fn verdict_text(verdict: &ClusterVerdict) -> String {
+    let digests: Vec<&ReplicaDigest> = verdict.replicas.iter().filter(|replica| replica.failed.is_empty()).collect();
+    let equal = |replica: &&ReplicaDigest| {
+        (&replica.digest, replica.rows, replica.applied_index)
+            == (&digests[0].digest, digests[0].rows, digests[0].applied_index)
+    };
+    match verdict.replicas.iter().find(|replica| !replica.failed.is_empty()) {
+        _ if !verdict.failed.is_empty() => verdict.failed.clone(),
+        _ if !digests.iter().all(equal) => DIFFERENT.to_owned(),
+        Some(replica) => format!("no digest from node {}: {}", replica.node_id, replica.failed),
+        None if digests.is_empty() => "it has no replicas".to_owned(),
+        None => EQUAL.to_owned(),
+    }
+}
+
+async fn verify(client: &Client, context: &Context) -> Result<(), ToolError> {
+    let groups = client.cluster_groups().await?.groups;
+    let (mut different, mut unknown) = (0, 0);
+    for group in &groups {
+        let verdict = client.verify_group(group.group).await?;
+        let result = verdict_text(&verdict);
+        different += u32::from(result == DIFFERENT);
+        unknown += u32::from(result != EQUAL && result != DIFFERENT);
+        let shard = shard_of(group).map_or_else(|| "-".to_owned(), |shard| shard.to_string());
+        let hex = |digest: &[u8]| digest.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        let replica = |replica: &ReplicaDigest| {
+            json!({
+                "replica": replica.replica,
+                "node_id": replica.node_id,
+                "digest": hex(&replica.digest),
+                "rows": replica.rows,
+                "applied_index": replica.applied_index,
+                "failed": (!replica.failed.is_empty()).then_some(&replica.failed),
+            })
+        };
+        let rows = verdict.replicas.first().map_or(0, |replica| replica.rows);
+        context.output.line(
+            || format!("shard {shard}  {} replicas  {rows} rows  {result}", verdict.replicas.len()),
+            || {
+                json!({
+                    "shard": shard_of(group),
+                    "group": group.group,
+                    "result": result,
+                    "replicas": verdict.replicas.iter().map(replica).collect::<Vec<_>>(),
+                })
+            },
+        )?;
+    }
+    match (different, unknown) {
+        (0, 0) => Ok(()),
+        (0, unknown) => Err(ToolError::Undone(format!("{unknown} of {} could not be compared", groups.len()))),
+        (different, _) => Err(ToolError::Undone(format!("the replicas of {different} of {} differ", groups.len()))),
+    }
+}
+
 async fn move_replica(client: &Client, args: MoveArgs, context: &Context) -> Result<(), ToolError> {
     let MoveArgs { shard, from, to, no_wait } = args;
     client.move_replica(shard, from, to).await?;
@@ -313,6 +373,13 @@ mod tests {
                     answered(Some(Answer::Nodes(ClusterNodes { cluster: "c".into(), placement, controller: 1, nodes })))
                 }
                 Ask::Groups(_) => answered(Some(Answer::Groups(ClusterGroups { groups: vec![group()] }))),
+                Ask::Verify(asked) => {
+                    assert_eq!(asked.group, 4);
+                    let digest =
+                        |replica, rows| ReplicaDigest { replica, node_id: replica, rows, ..Default::default() };
+                    let replicas = vec![digest(1, 10), digest(2, 10), digest(3, 11)];
+                    answered(Some(Answer::Verdict(ClusterVerdict { group: 4, replicas, failed: String::new() })))
+                }
                 Ask::Drain(asked) if asked.node_id == 2 => answered(None),
                 Ask::Drain(_) => refused("node 9 is not known"),
                 Ask::Undrain(_) => answered(None),
@@ -335,6 +402,9 @@ mod tests {
         assert_eq!(run("drain 2").await.0, "node 2  drained\n");
         assert_eq!(run("drain 2 --no-wait --json").await.0, "{\"node_id\":2,\"result\":\"draining\"}\n");
         assert_eq!(run("undrain 2").await.0, "node 2  undrained\n");
+        let (printed, result) = run("verify").await;
+        assert!(printed.contains("shard 3  3 replicas  10 rows  DIFFERENT"), "{printed}");
+        assert_eq!(result.unwrap_err().to_string(), "the replicas of 1 of 1 differ");
         let error = run("drain 9").await.1.unwrap_err();
         assert!(error.to_string().contains("node 9 is not known"), "{error}");
         let error = run("move 3 --from 1 --to 4").await.1.unwrap_err();

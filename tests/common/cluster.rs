@@ -69,23 +69,19 @@ impl Cluster {
         command
     }
 
-    /// `boomtool` with these arguments: its exit code, and what it printed.
-    pub fn run(&self, args: &[&str]) -> (i32, Value, String) {
+    /// `boomtool` with these arguments: its exit code, the objects it printed, and what it said.
+    pub fn run(&self, args: &[&str]) -> (i32, Vec<Value>, String) {
         let output = self.tool(args).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let value = match <[Value; 1]>::try_from(lines) {
-            Ok([one]) => one,
-            Err(many) => Value::Array(many),
-        };
-        (output.status.code().unwrap(), value, String::from_utf8(output.stderr).unwrap())
+        let objects = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        (output.status.code().unwrap(), objects, String::from_utf8(output.stderr).unwrap())
     }
 
     /// `boomtool` with these arguments, which must succeed.
-    pub fn ok(&self, args: &[&str]) -> Value {
-        let (code, value, said) = self.run(args);
+    pub fn ok(&self, args: &[&str]) -> Vec<Value> {
+        let (code, objects, said) = self.run(args);
         assert_eq!(code, 0, "boomtool {args:?}: {said}");
-        value
+        objects
     }
 
     /// `boomtool bench fire` with these arguments, beside the test.
@@ -99,12 +95,12 @@ impl Cluster {
     pub fn assert_replicas_agree(&self) {
         let deadline = Instant::now() + SETTLED_WITHIN;
         loop {
-            let (code, value, said) = self.run(&["cluster", "verify"]);
+            let (code, verdicts, said) = self.run(&["cluster", "verify"]);
             if code == 0 {
                 return;
             }
-            assert!(!said.contains("differ"), "replicas differ: {value}\n{said}");
-            assert!(Instant::now() < deadline, "not all replicas could be compared: {value}\n{said}");
+            assert!(!said.contains("differ"), "replicas differ: {verdicts:?}\n{said}");
+            assert!(Instant::now() < deadline, "not all replicas could be compared: {verdicts:?}\n{said}");
             std::thread::sleep(LOOK_EVERY);
         }
     }

@@ -31,6 +31,18 @@ Examples:
   boomtool cluster shards --json | jq 'select(.state != \"ok\")'"
     )]
     Shards,
+    /// Check that the replicas of each shard are equal
+    #[command(
+        long_about = "Check that the replicas of each shard are equal.\n\n\
+            Every replica computes a digest of all it holds at one and the same entry of the log, while everything goes \
+            on, and the digests are compared. Reads each shard once on each node. RESULT is 'equal', 'DIFFERENT', or why \
+            there was nothing to compare. Exit code 1 unless all are equal.",
+        after_help = "\
+Examples:
+  boomtool cluster verify
+  boomtool cluster verify --json | jq 'select(.result != \"equal\")'"
+    )]
+    Verify,
     /// Move one replica of a shard to another node
     #[command(
         long_about = "Move one replica of a shard to another node.\n\n\

@@ -66,7 +66,7 @@ pub(super) struct Registering {
 }
 
 impl Registering {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let latency_us = histogram();
         let (acknowledged, failures) = (Vec::new(), BTreeMap::new());
         Self { sent: 0, acknowledged, late: 0, latency_us, took: Duration::ZERO, failures }
@@ -98,7 +98,7 @@ impl Registering {
         }
     }
 
-    fn absorb(&mut self, other: Self) {
+    pub fn absorb(&mut self, other: Self) {
         self.sent += other.sent;
         self.acknowledged.extend(other.acknowledged);
         self.late += other.late;

@@ -27,7 +27,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::args::Global;
 use super::{Context, ToolError};
 use crate::client::{Client, Options, Received, Receiver, Reply};
 use crate::task::{Callback, CallbackOptions, InstantMs, Invalid, Protocol, TaskId};
