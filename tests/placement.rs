@@ -322,45 +322,58 @@ fn three_nodes_begin_and_one_that_is_lost_is_replaced() {
 }
 
 #[test]
-fn a_cluster_grows_from_one_to_three_and_shrinks_again() {
+fn a_cluster_grows_from_one_to_three_to_five_and_shrinks_to_one() {
     let etcd = Etcd::start();
-    let mut world = World::start(&[in_etcd(&etcd, 1, &["--bootstrap-expect", "1"])]);
+    let flags = |id| in_etcd(&etcd, id, &["--bootstrap-expect", "1"]);
+    let mut world = World::start(&[flags(1)]);
     world.wait_until_on(1, &[1], 1);
     let load = Load::start(world.addresses());
     load.goes_on(30);
-    world.add(in_etcd(&etcd, 2, &["--bootstrap-expect", "1"]));
-    world.add(in_etcd(&etcd, 3, &["--bootstrap-expect", "1"]));
-    load.set_nodes(world.addresses());
-    world.wait_until_on(1, &[1, 2, 3], 3);
-    load.goes_on(30);
+    for (new, all) in [([2, 3], &[1, 2, 3][..]), ([4, 5], &[1, 2, 3, 4, 5])] {
+        new.map(|id| world.add(flags(id)));
+        load.set_nodes(world.addresses());
+        world.wait_until_on(1, all, 3);
+        load.goes_on(30);
+    }
 
     // First the one that everything began on.
-    let drained = boomtool(world.nodes[&2].started.tcp, &["cluster", "drain", "1"]);
+    let at = |world: &World, id: u64| world.nodes[&id].started.tcp;
+    let drained = boomtool(at(&world, 2), &["cluster", "drain", "1"]);
     assert_eq!((drained.code, drained.stdout.as_str()), (Some(0), "node 1  drained\n"), "{}", drained.stderr);
-    world.wait_until_on(2, &[2, 3], 2);
-    let rest: Vec<SocketAddr> = [2, 3].map(|id| world.nodes[&id].started.tcp).to_vec();
-    load.set_nodes(rest);
+    world.wait_until_on(2, &[2, 3, 4, 5], 3);
+    load.set_nodes([2, 3, 4, 5].map(|id| at(&world, id)).to_vec());
     load.goes_on(30);
     assert_eq!(world.node(1).terminate(), Some(0));
-    load.goes_on(30);
     let away = world.cluster(2).unwrap().nodes.into_iter().find(|node| node.node_id == 1).unwrap();
     assert!(away.draining && away.replicas == 0, "{away:?}");
 
-    let text = |args: &[&str]| {
-        let ended = boomtool(world.nodes[&2].started.tcp, args);
+    // Two at a time, until there are fewer nodes than copies are wanted.
+    for id in ["2", "4"] {
+        assert_eq!(boomtool(at(&world, 3), &["cluster", "drain", id, "--no-wait"]).code, Some(0));
+    }
+    world.wait_until_on(3, &[3, 5], 2);
+    load.set_nodes([3, 5].map(|id| at(&world, id)).to_vec());
+    load.goes_on(30);
+    assert_eq!([2, 4].map(|id| world.node(id).terminate()), [Some(0); 2]);
+
+    let text = |world: &World, args: &[&str]| {
+        let ended = boomtool(at(world, 3), args);
         (ended.code, ended.stdout + &ended.stderr)
     };
-    let (code, said) = text(&["cluster", "drain", "7"]);
+    let (code, said) = text(&world, &["cluster", "drain", "7"]);
     assert!(code == Some(1) && said.contains("node 7 is not known"), "{said}");
-    assert_eq!(text(&["cluster", "drain", "3", "--no-wait"]).0, Some(0));
-    let (code, said) = text(&["cluster", "drain", "2"]);
-    assert!(code == Some(1) && said.contains("the last one"), "{said}");
-    assert_eq!(text(&["cluster", "undrain", "3"]).0, Some(0));
-    world.wait_until_on(2, &[2, 3], 2);
-    let (code, said) = text(&["cluster", "shards"]);
+    let (code, said) = text(&world, &["cluster", "shards"]);
     assert!(code == Some(0) && said.contains("SHARD") && said.lines().count() == 6, "{said}");
-    let (code, said) = text(&["cluster", "status", "--json"]);
-    assert!(code == Some(0) && said.lines().count() == 3, "{said}");
+    let (code, said) = text(&world, &["cluster", "status", "--json"]);
+    assert!(code == Some(0) && said.lines().count() == 5, "{said}");
+    assert_eq!(text(&world, &["cluster", "drain", "5"]).0, Some(0));
+    world.wait_until_on(3, &[3], 1);
+    let (code, said) = text(&world, &["cluster", "drain", "3"]);
+    assert!(code == Some(1) && said.contains("the last one"), "{said}");
+    load.set_nodes(vec![at(&world, 3)]);
+    load.goes_on(30);
+    assert_eq!(text(&world, &["cluster", "undrain", "5"]).0, Some(0));
+    world.wait_until_on(3, &[3, 5], 2);
     load.judge();
 }
 

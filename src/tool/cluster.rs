@@ -309,6 +309,8 @@ async fn wait(context: &Context, look: impl AsyncFn() -> Result<Option<String>, 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::super::tests::boomtool;
     use super::*;
     use crate::client::fake::Fake;
@@ -359,12 +361,12 @@ mod tests {
     async fn the_cluster_is_shown_and_changed() {
         let fake = Fake::start().await;
         let address = fake.address();
-        let mut left = 2;
+        let looks = AtomicU32::new(0);
         fake.serve(move |request| {
             let Payload::ClusterRequest(request) = request else { panic!("{request:?}") };
             match request.ask.unwrap() {
                 Ask::Nodes(_) => {
-                    left = if left > 0 { left - 1 } else { 0 };
+                    let left = 1_u32.saturating_sub(looks.fetch_add(1, Ordering::Relaxed));
                     let away = ClusterNode { answers: false, away_since_ms: 1_000, ..node(2, left) };
                     let nodes = vec![node(1, 5), away];
                     let placement = Placement::Etcd.into();
