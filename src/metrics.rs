@@ -19,6 +19,10 @@ pub struct Metrics {
     pub registrations: Counter,
     pub refusals: Counter,
     pub cancellations: Counter,
+    /// Sent on to the node that leads.
+    pub forwarded: Counter,
+    /// Answered with where to go instead.
+    pub redirected: Counter,
     pub dispatches: Counter,
     pub acknowledged: Counter,
     pub failed_attempts: Counter,
@@ -51,6 +55,8 @@ impl Metrics {
             registrations: counter(r, "registrations", "Tasks accepted"),
             refusals: counter(r, "refusals", "Requests answered with an error"),
             cancellations: counter(r, "cancellations", "Tasks cancelled before any dispatch"),
+            forwarded: counter(r, "forwarded", "Requests sent on to the node that leads"),
+            redirected: counter(r, "redirected", "Requests answered with the node that leads"),
             dispatches: counter(r, "dispatches", "Attempts sent to receivers"),
             acknowledged: counter(r, "acknowledged", "Attempts acknowledged by receivers"),
             failed_attempts: counter(r, "failed_attempts", "Attempts that failed"),

@@ -27,15 +27,17 @@ use crate::disk::DiskGuard;
 use crate::firing::hand_over::hand_over;
 use crate::firing::{Firing, Ledger};
 use crate::metrics::Metrics;
-use crate::placement::verify::Marks;
 use crate::placement::clock_guard;
+use crate::placement::verify::Marks;
 use crate::placement::{self, Cluster, NodeInfo, NodesService, PlacementError};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::{GroupError, Parts as GroupParts};
 use crate::raft::peer_tls::{PeerTls, PeerTlsError};
 use crate::raft::{Groups, Observer, PeerNetwork, PeerService, ReplicaId, peer_service};
 use crate::server::auth::{Auth, random_hex};
-use crate::server::sessions::Sessions;
+use crate::server::forward::Forwarding;
+use crate::server::route::Router;
+use crate::server::sessions::{Ending, Sessions};
 use crate::server::tcp::TcpSettings;
 use crate::server::{Service, http, tcp};
 use crate::settings::{Placement, Settings};
@@ -141,6 +143,8 @@ impl Node {
         let network = PeerNetwork::with_tls(&settings.cluster, settings.node_id, tls.clone());
         let marks = Marks::new(store.clone());
         let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
+        let sessions = Arc::new(Sessions::new(settings.session_lifetime_ms, settings.sessions_max));
+        let ending = Ending { sessions: sessions.clone(), store: store.clone() };
         let groups = Groups::start(GroupParts {
             cluster: settings.cluster.clone(),
             node_id: settings.node_id,
@@ -149,13 +153,14 @@ impl Node {
             syncer: syncer.clone(),
             staging: folder.staging(),
             network: network.clone(),
-            observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, marks.clone()]),
+            observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, marks.clone(), Arc::new(ending)]),
         })
         .await?;
         let cluster = Cluster::new(groups.clone(), network);
         let stop = CancellationToken::new();
         let nodes = NodesService::new(cluster.clone(), clock.clone(), marks.clone());
-        let others = Routes::new(nodes.server());
+        let forwarding = Forwarding::default();
+        let others = Routes::new(nodes.server()).add_service(forwarding.server());
         // Before placement: those who begin a group together speak to each other.
         let service = PeerService::new(groups.clone());
         let peers = tokio::spawn(serve_peers(peer_listener, service, others, tls, stop.clone()));
@@ -201,7 +206,8 @@ impl Node {
             proposer,
             dispatches: ledger.clone(),
             history_ms: settings.firing.history_ms,
-            sessions: Sessions::new(settings.session_lifetime_ms, settings.sessions_max),
+            sessions,
+            router: Router::new(cluster.clone(), settings.shards),
             auth,
             metrics: metrics.clone(),
             limits: settings.limits,
@@ -210,6 +216,7 @@ impl Node {
             cluster: cluster.clone(),
             control: placement.control(),
         });
+        forwarding.begin(service.clone());
 
         let watched = Arc::new(Watched {
             groups: groups.clone(),
@@ -489,8 +496,13 @@ impl http::Watched for Watched {
         if let DiskState::Low(why) | DiskState::Full(why) = &*self.disk.borrow() {
             return Some(why.clone());
         }
+        // A follower is ready too: it sends on what it does not lead.
         let leaderless = self.groups.all().into_iter().find(|group| !group.has_leader())?;
         Some(format!("group {} has no leader", leaderless.id))
+    }
+
+    fn router(&self) -> &Router {
+        &self.service.router
     }
 
     fn metrics(&self) -> String {

@@ -56,6 +56,9 @@ pub struct Options {
     pub request_timeout: Duration,
     /// How many requests may be sent and not yet answered; the next one waits.
     pub inflight_max: usize,
+    /// In a cluster, a registration without a deduplication key gets one, so that it can be sent again when no answer
+    /// comes, and is stored once. That is one more pair of rows for each task, kept for ten minutes.
+    pub retry_registrations: bool,
     /// The largest request that is sent. A node ends the connection at a larger one, and with it all other requests.
     pub frame_bytes_max: usize,
 }
@@ -72,6 +75,7 @@ impl Options {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
             inflight_max: INFLIGHT_MAX_DEFAULT,
+            retry_registrations: true,
             frame_bytes_max: wire::FRAME_BYTES_MAX,
         }
     }
@@ -114,6 +118,7 @@ impl Options {
             retry: self.retry.as_ref().map(convert::retry_to),
             dlq: self.dead_letter.as_deref().map(convert::dead_letter_to),
             protocol: wire::PROTOCOL,
+            redirects: true,
         }
     }
 }

@@ -96,6 +96,15 @@ impl Cluster {
         self.inner.nodes.read().expect("no panic under this lock").get(&node_id).cloned()
     }
 
+    /// There is no other node; asked with every request.
+    pub fn is_alone(&self) -> bool {
+        self.inner.nodes.read().expect("no panic under this lock").len() <= 1
+    }
+
+    pub fn nodes_count(&self) -> u32 {
+        u32::try_from(self.inner.nodes.read().expect("no panic under this lock").len()).unwrap_or(u32::MAX)
+    }
+
     pub fn nodes(&self) -> Vec<NodeInfo> {
         self.inner.nodes.read().expect("no panic under this lock").values().cloned().collect()
     }

@@ -37,12 +37,19 @@ const REQUESTS_PER_WRITE: usize = 8192;
 /// must not block.
 pub trait Observer: Send + Sync + 'static {
     fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]);
+
+    /// The whole state came from another replica: what has happened in between nobody was told.
+    fn replaced(&self, _group: GroupId) {}
 }
 
 /// All of them hear it, one after the other.
 impl Observer for Vec<Arc<dyn Observer>> {
     fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]) {
         self.iter().for_each(|observer| observer.applied(group, meta, effects));
+    }
+
+    fn replaced(&self, group: GroupId) {
+        self.iter().for_each(|observer| observer.replaced(group));
     }
 }
 
@@ -314,6 +321,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         self.store.ingest(staged)?;
         self.load()?;
+        self.observer.replaced(self.group);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Passwords and API keys.
 //!
-//! Clients and keys live in the cluster's own group, of which every node holds a replica, so nobody else is asked.
+//! Clients and keys live in the cluster's own group, of which every node holds a replica, so nobody else is asked. A
+//! replica may be a little behind: before somebody is turned away, the leader is asked (see [`super::forward`]).
 //! A password is hashed with argon2, which is slow and large on purpose: few are checked at a time, on threads that may
 //! block. An API key is 256 random bits; one fast hash protects it.
 
@@ -15,7 +16,8 @@ use crate::store::keys::Key;
 use crate::store::overlay::get_row;
 use crate::store::rows::{ApiKeyRow, ClientRow};
 use crate::store::{Store, StoreError};
-use crate::task::{ClientId, ClientLimits};
+use crate::task::{ClientId, ClientLimits, Invalid};
+use crate::wire::proto::AuthHandshake;
 
 /// Each takes about 20 MiB and some 20 ms of a core.
 const PASSWORDS_AT_A_TIME: usize = 2;
@@ -37,6 +39,8 @@ pub enum AuthError {
     #[error("password: is empty")]
     PasswordEmpty,
     #[error(transparent)]
+    Invalid(#[from] Invalid),
+    #[error(transparent)]
     Store(#[from] StoreError),
 }
 
@@ -47,6 +51,13 @@ pub struct Identity {
     pub row: ClientRow,
     /// The API key it came in with.
     pub key_id: Option<String>,
+}
+
+impl Identity {
+    /// Nobody is registered under this name: a node that is open to all has let it in.
+    pub fn is_anyone(&self) -> bool {
+        self.row.password_hash.is_empty()
+    }
 }
 
 /// Lets clients in.
@@ -69,11 +80,25 @@ impl Auth {
         Self { store, room: Semaphore::new(PASSWORDS_AT_A_TIME), open }
     }
 
+    /// Whoever shakes hands so, as far as this node knows.
+    pub async fn identify(&self, handshake: &AuthHandshake) -> Result<Identity, AuthError> {
+        if handshake.token.is_empty() {
+            return self.with_password(handshake.client_id.parse()?, handshake.password.clone()).await;
+        }
+        self.with_key(&handshake.token)
+    }
+
+    /// What is stored about a client now.
+    pub fn client(&self, client: &ClientId) -> Result<Option<ClientRow>, StoreError> {
+        get_row(&self.store, "a client", &Key::client(client.as_str()))
+    }
+
     pub async fn with_password(&self, client: ClientId, password: String) -> Result<Identity, AuthError> {
-        let row: Option<ClientRow> = get_row(&self.store, "a client", &Key::client(client.as_str()))?;
+        let row = self.client(&client)?;
         if self.open {
             let row = row.unwrap_or_else(|| anyone(true));
-            return Ok(Identity { client, row: ClientRow { admin: true, ..row }, key_id: None });
+            let row = ClientRow { admin: true, password_hash: String::new(), ..row };
+            return Ok(Identity { client, row, key_id: None });
         }
         if password.len() > PASSWORD_BYTES_MAX {
             return Err(AuthError::PasswordTooLong(password.len()));
@@ -93,9 +118,12 @@ impl Auth {
         let (key_id, secret) = parse_key(key).ok_or(AuthError::WrongKey)?;
         let row: Option<ApiKeyRow> = get_row(&self.store, "an api key", &Key::api_key(key_id))?;
         let row = row.filter(|row| same(&row.secret_hash, &hash_secret(secret))).ok_or(AuthError::WrongKey)?;
-        let client: Option<ClientRow> = get_row(&self.store, "a client", &Key::client(row.client.as_str()))?;
-        let client = client.ok_or(AuthError::WrongKey)?;
+        let client = self.client(&row.client)?.ok_or(AuthError::WrongKey)?;
         Ok(Identity { client: row.client, row: client, key_id: Some(key_id.to_owned()) })
+    }
+
+    pub fn knows_key(&self, key_id: &str) -> Result<bool, StoreError> {
+        Ok(self.store.get_state(&Key::api_key(key_id))?.is_some())
     }
 
     pub fn knows_admin(&self) -> Result<bool, StoreError> {

@@ -39,17 +39,9 @@ pub(super) async fn register(
         payload_bytes_max: (limits.payload_bytes_max > 0).then_some(limits.payload_bytes_max),
     };
     let password_hash = service.auth.hash(request.password).await?;
-    let put = PutClient {
-        client: client.clone(),
-        password_hash,
-        admin: request.is_admin,
-        policy,
-        limits,
-        only_if_absent: false,
-    };
+    let put = PutClient { client, password_hash, admin: request.is_admin, policy, limits, only_if_absent: false };
+    // Whoever is in with an old password or old rights comes in again with the new ones: see `sessions`.
     ask_cluster(service, Request::PutClient(put)).await?;
-    // Whoever is in with an old password or old rights comes in again with the new ones.
-    service.sessions.end_all(&client);
     Ok(())
 }
 
@@ -65,10 +57,7 @@ pub(super) async fn deregister(
     }
     match ask_cluster(service, Request::RemoveClient(client.clone())).await? {
         Reply::NotFound => Err(Problem::new(Status::NotFound, format!("client '{client}' is not known"))),
-        _ => {
-            service.sessions.end_all(&client);
-            Ok(())
-        }
+        _ => Ok(()),
     }
 }
 
@@ -109,9 +98,6 @@ pub(super) async fn revoke_key(
     administrator(session)?;
     match ask_cluster(service, Request::RemoveApiKey(key_id.clone())).await? {
         Reply::NotFound => Err(Problem::new(Status::NotFound, format!("API key '{key_id}' is not known"))),
-        _ => {
-            service.sessions.end_all_of_key(&key_id);
-            Ok(())
-        }
+        _ => Ok(()),
     }
 }

@@ -9,10 +9,10 @@ use futures::future::join_all;
 use prost::Message;
 
 use super::Service;
-use super::list::{ITEM_BYTES, PAGE_BYTES, whose};
+use super::list::{ITEM_BYTES, page_bytes, whose};
 use super::requests::Problem;
 use super::sessions::{Session, SessionError};
-use super::walk::{Place, Range, Walk, place_behind, token};
+use super::walk::{Part, Place, Range, Room, Walk, place_behind, token};
 use crate::propose::Ask;
 use crate::shard::{Purge, Reply, Request};
 use crate::store::keys::{Key, client_hash};
@@ -21,7 +21,7 @@ use crate::store::rows::{CopyState, DeadLetterRow};
 use crate::store::{StoreError, codec};
 use crate::task::{ClientId, DeadLetterId, FailureClass, GroupId, InstantMs, Invalid, TaskId};
 use crate::wire::convert::{callback_shown, failure_class_from, failure_to, retry_to};
-use crate::wire::{FRAME_BYTES_MAX, proto};
+use crate::wire::proto;
 use proto::Status;
 
 const INDEX: char = 'd';
@@ -37,25 +37,46 @@ fn limit(limit: u32) -> usize {
     limit as usize
 }
 
+pub(super) fn room(service: &Service, request: &proto::ListDeadLettersRequest) -> Room {
+    Room { items: limit(request.limit), bytes: page_bytes(service) }
+}
+
+/// A page of a node that leads all shards.
 pub(super) fn page(
     service: &Service,
     session: &Session,
     request: &proto::ListDeadLettersRequest,
 ) -> Result<proto::ListDeadLettersResponse, Problem> {
+    Ok(answer(part(service, session, request, service.router.all_shards())?))
+}
+
+/// Some shards' part of a page.
+pub(super) fn part(
+    service: &Service,
+    session: &Session,
+    request: &proto::ListDeadLettersRequest,
+    groups: impl IntoIterator<Item = GroupId>,
+) -> Result<Part<proto::DeadLetter>, Problem> {
     let filter = Filter::new(session, request.filter.as_ref())?;
-    let room = service.frame_bytes_max.min(FRAME_BYTES_MAX) - PAGE_BYTES;
+    let room = room(service, request);
     let mut bytes = 0;
-    let mut dead_letters = Vec::new();
-    let next_token = walk(service, &filter, &request.next_token, limit(request.limit), |id, row| {
+    let mut items = Vec::new();
+    let more_behind = walk(service, &filter, &request.next_token, groups, room.items, |place, id, row| {
         let shown = shown(id, row);
         bytes += ITEM_BYTES + shown.encoded_len();
-        let fits = bytes <= room || dead_letters.is_empty();
+        let fits = bytes <= room.bytes || items.is_empty();
         if fits {
-            dead_letters.push(shown);
+            items.push((place.clone(), shown));
         }
         fits
     })?;
-    Ok(proto::ListDeadLettersResponse { status: Status::Ok as i32, dead_letters, next_token, ..Default::default() })
+    Ok(Part { items, more_behind })
+}
+
+pub(super) fn answer(part: Part<proto::DeadLetter>) -> proto::ListDeadLettersResponse {
+    let next_token = part.more_behind.map_or_else(String::new, |place| token(INDEX, &place));
+    let dead_letters = part.items.into_iter().map(|(_, letter)| letter).collect();
+    proto::ListDeadLettersResponse { status: Status::Ok as i32, dead_letters, next_token, ..Default::default() }
 }
 
 pub(super) fn get(
@@ -80,8 +101,8 @@ pub(super) async fn replay(
     request: proto::ReplayDeadLettersRequest,
 ) -> Result<proto::ReplayDeadLettersResponse, Problem> {
     let session = session?;
-    let proto::ReplayDeadLettersRequest { dead_letter_ids, filter, limit, next_token } = request;
-    let chosen = choose(service, &session, &dead_letter_ids, filter.as_ref(), limit, &next_token)?;
+    let choice = Choice::from(request);
+    let chosen = choose(service, &session, &choice)?;
     let owner = owner(&session);
     let ask = |letter| Ask::Replay { letter, owner: owner.clone() };
     let mut replayed = Vec::new();
@@ -102,8 +123,8 @@ pub(super) async fn purge(
     request: proto::PurgeDeadLettersRequest,
 ) -> Result<proto::PurgeDeadLettersResponse, Problem> {
     let session = session?;
-    let proto::PurgeDeadLettersRequest { dead_letter_ids, filter, limit, next_token } = request;
-    let chosen = choose(service, &session, &dead_letter_ids, filter.as_ref(), limit, &next_token)?;
+    let choice = Choice::from(request);
+    let chosen = choose(service, &session, &choice)?;
     let owner = owner(&session);
     let ask = |letter| Ask::Plain(Request::Purge(Purge { letter, owner: owner.clone() }));
     let replies = ask_all(service, &chosen.letters, ask).await?;
@@ -129,61 +150,110 @@ async fn ask_all(
     Ok(join_all(asked).await.into_iter().collect::<Result<_, _>>()?)
 }
 
-/// What one request deals with.
-struct Chosen {
-    letters: Vec<DeadLetterId>,
+/// What a request to replay or to purge names.
+pub(super) struct Choice {
+    ids: Vec<String>,
+    filter: Option<proto::DeadLetterFilter>,
+    limit: u32,
     next_token: String,
 }
 
-fn choose(
-    service: &Service,
-    session: &Session,
-    ids: &[String],
-    filter: Option<&proto::DeadLetterFilter>,
-    wanted: u32,
-    next_token: &str,
-) -> Result<Chosen, Problem> {
-    if !ids.is_empty() {
-        if ids.len() > LETTERS_MAX as usize {
-            return Err(
-                Invalid::new(format!("dead_letter_ids: {} of them, the limit is {LETTERS_MAX}", ids.len())).into()
-            );
-        }
-        let letters = ids.iter().map(|id| group_of(service, id).map(|(id, _)| id)).collect::<Result<_, _>>()?;
-        return Ok(Chosen { letters, next_token: String::new() });
+impl From<proto::ReplayDeadLettersRequest> for Choice {
+    fn from(request: proto::ReplayDeadLettersRequest) -> Self {
+        let proto::ReplayDeadLettersRequest { dead_letter_ids: ids, filter, limit, next_token } = request;
+        Self { ids, filter, limit, next_token }
     }
-    let mut filter = Filter::new(session, filter)?;
-    // What dies while this goes on is not part of it: a receiver that fails at once would keep it busy for ever. The
-    // cursor carries the bound.
-    let (bound_ms, next_token) = match next_token {
-        "" => (service.clock.now_ms() + 1, ""),
+}
+
+impl From<proto::PurgeDeadLettersRequest> for Choice {
+    fn from(request: proto::PurgeDeadLettersRequest) -> Self {
+        let proto::PurgeDeadLettersRequest { dead_letter_ids: ids, filter, limit, next_token } = request;
+        Self { ids, filter, limit, next_token }
+    }
+}
+
+/// What one request deals with.
+pub(super) struct Chosen {
+    pub letters: Vec<DeadLetterId>,
+    pub next_token: String,
+}
+
+fn choose(service: &Service, session: &Session, choice: &Choice) -> Result<Chosen, Problem> {
+    if let Some(chosen) = named(service, choice)? {
+        return Ok(chosen);
+    }
+    let (bound_ms, _) = bound(service, choice)?;
+    let part = tokio::task::block_in_place(|| chosen_part(service, session, choice, service.router.all_shards()))?;
+    chosen(bound_ms, part)
+}
+
+/// Those that are named one by one; `None` when there is a filter instead.
+pub(super) fn named(service: &Service, choice: &Choice) -> Result<Option<Chosen>, Problem> {
+    let count = choice.ids.len();
+    if count == 0 {
+        return Ok(None);
+    }
+    if count > LETTERS_MAX as usize {
+        return Err(Invalid::new(format!("dead_letter_ids: {count} of them, the limit is {LETTERS_MAX}")).into());
+    }
+    let letters = choice.ids.iter().map(|id| group_of(service, id).map(|(id, _)| id)).collect::<Result<_, _>>()?;
+    Ok(Some(Chosen { letters, next_token: String::new() }))
+}
+
+/// What dies while this goes on is not part of it: a receiver that fails at once would keep it busy for ever. The
+/// cursor carries the bound.
+pub(super) fn bound<'a>(service: &Service, choice: &'a Choice) -> Result<(InstantMs, &'a str), Problem> {
+    match choice.next_token.as_str() {
+        "" => Ok((service.clock.now_ms() + 1, "")),
         token => {
             let parts = token.split_once('-').and_then(|(bound, rest)| Some((bound.parse().ok()?, rest)));
-            parts.ok_or_else(foreign_token)?
+            Ok(parts.ok_or_else(foreign_token)?)
         }
+    }
+}
+
+pub(super) fn room_to_change(choice: &Choice) -> Room {
+    let items = match choice.limit {
+        0 => CHANGED_AT_ONCE_MAX,
+        wanted => limit(wanted).min(CHANGED_AT_ONCE_MAX),
     };
+    Room { items, bytes: usize::MAX }
+}
+
+/// Some shards' part of what a filter chooses: only the places.
+pub(super) fn chosen_part(
+    service: &Service,
+    session: &Session,
+    choice: &Choice,
+    groups: impl IntoIterator<Item = GroupId>,
+) -> Result<Part<()>, Problem> {
+    let mut filter = Filter::new(session, choice.filter.as_ref())?;
+    let (bound_ms, next_token) = bound(service, choice)?;
     filter.until_ms = filter.until_ms.min(bound_ms);
-    let at_once = if wanted == 0 { CHANGED_AT_ONCE_MAX } else { limit(wanted).min(CHANGED_AT_ONCE_MAX) };
-    let mut letters = Vec::new();
-    let next_token = tokio::task::block_in_place(|| {
-        walk(service, &filter, next_token, at_once, |id, _| {
-            letters.push(id);
-            true
-        })
+    let mut items = Vec::new();
+    let more_behind = walk(service, &filter, next_token, groups, room_to_change(choice).items, |place, _, _| {
+        items.push((place.clone(), ()));
+        true
     })?;
-    let next_token = if next_token.is_empty() { next_token } else { format!("{bound_ms}-{next_token}") };
+    Ok(Part { items, more_behind })
+}
+
+pub(super) fn chosen(bound_ms: InstantMs, part: Part<()>) -> Result<Chosen, Problem> {
+    let letters = part.items.iter().map(|(place, ())| id_at(place)).collect::<Result<_, _>>()?;
+    let next_token = part.more_behind.map_or_else(String::new, |place| format!("{bound_ms}-{}", token(INDEX, &place)));
     Ok(Chosen { letters, next_token })
 }
 
-/// Shows what the filter takes, up to `limit`, until one is not taken any more. Returns where to go on from, empty at the
-/// end.
+/// Shows what the filter takes, up to `limit`, until one is not taken any more. Returns behind which place to go on;
+/// nothing at the end.
 fn walk(
     service: &Service,
     filter: &Filter,
     next_token: &str,
+    groups: impl IntoIterator<Item = GroupId>,
     limit: usize,
-    mut take: impl FnMut(DeadLetterId, DeadLetterRow) -> bool,
-) -> Result<String, Problem> {
+    mut take: impl FnMut(&Place, DeadLetterId, DeadLetterRow) -> bool,
+) -> Result<Option<Place>, Problem> {
     let from = match next_token {
         "" => filter.from_ms.to_be_bytes().to_vec(),
         token => place_behind(INDEX, token).ok_or_else(foreign_token)?,
@@ -194,14 +264,14 @@ fn walk(
         None => Key::dead_letter_prefix(group),
     };
     let range = Range { prefix: &prefix, from, until };
-    let mut walk = Walk::new(&service.store, service.shards, &range)?;
+    let mut walk = Walk::new(&service.store, groups, &range)?;
     let mut taken = 0;
     let mut last: Option<Place> = None;
     for _ in 0..WALKED_MAX {
         if taken == limit {
             break;
         }
-        let Some((group, place, row)) = walk.next()? else { return Ok(String::new()) };
+        let Some((group, place, row)) = walk.next()? else { return Ok(None) };
         let id = id_at(&place)?;
         let row: Option<DeadLetterRow> = match filter.client {
             // It may have been replayed since its place was read.
@@ -209,14 +279,14 @@ fn walk(
             None => Some(codec::decode("a dead letter", &row)?),
         };
         if let Some(row) = row.filter(|row| filter.takes(id, row)) {
-            if !take(id, row) {
+            if !take(&place, id, row) {
                 break;
             }
             taken += 1;
         }
         last = Some(place);
     }
-    Ok(last.map_or_else(|| next_token.to_owned(), |place| token(INDEX, &place)))
+    Ok(last)
 }
 
 fn foreign_token() -> Invalid {
@@ -288,7 +358,7 @@ fn shown(id: DeadLetterId, row: DeadLetterRow) -> proto::DeadLetter {
     }
 }
 
-fn group_of(service: &Service, id: &str) -> Result<(DeadLetterId, GroupId), Problem> {
+pub(super) fn group_of(service: &Service, id: &str) -> Result<(DeadLetterId, GroupId), Problem> {
     let id: DeadLetterId = id.parse()?;
     if id.task.shard().0 >= service.shards {
         return Err(not_found(id));

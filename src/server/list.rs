@@ -11,7 +11,7 @@ use super::Service;
 use super::requests::Problem;
 use super::sessions::Session;
 use super::tasks::details;
-use super::walk::{Place, Range, Walk, after, place_behind, token};
+use super::walk::{Part, Place, Range, Room, Walk, after, place_behind, token};
 use crate::shard;
 use crate::store::keys::{Key, TagKind, client_hash};
 use crate::store::rows::{CursorRow, NEVER, Role, TaskRow, TimelineRow};
@@ -25,20 +25,42 @@ const TASKS_MAX: u32 = 1_000;
 /// Rows walked over for one page.
 const WALKED_MAX: usize = 20_000;
 /// What a page takes besides its tasks: the envelope, the status and the cursor.
-pub(super) const PAGE_BYTES: usize = 512;
+const PAGE_BYTES: usize = 512;
 /// What an item takes in a page besides itself: a tag and a length.
 pub(super) const ITEM_BYTES: usize = 8;
 
+/// A page of a node that leads all shards.
 pub(super) fn page(
     service: &Service,
     session: &Session,
     request: &ListTasksRequest,
 ) -> Result<ListTasksResponse, Problem> {
-    let filter = Filter::new(session, request)?;
-    let limit = match request.limit {
+    let part = part(service, session, request, service.router.all_shards())?;
+    answer(session, request, part)
+}
+
+/// What such a page may hold.
+pub(super) fn room(service: &Service, request: &ListTasksRequest) -> Room {
+    let items = match request.limit {
         0 => TASKS_DEFAULT,
         limit => limit.min(TASKS_MAX),
     };
+    Room { items: items as usize, bytes: page_bytes(service) }
+}
+
+/// As much of a frame as items may take.
+pub(super) fn page_bytes(service: &Service) -> usize {
+    service.frame_bytes_max.min(FRAME_BYTES_MAX) - PAGE_BYTES
+}
+
+/// Some shards' part of a page.
+pub(super) fn part(
+    service: &Service,
+    session: &Session,
+    request: &ListTasksRequest,
+    groups: impl IntoIterator<Item = GroupId>,
+) -> Result<Part<TaskDetails>, Problem> {
+    let filter = Filter::new(session, request)?;
     let (range_from, range_until) = filter.range();
     let index = filter.order.index();
     let from = match request.next_token.as_str() {
@@ -47,31 +69,36 @@ pub(super) fn page(
             .ok_or_else(|| Invalid::new("next_token: is not one that an earlier page of this list answered with"))?,
     };
     let prefix = |group: GroupId| filter.order.prefix(group);
-    let mut walk = Walk::new(&service.store, service.shards, &Range { prefix: &prefix, from, until: range_until })?;
-    let mut tasks = Vec::new();
-    let room = service.frame_bytes_max.min(FRAME_BYTES_MAX) - PAGE_BYTES;
+    let mut walk = Walk::new(&service.store, groups, &Range { prefix: &prefix, from, until: range_until })?;
+    let room = room(service, request);
+    let mut part = Part::default();
     let mut bytes = 0;
     let mut walked = 0;
-    let mut last: Option<Place> = None;
-    while tasks.len() < limit as usize && walked < WALKED_MAX {
-        let Some((group, place, row)) = walk.next()? else { return Ok(answer(tasks, index, None)) };
+    while part.items.len() < room.items && walked < WALKED_MAX {
+        let Some((group, place, row)) = walk.next()? else { return Ok(Part { more_behind: None, ..part }) };
         walked += 1;
         if let Some(task) = filter.take(service, group, &place, &row)? {
             bytes += ITEM_BYTES + task.encoded_len();
-            if bytes > room && !tasks.is_empty() {
+            if bytes > room.bytes && !part.items.is_empty() {
                 // The next page begins with it.
                 break;
             }
-            tasks.push(task);
+            part.items.push((place.clone(), task));
         }
-        last = Some(place);
+        part.more_behind = Some(place);
     }
-    Ok(answer(tasks, index, last))
+    Ok(part)
 }
 
-fn answer(tasks: Vec<TaskDetails>, index: char, last: Option<Place>) -> ListTasksResponse {
-    let next_token = last.map_or_else(String::new, |place| token(index, &place));
-    ListTasksResponse { status: Status::Ok as i32, tasks, next_token, ..Default::default() }
+pub(super) fn answer(
+    session: &Session,
+    request: &ListTasksRequest,
+    part: Part<TaskDetails>,
+) -> Result<ListTasksResponse, Problem> {
+    let index = Filter::new(session, request)?.order.index();
+    let next_token = part.more_behind.map_or_else(String::new, |place| token(index, &place));
+    let tasks = part.items.into_iter().map(|(_, task)| task).collect();
+    Ok(ListTasksResponse { status: Status::Ok as i32, tasks, next_token, ..Default::default() })
 }
 
 /// Which index a list walks along.

@@ -7,17 +7,21 @@
 //! - [`tcp`]: one connection: frames in, frames out, bounds on both
 //! - [`requests`]: where each message goes; [`tasks`], [`letters`], [`clients`], [`cluster`]: what it does
 //! - [`list`]: pages of tasks; [`walk`]: an index of all shards as one
+//! - [`route`]: which node leads what; [`forward`]: from one node to another; [`spread`]: a request in a cluster
 //! - [`sessions`]: who is who until when; [`auth`]: passwords and API keys
-//! - [`http`]: health, readiness, metrics
+//! - [`http`]: health, readiness, metrics, where shards are led
 
 pub mod auth;
 mod clients;
 mod cluster;
+pub mod forward;
 pub mod http;
 mod letters;
 mod list;
 mod requests;
+pub mod route;
 pub mod sessions;
+mod spread;
 mod tasks;
 pub mod tcp;
 mod walk;
@@ -29,8 +33,9 @@ use crate::metrics::Metrics;
 use crate::placement::{Cluster, Control};
 use crate::propose::{Dispatches, Proposer};
 use crate::store::Store;
-use crate::task::Limits;
+use crate::task::{GroupId, Limits};
 use auth::Auth;
+use route::Router;
 use sessions::Sessions;
 
 /// What every connection shares.
@@ -41,7 +46,9 @@ pub struct Service {
     /// Which attempts are out.
     pub dispatches: Arc<dyn Dispatches>,
     pub history_ms: u64,
-    pub sessions: Sessions,
+    pub sessions: Arc<Sessions>,
+    /// Who leads what.
+    pub router: Router,
     pub auth: Auth,
     pub metrics: Arc<Metrics>,
     pub limits: Limits,
@@ -50,4 +57,14 @@ pub struct Service {
     pub shards: u16,
     pub cluster: Cluster,
     pub control: Control,
+}
+
+impl Service {
+    /// The group a new task goes to: each in turn, of those that this node leads.
+    fn any_shard(&self) -> GroupId {
+        match self.router.is_alone() {
+            true => self.proposer.any_shard(),
+            false => self.router.shard_here().unwrap_or_else(|| self.proposer.any_shard()),
+        }
+    }
 }

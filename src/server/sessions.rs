@@ -1,12 +1,22 @@
 //! Who is who, until when. Sessions live in the memory of one node and end with it; a task outlives the session it was
 //! registered in, because its policy is stored with it.
+//!
+//! What sessions are opened by is stored in group 0, which every node applies: each node ends its own sessions when it
+//! applies that a client has changed or is gone, or that a key was revoked ([`Ending`]).
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use super::auth::random_hex;
-use crate::task::{ClientId, ClientLimits, InstantMs, Policy};
+use crate::raft::Observer;
+use crate::shard::Effect;
+use crate::store::Store;
+use crate::store::keys::Key;
+use crate::store::overlay::get_row;
+use crate::store::rows::{ClientRow, ShardMetaRow};
+use crate::task::{ClientId, ClientLimits, GroupId, InstantMs, Policy};
 
 /// 128 bits: not to be guessed.
 const SESSION_ID_BYTES: usize = 16;
@@ -22,7 +32,41 @@ pub struct Session {
     pub limits: ClientLimits,
     /// Understands the fields from 20 up.
     pub extended: bool,
+    /// Wants to be told where else to go, rather than that this node goes there.
+    pub redirects: bool,
+    /// Of the client's row that it was opened by.
+    print: Print,
     expires_at_ms: AtomicU64,
+}
+
+impl Session {
+    /// Of somebody who is in on another node, for one request.
+    pub fn of_caller(client: ClientId, admin: bool, policy: Option<Policy>, limits: ClientLimits) -> Self {
+        Self {
+            client,
+            admin,
+            key_id: None,
+            policy: policy.map(Arc::new),
+            limits,
+            extended: true,
+            redirects: true,
+            print: Print::default(),
+            expires_at_ms: AtomicU64::new(InstantMs::MAX),
+        }
+    }
+}
+
+/// Tells whether what is stored about a client has changed, in all that its sessions go by: its keys may come and go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Print(u64);
+
+impl Print {
+    pub fn of(row: &ClientRow) -> Self {
+        let mut hasher = DefaultHasher::new();
+        let ClientLimits { delay_max_ms, payload_bytes_max } = row.limits;
+        (&row.password_hash, row.admin, &row.policy, delay_max_ms, payload_bytes_max).hash(&mut hasher);
+        Self(hasher.finish())
+    }
 }
 
 /// A session as it begins.
@@ -34,6 +78,8 @@ pub struct Opened {
     pub policy: Option<Policy>,
     pub limits: ClientLimits,
     pub extended: bool,
+    pub redirects: bool,
+    pub print: Print,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -61,11 +107,12 @@ impl Sessions {
 
     /// Returns the session's id and when it ends.
     pub fn open(&self, opened: Opened, now_ms: InstantMs) -> Result<(String, InstantMs), SessionError> {
-        let Opened { client, admin, key_id, policy, limits, extended } = opened;
+        let Opened { client, admin, key_id, policy, limits, extended, redirects, print } = opened;
         let expires_at_ms = now_ms + self.lifetime_ms;
         let policy = policy.map(Arc::new);
         let expires = AtomicU64::new(expires_at_ms);
-        let session = Session { client, admin, key_id, policy, limits, extended, expires_at_ms: expires };
+        let session =
+            Session { client, admin, key_id, policy, limits, extended, redirects, print, expires_at_ms: expires };
         let mut sessions = self.sessions.write().expect("no panic under this lock");
         if sessions.len() >= self.sessions_max {
             sessions.retain(|_, session| session.expires_at_ms.load(Ordering::Relaxed) > now_ms);
@@ -99,9 +146,20 @@ impl Sessions {
         Ok(expires_at_ms)
     }
 
-    /// Ends all sessions of a client that was removed.
-    pub fn end_all(&self, client: &ClientId) {
-        self.sessions.write().expect("no panic under this lock").retain(|_, session| session.client != *client);
+    /// Ends one that should not have been opened.
+    pub fn end(&self, id: &str) {
+        self.sessions.write().expect("no panic under this lock").remove(id);
+    }
+
+    /// Ends all sessions of a client but those that were opened by what is stored about it now.
+    pub fn end_others(&self, client: &ClientId, now: Option<Print>) {
+        let mut sessions = self.sessions.write().expect("no panic under this lock");
+        sessions.retain(|_, session| session.client != *client || Some(session.print) == now);
+    }
+
+    /// Nobody knows any more what they were opened by.
+    pub fn end_all(&self) {
+        self.sessions.write().expect("no panic under this lock").clear();
     }
 
     /// Ends all sessions that were opened with an API key that was revoked.
@@ -122,6 +180,37 @@ impl Sessions {
     }
 }
 
+/// Hears what is applied.
+pub struct Ending {
+    pub sessions: Arc<Sessions>,
+    pub store: Store,
+}
+
+impl Observer for Ending {
+    fn applied(&self, group: GroupId, _: &ShardMetaRow, effects: &[Effect]) {
+        if group != GroupId::CLUSTER {
+            return;
+        }
+        for effect in effects {
+            match effect {
+                Effect::ClientChanged { client } => {
+                    // A store that cannot be read ends the node elsewhere, and until then nobody stays in.
+                    let row = get_row::<ClientRow>(&self.store, "a client", &Key::client(client.as_str()));
+                    self.sessions.end_others(client, row.ok().flatten().as_ref().map(Print::of));
+                }
+                Effect::KeyRevoked { key_id } => self.sessions.end_all_of_key(key_id),
+                Effect::Scheduled { .. } | Effect::Ended { .. } | Effect::Marked { .. } => {}
+            }
+        }
+    }
+
+    fn replaced(&self, group: GroupId) {
+        if group == GroupId::CLUSTER {
+            self.sessions.end_all();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +227,8 @@ mod tests {
             policy: None,
             limits: ClientLimits::default(),
             extended: false,
+            redirects: false,
+            print: Print::default(),
         }
     }
 
@@ -165,7 +256,29 @@ mod tests {
         }
         assert_eq!(sessions.open(opened("b"), 1_050).unwrap_err(), SessionError::TooMany(2));
         sessions.open(opened("b"), 1_100).unwrap();
-        sessions.end_all(&client("b"));
+        sessions.end_others(&client("b"), None);
         assert_eq!(sessions.count(), 0);
+    }
+
+    #[test]
+    fn a_client_that_has_changed_comes_in_again() {
+        let row = ClientRow {
+            password_hash: "hash".into(),
+            admin: false,
+            policy: None,
+            limits: ClientLimits::default(),
+            since_ms: 1,
+            api_keys: Vec::new(),
+        };
+        let print = Print::of(&row);
+        assert_eq!(Print::of(&ClientRow { api_keys: vec!["k".into()], ..row.clone() }), print);
+        let sessions = Sessions::new(100, 10);
+        let (other, _) = sessions.open(opened("b"), 0).unwrap();
+        let (id, _) = sessions.open(Opened { print, ..opened("a") }, 0).unwrap();
+        sessions.end_others(&client("a"), Some(print));
+        assert!(sessions.get(&id, 0).is_ok(), "it was let in by the leader, before this node had heard of the client");
+        sessions.end_others(&client("a"), Some(Print::of(&ClientRow { admin: true, ..row })));
+        assert_eq!(sessions.get(&id, 0).unwrap_err(), SessionError::Unknown);
+        assert!(sessions.get(&other, 0).is_ok());
     }
 }

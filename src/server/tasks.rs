@@ -22,7 +22,7 @@ use crate::wire::proto::boomerang_envelope::Payload;
 use crate::wire::proto::{self, Status, TaskState};
 
 /// A batch is one message; its tasks are as many requests.
-const BATCH_TASKS_MAX: usize = 1_000;
+pub(super) const BATCH_TASKS_MAX: usize = 1_000;
 const DEDUP_TTL_MS_DEFAULT: u64 = 24 * 3600 * 1000;
 const DEDUP_TTL_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
 /// What fits into a datagram with everything else.
@@ -36,13 +36,13 @@ pub(super) async fn register(
     task: proto::Task,
     respond: Respond,
 ) {
-    let group = service.proposer.any_shard();
+    let group = service.any_shard();
     let answer = move |answer| respond(Payload::RegistrationResponse(answer));
     match session {
         Ok(session) => register_one(service, &session, task, group, answer).await,
         Err(error) => {
             service.metrics.refusals.inc();
-            answer(refusal!(RegistrationResponse, error.into(), false, detail));
+            answer(refusal!(RegistrationResponse, error.into()));
         }
     }
 }
@@ -54,9 +54,7 @@ pub(super) async fn register_batch(
     batch: proto::RegistrationBatch,
     respond: Respond,
 ) {
-    let refuse = |problem: Problem| {
-        Payload::RegistrationBatchResponse(refusal!(RegistrationBatchResponse, problem, true, detail))
-    };
+    let refuse = |problem: Problem| Payload::RegistrationBatchResponse(refusal!(RegistrationBatchResponse, problem));
     let session = match session {
         Ok(session) => session,
         Err(error) => return respond(refuse(error.into())),
@@ -71,7 +69,7 @@ pub(super) async fn register_batch(
     }
     let gathered =
         Arc::new(Mutex::new(Gathered { responses: vec![None; count], missing: count, respond: Some(respond) }));
-    let group = service.proposer.any_shard();
+    let group = service.any_shard();
     for (place, task) in batch.tasks.into_iter().enumerate() {
         let gathered = gathered.clone();
         let answer = move |answer| {
@@ -116,12 +114,11 @@ async fn register_one(
     group: GroupId,
     answer: impl FnOnce(proto::RegistrationResponse) + Send + 'static,
 ) {
-    let extended = session.extended;
     let (group, ask) = match registration(service, session, task, group) {
         Ok(found) => found,
         Err(problem) => {
             service.metrics.refusals.inc();
-            return answer(refusal!(RegistrationResponse, problem, extended, detail));
+            return answer(refusal!(RegistrationResponse, problem));
         }
     };
     let arrived_us = service.clock.now_us();
@@ -143,7 +140,7 @@ async fn register_one(
             Ok(other) => unreachable!("a registration is never answered with {other:?}"),
             Err(refused) => {
                 metrics.refusals.inc();
-                refusal!(RegistrationResponse, refused.into(), extended, detail)
+                refusal!(RegistrationResponse, refused.into())
             }
         });
     };
@@ -227,7 +224,7 @@ fn check_datagram(policy: &Policy, payload_bytes: usize) -> Result<(), Invalid> 
 }
 
 /// The group that holds a task.
-fn group_of(service: &Service, id: &str) -> Result<(TaskId, GroupId), Problem> {
+pub(super) fn group_of(service: &Service, id: &str) -> Result<(TaskId, GroupId), Problem> {
     let id: TaskId = id.parse()?;
     if id.shard().0 >= service.shards {
         return Err(not_found(id));
@@ -268,11 +265,10 @@ pub(super) async fn cancel(
     request: &proto::CancellationRequest,
     respond: Respond,
 ) {
-    let extended = session.as_ref().is_ok_and(|session| session.extended);
     let message = move |result: Result<(), Problem>| {
         Payload::CancellationResponse(match result {
             Ok(()) => proto::CancellationResponse { status: Status::Ok as i32, ..Default::default() },
-            Err(problem) => refusal!(CancellationResponse, problem, extended, detail),
+            Err(problem) => refusal!(CancellationResponse, problem),
         })
     };
     let Wanted { id, group, owner, .. } = match wanted(service, session, &request.task_id) {
@@ -301,7 +297,6 @@ pub(super) async fn update(
     request: proto::UpdateTaskRequest,
     respond: Respond,
 ) {
-    let extended = session.as_ref().is_ok_and(|session| session.extended);
     let message = move |result: Result<(u64, InstantMs), Problem>| {
         Payload::UpdateTaskResponse(match result {
             Ok((version, scheduled_time_ms)) => proto::UpdateTaskResponse {
@@ -310,7 +305,7 @@ pub(super) async fn update(
                 scheduled_time_ms,
                 ..Default::default()
             },
-            Err(problem) => refusal!(UpdateTaskResponse, problem, extended, detail),
+            Err(problem) => refusal!(UpdateTaskResponse, problem),
         })
     };
     let asked = wanted(service, session, &request.task_id)
@@ -382,11 +377,10 @@ pub(super) async fn pause(
     request: &proto::PauseTaskRequest,
     respond: Respond,
 ) {
-    let extended = session.as_ref().is_ok_and(|session| session.extended);
     let message = move |result: Result<proto::PauseTaskResponse, Problem>| {
         Payload::PauseTaskResponse(match result {
             Ok(answer) => answer,
-            Err(problem) => refusal!(PauseTaskResponse, problem, extended, detail),
+            Err(problem) => refusal!(PauseTaskResponse, problem),
         })
     };
     let Wanted { id, group, owner, .. } = match wanted(service, session, &request.task_id) {

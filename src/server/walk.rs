@@ -3,6 +3,9 @@
 //! A place is what a row's key has behind the prefix of its index, the same in every shard, and ends with a task's id.
 //! It is also what a cursor holds: rows may come and go between two pages, and none is shown twice or left out because
 //! of it, unless it was moved itself. Walking costs what is walked over, however much the index holds.
+//!
+//! In a cluster each node walks over the shards it leads, and the [`Part`]s are merged by place once more: a page ends at
+//! the first place behind which one of the parts may hold more, because what lies there is not known.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -26,13 +29,13 @@ pub(super) struct Range<'a> {
 
 pub(super) struct Walk<'a> {
     store: &'a Store,
-    shards: Vec<Part>,
+    shards: Vec<Rows>,
     /// The first unread place of each shard that has one.
     heads: BinaryHeap<Reverse<(Place, usize)>>,
 }
 
-/// One shard's part of the index.
-struct Part {
+/// One shard's rows of the index.
+struct Rows {
     group: GroupId,
     prefix_bytes: usize,
     read: VecDeque<(Place, Vec<u8>)>,
@@ -41,9 +44,13 @@ struct Part {
 }
 
 impl<'a> Walk<'a> {
-    pub fn new(store: &'a Store, shards: u16, range: &Range<'_>) -> Result<Self, StoreError> {
+    pub fn new(
+        store: &'a Store,
+        groups: impl IntoIterator<Item = GroupId>,
+        range: &Range<'_>,
+    ) -> Result<Self, StoreError> {
         let mut walk = Self { store, shards: Vec::new(), heads: BinaryHeap::new() };
-        for group in (1..=shards).map(GroupId) {
+        for group in groups {
             let prefix = (range.prefix)(group);
             let until = match &range.until {
                 Some(place) => prefix.join(place),
@@ -51,7 +58,7 @@ impl<'a> Walk<'a> {
             };
             let next = Some(prefix.join(&range.from));
             let prefix_bytes = prefix.as_ref().len();
-            walk.shards.push(Part { group, prefix_bytes, read: VecDeque::new(), next, until });
+            walk.shards.push(Rows { group, prefix_bytes, read: VecDeque::new(), next, until });
             walk.pull(walk.shards.len() - 1)?;
         }
         Ok(walk)
@@ -87,6 +94,49 @@ impl<'a> Walk<'a> {
         }
         Ok(())
     }
+}
+
+/// What was found along an index, or along some shards of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part<T> {
+    /// In the order of their places.
+    pub items: Vec<(Place, T)>,
+    /// The last place that was looked at, if there may be more behind it.
+    pub more_behind: Option<Place>,
+}
+
+impl<T> Default for Part<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), more_behind: None }
+    }
+}
+
+/// How much goes into a page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    pub items: usize,
+    pub bytes: usize,
+}
+
+/// Several parts as one. `size` is what an item takes of the room; the first one always fits.
+pub(super) fn merge<T>(parts: Vec<Part<T>>, room: Room, size: impl Fn(&T) -> usize) -> Part<T> {
+    let known_up_to = parts.iter().filter_map(|part| part.more_behind.clone()).min();
+    let known = |place: &Place| known_up_to.as_ref().is_none_or(|last| place <= last);
+    let mut items: Vec<(Place, T)> = parts.into_iter().flat_map(|part| part.items).collect();
+    items.retain(|(place, _)| known(place));
+    items.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut bytes = 0;
+    let fit = items.iter().take(room.items).take_while(|(_, item)| {
+        let first = bytes == 0;
+        bytes += size(item);
+        first || bytes <= room.bytes
+    });
+    let fit = fit.count();
+    if fit < items.len() {
+        items.truncate(fit);
+        return Part { more_behind: items.last().map(|(place, _)| place.clone()), items };
+    }
+    Part { items, more_behind: known_up_to }
 }
 
 /// The first key behind this one.
@@ -133,6 +183,8 @@ pub(super) fn place_behind(index: char, token: &str) -> Option<Place> {
 
 #[cfg(test)]
 mod tests {
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
     use super::*;
 
     #[test]
@@ -143,6 +195,62 @@ mod tests {
         assert_eq!(place_behind('c', &token), None);
         for wrong in ["", "t", "tx", &token[1..], &token[..token.len() - 1], "t\u{e9}\u{e9}", "t00"] {
             assert_eq!(place_behind('t', wrong), None, "{wrong}");
+        }
+    }
+
+    /// One shard's rows behind `from`, up to a number of them and of bytes, as a node would answer.
+    fn part_of(rows: &[(Place, usize)], from: &[u8], room: Room, walked_max: usize) -> Part<usize> {
+        let mut part = Part::default();
+        let mut bytes = 0;
+        for (walked, (place, size)) in rows.iter().filter(|(place, _)| place.as_slice() > from).enumerate() {
+            bytes += size;
+            if walked == walked_max || part.items.len() == room.items || bytes > room.bytes && !part.items.is_empty() {
+                return part;
+            }
+            part.more_behind = Some(place.clone());
+            // Every third one is walked over and not taken.
+            if place[0] % 3 > 0 {
+                part.items.push((place.clone(), *size));
+            } else {
+                bytes -= size;
+            }
+        }
+        Part { more_behind: None, ..part }
+    }
+
+    #[test]
+    fn pages_of_parts_are_pages_of_the_whole() {
+        let seed = std::env::var("BOOMERANG_SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
+        println!("seed: BOOMERANG_SEED={seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        for _ in 0..500 {
+            let nodes = rng.random_range(1..5);
+            let mut shards: Vec<Vec<(Place, usize)>> = vec![Vec::new(); nodes];
+            let mut whole = Vec::new();
+            for _ in 0..rng.random_range(0..120) {
+                let place: Place = (0..4).map(|_| rng.random()).collect();
+                let row = (place, rng.random_range(1..50));
+                shards[rng.random_range(0..nodes)].push(row.clone());
+                whole.push(row);
+            }
+            shards.iter_mut().for_each(|rows| rows.sort());
+            whole.retain(|(place, _)| place[0] % 3 > 0);
+            whole.sort();
+            let room = Room { items: rng.random_range(1..20), bytes: rng.random_range(1..200) };
+            let walked_max = rng.random_range(1..30);
+            let (mut found, mut from) = (Vec::new(), Vec::new());
+            loop {
+                let parts = shards.iter().map(|rows| part_of(rows, &from, room, walked_max)).collect();
+                let page = merge(parts, room, |size| *size);
+                assert!(page.items.len() <= room.items);
+                let bytes: usize = page.items.iter().map(|(_, size)| size).sum();
+                assert!(bytes <= room.bytes || page.items.len() == 1);
+                found.extend(page.items);
+                let Some(place) = page.more_behind else { break };
+                assert!(place > from, "it goes on");
+                from = place;
+            }
+            assert_eq!(found, whole);
         }
     }
 

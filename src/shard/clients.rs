@@ -1,7 +1,7 @@
 //! Who may use the cluster. Only in group 0. Touches: client, api key.
 
 use super::command::{PutApiKey, PutClient};
-use super::{Reply, Shard};
+use super::{Effect, Reply, Shard};
 use crate::store::StoreError;
 use crate::store::keys::Key;
 use crate::store::rows::ClientRow;
@@ -21,6 +21,7 @@ impl Shard<'_, '_> {
         }
         let (since_ms, api_keys) = known.map_or((self.meta.now_ms, Vec::new()), |row| (row.since_ms, row.api_keys));
         let key = Key::client(put.client.as_str());
+        self.effects.push(Effect::ClientChanged { client: put.client.clone() });
         self.rows.put(key, &put.row(since_ms, api_keys));
         Ok(Reply::Stored)
     }
@@ -32,6 +33,7 @@ impl Shard<'_, '_> {
             self.rows.delete(Key::api_key(key_id));
         }
         self.rows.delete(Key::client(client.as_str()));
+        self.effects.push(Effect::ClientChanged { client: client.clone() });
         Ok(Reply::Stored)
     }
 
@@ -53,6 +55,7 @@ impl Shard<'_, '_> {
             row.api_keys.retain(|known| known != key_id);
             self.rows.put(Key::client(found.client.as_str()), &row);
         }
+        self.effects.push(Effect::KeyRevoked { key_id: key_id.to_owned() });
         Ok(Reply::Stored)
     }
 }

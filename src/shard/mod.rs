@@ -58,13 +58,17 @@ use crate::task::{ClientId, Failure, GroupId, InstantMs, Policy, PolicyId, TaskI
 const TASK_ROW_BYTES: usize = 64;
 const TIMELINE_ROW_BYTES: usize = 8;
 
-/// What the leader does after the writes are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is done after the writes are stored: by the leader, if nothing else is said.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// The task's next attempt is due then; any earlier one is settled.
     Scheduled { id: TaskId, due_ms: InstantMs },
     /// There is nothing more to do for this task.
     Ended { id: TaskId },
+    /// It is new, or has another password or other rights, or is gone. Matters on every node.
+    ClientChanged { client: ClientId },
+    /// Whoever came in with this key is out. Matters on every node.
+    KeyRevoked { key_id: String },
     /// Somebody wants a digest of the state as it is now.
     Marked { mark: u64 },
 }
