@@ -2,11 +2,13 @@
 //!
 //! Only for tests, of this room and of `tool`. Nothing here waits for time; a test awaits the request it expects.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio_util::codec::Decoder;
 
 use super::{Client, Credentials, Options};
@@ -57,7 +59,7 @@ impl Fake {
     }
 
     /// Answers every request of every connection with what `answer` makes of it; handshakes are welcome.
-    pub fn serve(self, answer: impl Fn(Payload) -> Payload + Send + Sync + 'static) {
+    pub fn serve(self, mut answer: impl FnMut(Payload) -> Payload + Send + 'static) {
         tokio::spawn(async move {
             loop {
                 let mut peer = self.accept().await;
@@ -70,6 +72,186 @@ impl Fake {
                 }
             }
         });
+    }
+}
+
+/// Nodes that play a cluster of one shard by themselves: whoever leads it stores what comes, once per key, the others
+/// say who leads. The test moves the leader, kills nodes and has answers lost.
+pub(crate) struct Cluster {
+    addresses: Vec<String>,
+    nodes: Vec<tokio::task::JoinHandle<()>>,
+    shared: Arc<Mutex<Played>>,
+    maps: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Played {
+    leader: usize,
+    term: u64,
+    stored: Vec<proto::Task>,
+    cancellations: usize,
+    /// So many requests are done, and the connection breaks before the answer.
+    lost: usize,
+}
+
+impl Cluster {
+    pub async fn start(count: usize) -> Self {
+        let shared = Arc::new(Mutex::new(Played::default()));
+        let maps = Arc::new(Notify::new());
+        let mut listeners = Vec::new();
+        for _ in 0..count {
+            listeners.push(Fake::start().await);
+        }
+        let addresses: Vec<String> = listeners.iter().map(Fake::address).collect();
+        let nodes = listeners.into_iter().enumerate().map(|(number, node)| {
+            let part = Part { number, addresses: addresses.clone(), shared: shared.clone(), maps: maps.clone() };
+            tokio::spawn(part.play(node))
+        });
+        Self { nodes: nodes.collect(), addresses, shared, maps }
+    }
+
+    /// Knows the first node.
+    pub fn options(&self) -> Options {
+        let credentials = Credentials::Password { client_id: "admin".parse().unwrap(), password: "secret".into() };
+        Options::new(vec![self.addresses[0].clone()], credentials)
+    }
+
+    fn played(&self) -> std::sync::MutexGuard<'_, Played> {
+        self.shared.lock().unwrap()
+    }
+
+    pub fn lead(&self, leader: usize, term: u64) {
+        let mut played = self.played();
+        (played.leader, played.term) = (leader, term);
+    }
+
+    pub fn lose_answers(&self, count: usize) {
+        self.played().lost = count;
+    }
+
+    pub fn kill(&self, node: usize) {
+        self.nodes[node].abort();
+    }
+
+    pub fn stored(&self) -> Vec<proto::Task> {
+        self.played().stored.clone()
+    }
+
+    pub fn cancellations(&self) -> usize {
+        self.played().cancellations
+    }
+
+    /// Somebody asks for the map, or has asked.
+    pub async fn asked_for_the_map(&self) {
+        self.maps.notified().await;
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.nodes.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+/// What one of the nodes is played by.
+#[derive(Clone)]
+struct Part {
+    number: usize,
+    addresses: Vec<String>,
+    shared: Arc<Mutex<Played>>,
+    maps: Arc<Notify>,
+}
+
+impl Part {
+    async fn play(self, node: Fake) {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let mut peer = node.accept().await;
+            let part = self.clone();
+            connections.spawn(async move {
+                while let Some(request) = peer.next().await {
+                    let Some(answer) = part.answer(request.payload.unwrap()) else { return };
+                    peer.send(request.request_id, answer).await;
+                }
+            });
+        }
+    }
+
+    /// `None` breaks the connection.
+    fn answer(&self, request: Payload) -> Option<Payload> {
+        let mut played = self.shared.lock().unwrap();
+        let here = played.leader == self.number;
+        let detail = Some(proto::Detail {
+            leader_address: self.addresses[played.leader].clone(),
+            term: played.term,
+            ..Default::default()
+        });
+        let status = if here { Status::Ok } else { Status::NotLeader }.into();
+        let detail = detail.filter(|_| !here);
+        let answer = match request {
+            Payload::AuthHandshake(handshake) => {
+                assert!(handshake.redirects);
+                return Some(Payload::AuthResponse(proto::AuthResponse {
+                    session_id: "session".into(),
+                    client_id: "admin".into(),
+                    nodes: u32::try_from(self.addresses.len()).unwrap(),
+                    ..Default::default()
+                }));
+            }
+            Payload::ShardMapRequest(_) => {
+                self.maps.notify_one();
+                return Some(self.map(&played));
+            }
+            Payload::RegistrationRequest(task) if here => Payload::RegistrationResponse(self.store(&mut played, task)),
+            Payload::RegistrationRequest(_) => {
+                Payload::RegistrationResponse(proto::RegistrationResponse { status, detail, ..Default::default() })
+            }
+            Payload::RegistrationBatch(batch) => {
+                let one = |task| match here {
+                    true => self.store(&mut played, task),
+                    false => proto::RegistrationResponse { status, detail: detail.clone(), ..Default::default() },
+                };
+                let responses = batch.tasks.into_iter().map(one).collect();
+                Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse { responses, ..Default::default() })
+            }
+            Payload::CancellationRequest(_) => {
+                played.cancellations += usize::from(here);
+                Payload::CancellationResponse(proto::CancellationResponse { status, detail, ..Default::default() })
+            }
+            other => panic!("the fake cluster does not play {other:?}"),
+        };
+        if here && played.lost > 0 {
+            played.lost -= 1;
+            return None;
+        }
+        Some(answer)
+    }
+
+    fn map(&self, played: &Played) -> Payload {
+        let nodes = (1..).zip(&self.addresses).map(|(node_id, address)| {
+            let address = address.clone();
+            proto::NodeAddress { node_id, address }
+        });
+        Payload::ShardMapResponse(proto::ShardMapResponse {
+            shards: vec![proto::ShardLeader { node_id: played.leader as u64 + 1, term: played.term }],
+            nodes: nodes.collect(),
+            ..Default::default()
+        })
+    }
+
+    /// Due at the number of the node.
+    fn store(&self, played: &mut Played, task: proto::Task) -> proto::RegistrationResponse {
+        let known = played.stored.iter().position(|stored| stored.dedup_key == task.dedup_key);
+        let place = known.unwrap_or(played.stored.len());
+        if known.is_none() {
+            played.stored.push(task);
+        }
+        proto::RegistrationResponse {
+            task_id: task_id_in(0, place as u64).to_string(),
+            scheduled_time_ms: self.number as u64,
+            duplicate: known.is_some(),
+            ..Default::default()
+        }
     }
 }
 
@@ -133,6 +315,10 @@ pub(crate) fn welcome(session: &str, expires_at_ms: u64) -> Payload {
 
 pub(crate) fn task_id(random: u64) -> TaskId {
     TaskId::new(1_700_000_000_000, ShardId(3), random)
+}
+
+pub(crate) fn task_id_in(shard: u16, random: u64) -> TaskId {
+    TaskId::new(1_700_000_000_000, ShardId(shard), random)
 }
 
 pub(crate) fn registered(due_ms: u64) -> Payload {

@@ -1,49 +1,46 @@
-//! The client's handle: keeps one connection, makes a new one when it is needed, bounds what is under way.
+//! One connection and how it is made: dialled when it is needed, and again when it broke.
 //!
-//! Order of events for a request: a permit (back-pressure), a connection (made when there is none), the buffer of that
-//! connection, the answer. Only one caller at a time makes a connection; the others wait for what comes of it, at most
-//! until their own deadline. After a pass over all addresses in vain there is a pause, which doubles up to a bound and is
-//! randomised, so that a thousand clients do not fall upon a node the moment it is back.
+//! Only one caller at a time makes a connection; the others wait for what comes of it, at most until their own deadline.
+//! After a pass over all addresses in vain there is a pause, which doubles up to a bound and is randomised, so that a
+//! thousand clients do not fall upon a node the moment it is back.
 
-use std::fmt;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::connection::{AnswerResult, Connection, Sent};
-use super::error::Verdict;
+use super::connection::{Connection, Sent};
 use super::{ClientError, Options, session};
-use crate::task::InstantMs;
+use crate::task::ClientId;
 use crate::wire::proto::boomerang_envelope::Payload;
 
 /// The pause after the first pass over all addresses in vain.
 const REDIAL_PAUSE_MIN: Duration = Duration::from_millis(50);
 const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// Session id, request id and the tags around the payload of an envelope, generously.
-const ENVELOPE_BYTES: usize = 256;
-
-/// A connection to a Boomerang cluster. Cheap to clone; all clones share the connection, the session and the bound on
-/// requests under way. When the last clone is gone the connection ends, whatever is still under way; use
-/// [`Client::close`] to wait for it.
-#[derive(Clone)]
-pub struct Client {
-    link: Arc<Link>,
-}
-
-struct Link {
+/// A connection to one of several addresses: made when it is needed, and again when it broke.
+pub(super) struct Link {
     options: Arc<Options>,
     inflight: Arc<Semaphore>,
+    addresses: Mutex<Arc<[String]>>,
     current: Mutex<Option<Arc<Connection>>>,
     /// Held across awaits on purpose: whoever waits for it waits for a connection.
     redial: tokio::sync::Mutex<Redial>,
+    /// Told of every session that is opened.
+    seen: Arc<Seen>,
+}
+
+/// What a handshake says of the cluster.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// How many nodes it has; 0 when the node does not say.
+    pub nodes: AtomicU32,
+    /// Whose sessions these are.
+    pub client_id: OnceLock<ClientId>,
 }
 
 /// Where the search for a connection stands. Kept between requests, so that they share one backoff.
@@ -56,100 +53,58 @@ struct Redial {
     last_error: Option<ClientError>,
 }
 
-impl Client {
-    /// Connects and opens a session. Each address is tried once; later, when the connection breaks, requests are more
-    /// patient (see [`Options::request_timeout`]).
-    pub async fn connect(options: Options) -> Result<Self, ClientError> {
-        options.validate()?;
-        let link = Link {
-            inflight: Arc::new(Semaphore::new(options.inflight_max)),
-            current: Mutex::new(None),
-            redial: tokio::sync::Mutex::new(Redial {
-                next: 0,
-                failures: 0,
-                not_before: Instant::now(),
-                last_error: None,
-            }),
-            options: Arc::new(options),
-        };
-        {
-            let mut redial = link.redial.lock().await;
-            for address in 1..=link.options.addresses.len() {
-                match link.dial(&mut redial).await {
-                    Ok(_) => break,
-                    Err(error) if error.is_final() || address == link.options.addresses.len() => return Err(error),
-                    Err(_) => {}
-                }
-            }
-        }
-        Ok(Self { link: Arc::new(link) })
-    }
-
-    /// Sends one request and returns without waiting for its answer, which the [`InFlight`] yields.
-    ///
-    /// Waits while `inflight_max` requests are unanswered, and for a new connection when there is none. This is how to
-    /// keep thousands of requests under way from one task. A permit comes back with the answer, even if nobody polls.
-    pub async fn submit(&self, payload: Payload) -> Result<InFlight, ClientError> {
-        let bytes = payload.encoded_len() + ENVELOPE_BYTES;
-        let bytes_max = self.link.options.frame_bytes_max;
-        if bytes > bytes_max {
-            return Err(ClientError::TooLarge { bytes, bytes_max });
-        }
-        let permit = self.link.inflight.clone().acquire_owned().await.map_err(|_| ClientError::Closed)?;
-        let (connection, sent) = self.link.send(payload, permit).await?;
-        Ok(InFlight { link: self.link.clone(), connection, state: InFlightState::Sent(sent) })
-    }
-
-    /// Sends one request and waits for its answer; an answer that is a refusal is an error.
-    pub(super) async fn request(&self, payload: Payload) -> AnswerResult {
-        let answer = self.submit(payload).await?.await?;
-        session::check(&answer)?;
-        Ok(answer)
-    }
-
-    /// Asks for a longer life of the session. The client does this by itself, so there is rarely a need to call it.
-    /// Returns when the session ends, in milliseconds by the node's clock.
-    pub async fn refresh(&self) -> Result<InstantMs, ClientError> {
-        let connection = self.link.connection(self.link.deadline()).await?;
-        let number = connection.session_number();
-        match session::refresh(&connection).await {
-            Err(ClientError::Server { .. }) => {
-                session::renew(&connection, &self.link.options, number).await?;
-                Ok(connection.session().expires_at_ms)
-            }
-            result => result,
-        }
-    }
-
-    /// Waits until everything under way is answered, or has run out of time, and ends the connection. Requests that come
-    /// later, here or on another clone, fail with [`ClientError::Closed`].
-    pub async fn close(self) {
-        let all = u32::try_from(self.link.options.inflight_max).expect("bounded by validate()");
-        // An error means that another clone has closed it already.
-        let _idle = self.link.inflight.acquire_many(all).await;
-        self.link.inflight.close();
-        self.link.end();
-    }
-}
-
-impl fmt::Debug for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("options", &self.link.options).finish_non_exhaustive()
-    }
-}
-
 impl Link {
-    fn deadline(&self) -> Instant {
+    /// `inflight` is closed when the client is.
+    pub fn new(options: Arc<Options>, addresses: Vec<String>, inflight: Arc<Semaphore>, seen: Arc<Seen>) -> Self {
+        let redial = Redial { next: 0, failures: 0, not_before: Instant::now(), last_error: None };
+        Self {
+            options,
+            inflight,
+            addresses: Mutex::new(addresses.into()),
+            current: Mutex::new(None),
+            redial: tokio::sync::Mutex::new(redial),
+            seen,
+        }
+    }
+
+    /// The first connection: each address is tried once.
+    pub async fn begin(&self) -> Result<(), ClientError> {
+        let mut redial = self.redial.lock().await;
+        let addresses = self.addresses().len();
+        for address in 1..=addresses {
+            match self.dial(&mut redial).await {
+                Ok(_) => break,
+                Err(error) if error.is_final() || address == addresses => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub fn deadline(&self) -> Instant {
         Instant::now() + self.options.request_timeout
     }
 
+    fn addresses(&self) -> Arc<[String]> {
+        self.addresses.lock().expect("no panic under this lock").clone()
+    }
+
+    /// Tries these as well from now on, behind those it knows.
+    pub fn add_addresses<'a>(&self, more: impl Iterator<Item = &'a String>) {
+        let mut addresses = self.addresses.lock().expect("no panic under this lock");
+        let new: Vec<String> = more.filter(|address| !addresses.contains(address)).cloned().collect();
+        if !new.is_empty() {
+            *addresses = addresses.iter().cloned().chain(new).collect();
+        }
+    }
+
     /// Sends on the connection there is, or on a new one. Nothing is sent twice: a connection that is over refuses.
-    async fn send(
+    pub async fn send(
         &self,
         mut payload: Payload,
-        permit: OwnedSemaphorePermit,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Result<(Arc<Connection>, Sent), ClientError> {
-        let mut permit = Some(permit);
+        let mut permit = permit;
         let mut deadline = None;
         loop {
             let connection = match self.open_connection() {
@@ -165,18 +120,18 @@ impl Link {
     }
 
     /// The connection, if it stands.
-    fn open_connection(&self) -> Option<Arc<Connection>> {
+    pub fn open_connection(&self) -> Option<Arc<Connection>> {
         self.current().as_ref().filter(|connection| connection.is_open()).cloned()
     }
 
     /// The connection, made anew when there is none; tried until `deadline`.
-    async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, ClientError> {
+    pub async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, ClientError> {
         if let Some(connection) = self.open_connection() {
             return Ok(connection);
         }
         let Ok(mut redial) = tokio::time::timeout_at(deadline, self.redial.lock()).await else {
             let timed_out = io::Error::new(io::ErrorKind::TimedOut, "no node answered in time");
-            return Err(ClientError::connect(&self.options.addresses.join(" or "), timed_out));
+            return Err(ClientError::connect(&self.addresses().join(" or "), timed_out));
         };
         if let Some(connection) = self.open_connection() {
             return Ok(connection);
@@ -201,13 +156,32 @@ impl Link {
         }
     }
 
+    /// The connection, or one attempt to make it, unless one has just failed: there are other nodes to go to.
+    pub async fn try_connection(&self) -> Result<Arc<Connection>, ClientError> {
+        if let Some(connection) = self.open_connection() {
+            return Ok(connection);
+        }
+        let mut redial = self.redial.lock().await;
+        if let Some(connection) = self.open_connection() {
+            return Ok(connection);
+        }
+        if self.inflight.is_closed() {
+            return Err(ClientError::Closed);
+        }
+        if let Some(error) = redial.last_error.as_ref().filter(|_| redial.not_before > Instant::now()) {
+            return Err(error.clone());
+        }
+        self.dial(&mut redial).await
+    }
+
     /// One attempt on one address: connect, handshake, and on success the new current connection.
     async fn dial(&self, redial: &mut Redial) -> Result<Arc<Connection>, ClientError> {
-        let addresses = &self.options.addresses;
+        let addresses = self.addresses();
         let address = &addresses[redial.next % addresses.len()];
         match dial_address(address, &self.options).await {
             Ok(connection) => {
                 (redial.failures, redial.last_error) = (0, None);
+                self.note(&connection);
                 tokio::spawn(session::keep_alive(connection.clone(), self.options.clone()));
                 *self.current() = Some(connection.clone());
                 Ok(connection)
@@ -224,7 +198,15 @@ impl Link {
         }
     }
 
-    fn end(&self) {
+    fn note(&self, connection: &Connection) {
+        let session = connection.session();
+        self.seen.nodes.store(session.nodes, Ordering::Relaxed);
+        if let Ok(client_id) = session.client_id.parse() {
+            let _ = self.seen.client_id.set(client_id);
+        }
+    }
+
+    pub fn end(&self) {
         if let Some(connection) = self.current().take() {
             connection.end(ClientError::Closed);
         }
@@ -292,356 +274,9 @@ fn redial_pause(passes: usize) -> Duration {
     REDIAL_PAUSE_MIN.saturating_mul(1 << doublings).min(REDIAL_PAUSE_MAX).mul_f64(rand::random_range(0.5..1.0))
 }
 
-/// The answer to a request that was sent. Dropping it does not take the request back.
-#[must_use = "the answer says whether the request was executed"]
-pub struct InFlight {
-    link: Arc<Link>,
-    connection: Arc<Connection>,
-    state: InFlightState,
-}
-
-#[allow(clippy::large_enum_variant, reason = "nearly all are `Sent`, and a box would be an allocation per request")]
-enum InFlightState {
-    Sent(Sent),
-    /// The session was gone; a new one is being opened, and the request goes out once more.
-    Again(Pin<Box<dyn Future<Output = AnswerResult> + Send>>),
-    Done,
-}
-
-impl Future for InFlight {
-    type Output = AnswerResult;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<AnswerResult> {
-        let this = &mut *self;
-        loop {
-            match &mut this.state {
-                InFlightState::Sent(sent) => {
-                    let answer = ready!(Pin::new(&mut sent.answer).poll(context));
-                    let InFlightState::Sent(sent) = std::mem::replace(&mut this.state, InFlightState::Done) else {
-                        unreachable!("matched above")
-                    };
-                    // The sender is dropped without an answer only when the runtime goes down.
-                    let answer = answer.unwrap_or_else(|_| Err(ClientError::Closed));
-                    let gone = answer
-                        .as_ref()
-                        .is_ok_and(|answer| Verdict::of(answer).is_some_and(|verdict| verdict.session_is_gone()));
-                    if !gone {
-                        return Poll::Ready(answer);
-                    }
-                    let again = send_again(this.link.clone(), this.connection.clone(), sent);
-                    this.state = InFlightState::Again(Box::pin(again));
-                }
-                InFlightState::Again(again) => {
-                    let answer = ready!(again.as_mut().poll(context));
-                    this.state = InFlightState::Done;
-                    return Poll::Ready(answer);
-                }
-                InFlightState::Done => panic!("polled after the answer"),
-            }
-        }
-    }
-}
-
-/// A request refused for its session was not executed, so it may go out again: once, in a new session.
-async fn send_again(link: Arc<Link>, connection: Arc<Connection>, sent: Sent) -> AnswerResult {
-    match session::renew(&connection, &link.options, sent.session_number).await {
-        // A new connection brings a new session.
-        Ok(()) | Err(ClientError::ConnectionLost { .. } | ClientError::Protocol(_)) => {}
-        Err(error) => return Err(error),
-    }
-    let permit = link.inflight.clone().acquire_owned().await.map_err(|_| ClientError::Closed)?;
-    let (connection, sent) = link.send(sent.payload, permit).await?;
-    sent.answer.await.unwrap_or_else(|_| {
-        let reason = "its tasks are gone".to_owned();
-        Err(ClientError::ConnectionLost { address: connection.address().to_owned(), reason })
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::{SystemTime, UNIX_EPOCH};
-
-    use bytes::Bytes;
-
-    use super::super::fake::{self, Fake};
-    use super::super::{Due, Registration};
     use super::*;
-    use crate::wire::proto::{self, Status};
-
-    fn in_a_second() -> Registration {
-        Registration { payload: Bytes::from_static(b"x"), due: Due::In(1_000), ..Default::default() }
-    }
-
-    #[tokio::test]
-    async fn answers_are_matched_by_number_not_by_order() {
-        let fake = Fake::start().await;
-        let (client, mut peer) = fake.connect(fake.options()).await;
-        let mut waiting = Vec::new();
-        for _ in 0..100 {
-            waiting.push(client.register_nowait(in_a_second()).await.unwrap());
-        }
-        let mut requests = Vec::new();
-        for _ in 0..100 {
-            let request = peer.next().await.unwrap();
-            assert_eq!(request.session_id, "session-1");
-            requests.push(request.request_id);
-        }
-        assert_eq!(requests[0], 2, "the handshake was 1");
-        for request_id in requests.iter().rev() {
-            peer.send(*request_id, fake::registered(*request_id)).await;
-        }
-        for (waiting, request_id) in waiting.into_iter().zip(requests) {
-            assert_eq!(waiting.await.unwrap().due_ms, request_id);
-        }
-    }
-
-    #[tokio::test]
-    async fn the_handshake_carries_credentials_and_overrides() {
-        let fake = Fake::start().await;
-        let mut options = fake.options();
-        options.retry = Some(crate::task::Retry::default());
-        options.dead_letter = Some("http://dead.example".into());
-        let (client, peer) = tokio::join!(Client::connect(options), async {
-            let mut peer = fake.accept().await;
-            let request = peer.next().await.unwrap();
-            let Some(Payload::AuthHandshake(handshake)) = request.payload else { panic!("no handshake") };
-            assert_eq!((handshake.client_id.as_str(), handshake.password.as_str()), ("admin", "secret"));
-            assert_eq!(handshake.protocol, crate::wire::PROTOCOL);
-            assert_eq!(handshake.retry.unwrap().max_attempts, 5);
-            assert_eq!(handshake.dlq.unwrap().destination, "http://dead.example");
-            peer.send(request.request_id, fake::refused_handshake(Status::Unauthorized, "wrong password")).await;
-            peer
-        });
-        drop(peer);
-        let error = client.unwrap_err();
-        assert_eq!(error.to_string(), "UNAUTHORIZED: wrong password");
-    }
-
-    #[tokio::test]
-    async fn a_full_window_holds_back_the_next_request() {
-        let fake = Fake::start().await;
-        let (client, mut peer) = fake.connect(Options { inflight_max: 2, ..fake.options() }).await;
-        let first = client.register_nowait(in_a_second()).await.unwrap();
-        let _second = client.register_nowait(in_a_second()).await.unwrap();
-        let mut third = Box::pin(client.register_nowait(in_a_second()));
-        assert!(poll_once(third.as_mut()).await.is_none(), "the window is full");
-        let request = peer.next().await.unwrap();
-        peer.send(request.request_id, fake::registered(7)).await;
-        let _third = third.await.unwrap();
-        assert_eq!(first.await.unwrap().due_ms, 7);
-    }
-
-    async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
-        std::future::poll_fn(|context| match future.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending => Poll::Ready(None),
-        })
-        .await
-    }
-
-    #[tokio::test]
-    async fn an_expired_session_is_opened_again_once_for_all() {
-        let fake = Fake::start().await;
-        let (client, mut peer) = fake.connect(fake.options()).await;
-        let waiting = register_many(&client, 3).await;
-        let serve = async {
-            for _ in 0..3 {
-                let request = peer.next().await.unwrap();
-                peer.send(request.request_id, fake::refused(Status::SessionExpired, "session expired")).await;
-            }
-            peer.welcome("session-2", 0).await;
-            for _ in 0..3 {
-                let request = peer.next().await.unwrap();
-                assert_eq!(request.session_id, "session-2");
-                assert!(
-                    matches!(request.payload, Some(Payload::RegistrationRequest(_))),
-                    "one handshake for all three"
-                );
-                peer.send(request.request_id, fake::registered(9)).await;
-            }
-            &mut peer
-        };
-        let (peer, ()) = tokio::join!(serve, async {
-            for answer in waiting {
-                assert_eq!(answer.await.unwrap().unwrap().due_ms, 9);
-            }
-        });
-        // A second refusal in a row is the caller's to see.
-        let ((), result) = tokio::join!(
-            async {
-                let request = peer.next().await.unwrap();
-                peer.send(request.request_id, fake::refused(Status::Unauthorized, "unknown session")).await;
-                peer.welcome("session-3", 0).await;
-                let request = peer.next().await.unwrap();
-                peer.send(request.request_id, fake::refused(Status::SessionExpired, "again")).await;
-            },
-            client.register(in_a_second())
-        );
-        assert_eq!(result.unwrap_err().status(), Some(Status::SessionExpired));
-    }
-
-    type Waiting = tokio::task::JoinHandle<Result<super::super::Registered, ClientError>>;
-
-    async fn register_many(client: &Client, count: usize) -> Vec<Waiting> {
-        let mut waiting = Vec::new();
-        for _ in 0..count {
-            let answer = client.register_nowait(in_a_second()).await.unwrap();
-            waiting.push(tokio::spawn(answer));
-        }
-        waiting
-    }
-
-    fn now_ms() -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
-    }
-
-    fn refreshed(new_expires_at_ms: u64) -> Payload {
-        Payload::SessionRefreshResponse(proto::SessionRefreshResponse { new_expires_at_ms, ..Default::default() })
-    }
-
-    #[tokio::test]
-    async fn the_session_is_refreshed_before_it_expires() {
-        let fake = Fake::start().await;
-        let (client, mut peer) = fake.connect_until(fake.options(), now_ms() + 200).await;
-        let request = peer.next().await.unwrap();
-        assert!(matches!(request.payload, Some(Payload::SessionRefresh(_))));
-        peer.send(request.request_id, refreshed(now_ms() + 200)).await;
-        // The second one is refused: the session is opened anew without any request having failed.
-        let request = peer.next().await.unwrap();
-        assert!(matches!(request.payload, Some(Payload::SessionRefresh(_))));
-        peer.send(request.request_id, fake::refused(Status::SessionExpired, "gone")).await;
-        peer.welcome("session-2", now_ms() + 200).await;
-        let request = peer.next().await.unwrap();
-        assert!(matches!(request.payload, Some(Payload::SessionRefresh(_))));
-        assert_eq!(request.session_id, "session-2");
-        peer.send(request.request_id, refreshed(now_ms() + 3_600_000)).await;
-        let ((), expires) = tokio::join!(
-            async {
-                let request = peer.next().await.unwrap();
-                assert_eq!(request.session_id, "session-2");
-                peer.send(request.request_id, refreshed(5)).await;
-            },
-            client.refresh()
-        );
-        assert_eq!(expires.unwrap(), 5);
-    }
-
-    #[tokio::test]
-    async fn a_broken_connection_fails_what_is_under_way_and_is_made_anew() {
-        let fake = Fake::start().await;
-        let (client, mut peer) = fake.connect(fake.options()).await;
-        let answer = client.register_nowait(in_a_second()).await.unwrap();
-        peer.next().await.unwrap();
-        drop(peer);
-        let error = answer.await.unwrap_err();
-        assert!(matches!(error, ClientError::ConnectionLost { .. }), "{error}");
-
-        let (registered, ()) = tokio::join!(client.register(in_a_second()), async {
-            let mut peer = fake.accept().await;
-            peer.welcome("session-b", 0).await;
-            let request = peer.next().await.unwrap();
-            assert_eq!((request.session_id.as_str(), request.request_id), ("session-b", 2));
-            peer.send(request.request_id, fake::registered(3)).await;
-        });
-        assert_eq!(registered.unwrap().due_ms, 3);
-    }
-
-    #[tokio::test]
-    async fn a_dead_address_is_passed_over() {
-        let fake = Fake::start().await;
-        let mut options = fake.options();
-        options.addresses.insert(0, fake::dead_address().await);
-        let (client, _peer) = fake.connect(options).await;
-        drop(client);
-
-        let dead = Options { addresses: vec![fake::dead_address().await], ..fake.options() };
-        let error = Client::connect(dead).await.unwrap_err();
-        assert!(matches!(error, ClientError::Connect { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_request_without_a_node_gives_up_at_its_deadline() {
-        let fake = Fake::start().await;
-        let options = Options { request_timeout: Duration::from_millis(200), ..fake.options() };
-        let (client, peer) = fake.connect(options).await;
-        drop((fake, peer));
-        let started = Instant::now();
-        // The first one may still meet the old connection.
-        let mut error = client.register(in_a_second()).await.unwrap_err();
-        if matches!(error, ClientError::ConnectionLost { .. }) {
-            error = client.register(in_a_second()).await.unwrap_err();
-        }
-        assert!(matches!(error, ClientError::Connect { .. }), "{error}");
-        assert!(started.elapsed() < Duration::from_secs(5));
-    }
-
-    #[tokio::test]
-    async fn a_slow_answer_is_a_timeout_and_its_late_arrival_harmless() {
-        let fake = Fake::start().await;
-        let options = Options { request_timeout: Duration::from_millis(50), ..fake.options() };
-        let (client, mut peer) = fake.connect(options).await;
-        let error = client.register(in_a_second()).await.unwrap_err();
-        assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
-        let late = peer.next().await.unwrap();
-        let answer = client.register_nowait(in_a_second()).await.unwrap();
-        let request = peer.next().await.unwrap();
-        peer.send(late.request_id, fake::registered(1)).await;
-        peer.send(request.request_id, fake::registered(2)).await;
-        assert_eq!(answer.await.unwrap().due_ms, 2);
-    }
-
-    #[tokio::test]
-    async fn nonsense_ends_the_connection_with_its_reason() {
-        let fake = Fake::start().await;
-        let (client, mut peer) = fake.connect(fake.options()).await;
-        for (request_id, answer, why) in [
-            (0, fake::registered(1), "without a request number"),
-            (99, fake::registered(1), "never sent"),
-            (0, fake::refused(Status::InvalidRequest, "bad frame"), "bad frame"),
-        ] {
-            let waiting = tokio::spawn({
-                let client = client.clone();
-                async move { client.register(in_a_second()).await }
-            });
-            if !matches!(peer.next().await, Some(request) if request.request_id == 2) {
-                peer = fake.accept().await;
-                peer.welcome("session-n", 0).await;
-                peer.next().await.unwrap();
-            }
-            peer.send(request_id, answer).await;
-            let error = waiting.await.unwrap().unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
-        }
-    }
-
-    #[tokio::test]
-    async fn close_waits_for_what_is_under_way_and_refuses_the_rest() {
-        let fake = Fake::start().await;
-        let (client, mut peer) = fake.connect(fake.options()).await;
-        let answer = client.register_nowait(in_a_second()).await.unwrap();
-        let other = client.clone();
-        let request = peer.next().await.unwrap();
-        let ((), ()) = tokio::join!(client.close(), peer.send(request.request_id, fake::registered(4)));
-        assert_eq!(answer.await.unwrap().due_ms, 4);
-        assert!(matches!(other.register(in_a_second()).await, Err(ClientError::Closed)));
-        assert!(peer.next().await.is_none(), "the socket is closed");
-    }
-
-    #[tokio::test]
-    async fn the_last_handle_takes_the_connection_along() {
-        let fake = Fake::start().await;
-        let (client, mut peer) = fake.connect(fake.options()).await;
-        drop(client);
-        assert!(peer.next().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn a_request_too_large_is_not_sent() {
-        let fake = Fake::start().await;
-        let (client, _peer) = fake.connect(Options { frame_bytes_max: 1024, ..fake.options() }).await;
-        let large = Registration { payload: Bytes::from(vec![0; 1024]), ..in_a_second() };
-        assert!(matches!(client.register(large).await, Err(ClientError::TooLarge { .. })));
-    }
 
     #[test]
     fn pauses_grow_to_a_bound_and_differ() {

@@ -1,18 +1,27 @@
-//! The Rust client: everything the protocol of clients has, over one TCP connection, and receivers of callbacks by TCP,
+//! The Rust client: everything the protocol of clients has, over one TCP connection to a node, and receivers of callbacks by TCP,
 //! gRPC, HTTP and UDP.
 //!
 //! Used by `boomtool`, `jepsen`, the tests and the benches, and by anyone who embeds it. It speaks the protocol of
-//! `proto/client.proto` and knows nothing of shards, stores or Raft.
+//! `proto/client.proto`; of shards it knows who leads them, and nothing of stores or Raft.
 //!
 //! ```text
-//!   Client::submit ── permit ──> buffer of the connection ──> writer task ──> many frames in one write
-//!        InFlight <── answer by number ── reader task <── many frames in one read
+//!   Client::submit ── permit ──> which node? ──> buffer of its connection ──> writer task ──> many frames in one write
+//!        InFlight <── answer by number ────────── reader task <── many frames in one read
 //! ```
 //!
-//! What it promises: a request is sent at most once, except that one answered "your session is gone" (which means: not
-//! executed) goes out once more in a new session. When a connection breaks, what was under way ends with
-//! [`ClientError::ConnectionLost`], since nobody can know its outcome; the next request connects again.
+//! What it promises, with one node: a request is sent at most once, except that one answered "your session is gone"
+//! (which means: not executed) goes out once more in a new session. When a connection breaks, what was under way ends
+//! with [`ClientError::ConnectionLost`], since nobody can know its outcome; the next request connects again.
 //!
+//! In a cluster it keeps a map of who leads which shard, and a connection to each node it needs. What was certainly not
+//! executed (the node does not lead, the session is gone, there was no connection) goes out again, to whoever leads by
+//! then. What may have been executed goes out again only if that has the same effect as once: reads, and registrations
+//! with a deduplication key, which the client gives to those that have none (see [`Options::retry_registrations`]). So a
+//! failover is a pause to whoever registers or reads, and no task is stored twice. A cancellation, an edit or a pause
+//! without an answer ends with [`ClientError::ConnectionLost`], as with one node. All of it within
+//! [`Options::request_timeout`].
+//!
+//! - `handle`: sending and answers; `hub`: which node, and what is sent again
 //! - `link`, `connection`, `session`: how a request travels; `error`: how it can fail
 //! - `registration`, `requests`, `dead_letters`, `cluster`: what can be asked for; `views`: what a node shows
 //! - [`receiver`]: the other end of callbacks; `tally`: what came, counted
@@ -21,6 +30,8 @@ mod cluster;
 mod connection;
 mod dead_letters;
 mod error;
+mod handle;
+mod hub;
 mod link;
 mod options;
 pub mod receiver;
@@ -37,7 +48,7 @@ pub use crate::wire::proto::{ClusterGroup, ClusterGroups, ClusterNode, ClusterNo
 pub use crate::wire::proto::{TaskState, occurrence::Outcome};
 pub use dead_letters::{DeadLetterChoice, DeadLetterFilter, DeadLetterPage, PurgePage, ReplayPage, Replayed};
 pub use error::ClientError;
-pub use link::{Client, InFlight};
+pub use handle::{Client, InFlight};
 pub use options::{Credentials, Options};
 pub use receiver::{Answer, DeadLetterCopy, Handler, HttpRequest, Received, Receiver, Refusal, Reply};
 pub use registration::{

@@ -5,8 +5,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use tokio::task::JoinSet;
 
 use super::error::Verdict;
+use super::hub::give_key;
 use super::requests::unexpected;
 use super::{Client, ClientError, InFlight, session};
 use crate::task::{Callback, InstantMs, Recurrence, Retry, Tags, TaskId};
@@ -139,8 +141,50 @@ impl Client {
     pub async fn register_batch_nowait(&self, batch: Vec<Registration>) -> Result<PendingBatch, ClientError> {
         let tasks: Vec<proto::Task> = batch.into_iter().map(Registration::into_task).collect();
         let count = tasks.len();
+        if self.hub.is_cluster() && count > 0 {
+            return self.spread_batch(tasks).await;
+        }
         let request = Payload::RegistrationBatch(proto::RegistrationBatch { tasks });
-        Ok(PendingBatch { answer: self.submit(request).await?, count })
+        Ok(PendingBatch(Pending::Whole { answer: self.submit(request).await?, count }))
+    }
+
+    /// To each node what it leads. A part that cannot be sent fails by itself: others may be stored already.
+    async fn spread_batch(&self, mut tasks: Vec<proto::Task>) -> Result<PendingBatch, ClientError> {
+        let count = tasks.len();
+        let keyed_here: Vec<bool> =
+            tasks.iter_mut().map(|task| self.hub.options().retry_registrations && give_key(task)).collect();
+        let mut parts = JoinSet::new();
+        for (places, tasks) in self.hub.split(tasks).await? {
+            let payload = Payload::RegistrationBatch(proto::RegistrationBatch { tasks: Vec::new() });
+            let permit = self.permit(&payload).await?;
+            let size = places.len();
+            let begun = self.hub.clone().begin_part(tasks).await;
+            parts.spawn(async move {
+                let answers = match begun {
+                    Ok(following) => following.await,
+                    Err(error) => vec![Err(error); size],
+                };
+                drop(permit);
+                (places, answers)
+            });
+        }
+        let gathered = async move {
+            let mut results: Vec<Option<Result<Registered, ClientError>>> = vec![None; count];
+            while let Some(Ok((places, answers))) = parts.join_next().await {
+                for (place, answer) in places.into_iter().zip(answers) {
+                    let result = answer.and_then(|answer| {
+                        Verdict::of_registration(&answer).check()?;
+                        registered(&answer)
+                    });
+                    // A key that was given here says nothing to the caller.
+                    let duplicate =
+                        |found: Registered| Registered { duplicate: found.duplicate && !keyed_here[place], ..found };
+                    results[place] = Some(result.map(duplicate));
+                }
+            }
+            results.into_iter().map(|result| result.unwrap_or(Err(ClientError::Closed))).collect()
+        };
+        Ok(PendingBatch(Pending::Spread(Box::pin(gathered))))
     }
 }
 
@@ -166,19 +210,28 @@ pub type BatchResult = Vec<Result<Registered, ClientError>>;
 
 /// The answer to a batch that was sent. Dropping it does not take the registrations back.
 #[must_use = "only the answer says which tasks are stored"]
-pub struct PendingBatch {
-    answer: InFlight,
-    count: usize,
+pub struct PendingBatch(Pending);
+
+enum Pending {
+    Whole {
+        answer: InFlight,
+        count: usize,
+    },
+    /// In a cluster: the parts are on their way, each with whoever follows it.
+    Spread(Pin<Box<dyn Future<Output = BatchResult> + Send>>),
 }
 
 impl Future for PendingBatch {
     type Output = Result<BatchResult, ClientError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = ready!(Pin::new(&mut self.answer).poll(context))?;
+        let (answer, count) = match &mut self.0 {
+            Pending::Whole { answer, count } => (ready!(Pin::new(answer).poll(context))?, *count),
+            Pending::Spread(gathered) => return gathered.as_mut().poll(context).map(Ok),
+        };
         session::check(&answer)?;
         Poll::Ready(match answer {
-            Payload::RegistrationBatchResponse(answer) if answer.responses.len() == self.count => {
+            Payload::RegistrationBatchResponse(answer) if answer.responses.len() == count => {
                 let one = |answer: proto::RegistrationResponse| {
                     Verdict::of_registration(&answer).check().and_then(|()| registered(&answer))
                 };
@@ -186,7 +239,7 @@ impl Future for PendingBatch {
             }
             Payload::RegistrationBatchResponse(answer) => {
                 let got = answer.responses.len();
-                Err(unexpected(&format!("{got} results for {} registrations", self.count)))
+                Err(unexpected(&format!("{got} results for {count} registrations")))
             }
             _ => Err(unexpected("the wrong kind of answer to a batch")),
         })

@@ -30,6 +30,10 @@ pub(super) struct Session {
     pub number: u64,
     /// By the node's clock; 0 when it does not say.
     pub expires_at_ms: InstantMs,
+    /// How many nodes the cluster has; 0 when the node does not say.
+    pub nodes: u32,
+    /// Whose it is; empty when the node does not say.
+    pub client_id: String,
 }
 
 /// Opens a session on a connection, the first one or a further one.
@@ -43,6 +47,8 @@ pub(super) async fn open(connection: &Connection, options: &Options) -> Result<(
         session.id = answer.session_id;
         session.number += 1;
         session.expires_at_ms = answer.expires_at_ms;
+        session.nodes = answer.nodes;
+        session.client_id = answer.client_id;
     });
     Ok(())
 }

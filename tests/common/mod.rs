@@ -5,11 +5,13 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod cluster;
 pub mod etcd;
 pub mod legacy;
 pub mod node;
 pub mod raw;
 pub mod receiver;
+pub mod trio;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -16,7 +16,7 @@ pub(super) async fn run(args: RegisterBench, global: &Global) -> Result<Report, 
     let configuration =
         configuration(&args.load, json!({ "tasks": args.tasks, "delay_ms": millis(args.delay), "batch": args.batch }));
     // Nothing fires unless the delay is shorter than the bench, so no room is kept for it.
-    let bench = Bench::start(&args.load, global, Protocol::Tcp, 0).await?.with_batches(args.batch);
+    let bench = Bench::start(&args.load, global.options(), Protocol::Tcp, 0).await?.with_batches(args.batch);
     let registering = bench.register("registering", args.tasks, Schedule::In(millis(args.delay))).await;
     let acknowledged = registering.acknowledged.len() as u64;
     // No delivery is waited for, so none is lost.
