@@ -146,7 +146,7 @@ impl Node {
         let marks = Marks::new(store.clone());
         let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
         let sessions = Arc::new(Sessions::new(settings.session_lifetime_ms, settings.sessions_max));
-        let ending = Ending { sessions: sessions.clone(), store: store.clone(), next: ledger.clone() };
+        let ending = Ending { sessions: sessions.clone(), store: store.clone() };
         let groups = Groups::start(GroupParts {
             cluster: settings.cluster.clone(),
             node_id: settings.node_id,
@@ -155,7 +155,7 @@ impl Node {
             syncer: syncer.clone(),
             staging: folder.staging(),
             network: network.clone(),
-            observer: Arc::new(vec![Arc::new(ending) as Arc<dyn Observer>, marks.clone()]),
+            observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, marks.clone(), Arc::new(ending)]),
         })
         .await?;
         let cluster = Cluster::new(groups.clone(), network);
@@ -512,6 +512,7 @@ impl http::Watched for Watched {
         if let DiskState::Low(why) | DiskState::Full(why) = &*self.disk.borrow() {
             return Some(why.clone());
         }
+        // A follower is ready too: it sends on what it does not lead.
         let leaderless = self.groups.all().into_iter().find(|group| !group.has_leader())?;
         Some(format!("group {} has no leader", leaderless.id))
     }

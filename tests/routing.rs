@@ -13,9 +13,10 @@ use boomerang::client::{
 };
 use boomerang::task::{Callback, DedupHash, Protocol, TaskId};
 use boomerang::wire::proto::{self, Status, boomerang_envelope::Payload};
+use common::cluster::SHARDS;
 use common::legacy::{self, ERROR, ListTasksRequest, OK, SESSION_EXPIRED};
 use common::node::ADMIN_PASSWORD;
-use common::trio::{Extended, SHARDS, Trio};
+use common::trio::{Extended, Trio};
 use common::{PATIENCE, eventually, http_get};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -27,7 +28,7 @@ fn shard_of(task_id: &str) -> u32 {
 /// Whatever it registers at one node, it finds, lists and cancels at each, wherever it lives.
 #[test]
 fn a_client_of_the_original_protocol_is_served_by_any_node() {
-    let trio = Trio::start(&[]);
+    let trio = Trio::start();
     let mut clients: Vec<legacy::Client> = trio.nodes.iter().map(|node| node.admin()).collect();
     clients[0].add_client("orders", "127.0.0.1:9", None);
     // Two nodes may not have heard of it yet, and ask.
@@ -104,7 +105,7 @@ fn registered(answer: Payload) -> proto::RegistrationResponse {
 /// Told at once where to go, and served there; a client that does not want to be told is served where it is.
 #[test]
 fn a_client_that_follows_redirects_is_told_where_to_go() {
-    let trio = Trio::start(&[]);
+    let trio = Trio::start();
     let leaders = trio.leaders(1).unwrap();
     let mut sessions: Vec<Extended> = (0..3).map(|node| trio.extended(node, true)).collect();
     assert_eq!((sessions[0].session.nodes, sessions[0].session.client_id.as_str()), (3, "admin"));
@@ -196,7 +197,7 @@ async fn a_leader_dies_and_the_rust_client_does_not_notice() {
     const TASKS: usize = 6_000;
     const BATCHES: usize = 20;
     const BATCH: usize = 100;
-    let mut trio = tokio::task::spawn_blocking(|| Trio::start(&[])).await.unwrap();
+    let mut trio = tokio::task::spawn_blocking(|| Trio::start()).await.unwrap();
     let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 100_000).await.unwrap();
     let client = Arc::new(Client::connect(options(&trio, &[0], &receiver)).await.unwrap());
     let due = |n: usize| 8_000 + (n as u64 * 7) % 4_000;
@@ -248,7 +249,7 @@ async fn a_leader_dies_and_the_rust_client_does_not_notice() {
 /// Every request of the Rust client, against a cluster of which it knows one node, before and after a failover.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_rust_client_finds_everything_again_after_a_failover() {
-    let mut trio = tokio::task::spawn_blocking(|| Trio::start(&[])).await.unwrap();
+    let mut trio = tokio::task::spawn_blocking(|| Trio::start()).await.unwrap();
     let (receiver, _deliveries) = Receiver::channel("127.0.0.1:0", 1_000).await.unwrap();
     let client = Client::connect(options(&trio, &[1], &receiver)).await.unwrap();
     let mut ids = Vec::new();

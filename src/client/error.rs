@@ -128,6 +128,7 @@ impl<'a> Verdict<'a> {
             Payload::GetDeadLetterResponse(answer) => verdict!(answer, detail),
             Payload::ReplayDeadLettersResponse(answer) => verdict!(answer, detail),
             Payload::PurgeDeadLettersResponse(answer) => verdict!(answer, detail),
+            Payload::ShardMapResponse(answer) => verdict!(answer),
             Payload::ClusterResponse(answer) => verdict!(answer, detail),
             Payload::ShardMapResponse(answer) => verdict!(answer),
             _ => return None,

@@ -59,7 +59,7 @@ impl Fake {
     }
 
     /// Answers every request of every connection with what `answer` makes of it; handshakes are welcome.
-    pub fn serve(self, answer: impl Fn(Payload) -> Payload + Send + Sync + 'static) {
+    pub fn serve(self, mut answer: impl FnMut(Payload) -> Payload + Send + 'static) {
         tokio::spawn(async move {
             loop {
                 let mut peer = self.accept().await;

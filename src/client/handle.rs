@@ -2,7 +2,7 @@
 //!
 //! Order of events for a request: a permit (back-pressure), a connection (made when there is none), the buffer of that
 //! connection, the answer. With one node there is one connection and nothing else on the way. In a cluster,
-//! [`super::cluster`] says which node a request goes to, and a task of its own follows it until there is an answer.
+//! [`super::hub`] says which node a request goes to, and a task of its own follows it until there is an answer.
 
 use std::fmt;
 use std::future::Future;
@@ -12,9 +12,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::cluster::Hub;
 use super::connection::{AnswerResult, Connection, Sent};
 use super::error::Verdict;
+use super::hub::Hub;
 use super::link::Link;
 use super::{ClientError, Options, session};
 use crate::task::InstantMs;

@@ -21,9 +21,9 @@
 //! without an answer ends with [`ClientError::ConnectionLost`], as with one node. All of it within
 //! [`Options::request_timeout`].
 //!
-//! - `handle`: sending and answers; `cluster`: which node, and what is sent again
+//! - `handle`: sending and answers; `hub`: which node, and what is sent again
 //! - `link`, `connection`, `session`: how a request travels; `error`: how it can fail
-//! - `registration`, `requests`, `dead_letters`, `placement`: what can be asked for; `views`: what a node shows
+//! - `registration`, `requests`, `dead_letters`, `cluster`: what can be asked for; `views`: what a node shows
 //! - [`receiver`]: the other end of callbacks; `tally`: what came, counted
 
 mod cluster;
@@ -31,9 +31,9 @@ mod connection;
 mod dead_letters;
 mod error;
 mod handle;
+mod hub;
 mod link;
 mod options;
-mod placement;
 pub mod receiver;
 mod registration;
 mod requests;

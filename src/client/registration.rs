@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::cluster::give_key;
 use super::error::Verdict;
+use super::hub::give_key;
 use super::requests::unexpected;
 use super::{Client, ClientError, InFlight, session};
 use crate::task::{Callback, InstantMs, Recurrence, Retry, Tags, TaskId};

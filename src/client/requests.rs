@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::registration::{Due, OwnSettings};
 use super::{Client, ClientError, PastOccurrence, TaskHistory, TaskView, session};
-use crate::task::{Callback, ClientId, ClientLimits, InstantMs, Retry, TaskId};
+use crate::task::{Callback, ClientId, ClientLimits, InstantMs, Retry, ShardId, TaskId};
 use crate::wire::convert;
 use crate::wire::proto::{self, Detail, Status, TaskState, boomerang_envelope::Payload};
 
@@ -334,6 +334,11 @@ impl Client {
             Payload::ApiKeyResponse(answer) => Ok(ApiKey { key_id: answer.key_id, key: answer.key }),
             _ => Err(unexpected("the wrong kind of answer to a request for a key")),
         }
+    }
+
+    /// The shards that the node at this address (`host:port`, as the cluster names it) leads now.
+    pub async fn shards_led_at(&self, address: &str) -> Result<Vec<ShardId>, ClientError> {
+        Ok(self.hub.fresh_map().await?.led_at(address))
     }
 
     /// Makes an API key worthless.

@@ -593,7 +593,7 @@ impl Observer for Ledger {
                 Effect::Ended { id } => {
                     state.timers -= usize::from(leading.wheel.cancel(id).is_some());
                 }
-                Effect::Marked { .. } | Effect::ClientChanged { .. } | Effect::KeyRevoked { .. } => {}
+                Effect::ClientChanged { .. } | Effect::KeyRevoked { .. } | Effect::Marked { .. } => {}
             }
         }
         leading.tell_if_idle();

@@ -1,6 +1,6 @@
 //! What each message means: from an envelope to an answer. Here is who asks and where each kind of request goes; what
-//! it does is in [`super::tasks`], [`super::letters`], [`super::clients`] and [`super::cluster`]. In a cluster, [`super::spread`] comes in
-//! between, and brings a request to whoever leads what it is about.
+//! it does is in [`super::tasks`], [`super::letters`], [`super::clients`] and [`super::cluster`]. In a cluster,
+//! [`super::spread`] comes in between, and brings a request to whoever leads what it is about.
 //!
 //! A request is checked here in the order of who asks, what is asked, and whether it fits the limits. What changes
 //! state goes to the proposer, with a closure that turns the reply into the answering message; reads are answered from
@@ -279,8 +279,8 @@ pub(super) async fn serve(
         | Payload::GetDeadLetterResponse(_)
         | Payload::ReplayDeadLettersResponse(_)
         | Payload::PurgeDeadLettersResponse(_)
-        | Payload::ClusterResponse(_)
-        | Payload::ShardMapResponse(_) => {
+        | Payload::ShardMapResponse(_)
+        | Payload::ClusterResponse(_) => {
             respond(misunderstood("the envelope holds an answer where a request was expected"));
         }
     }
@@ -315,6 +315,7 @@ pub(super) fn refused(request: &Payload, problem: Problem) -> Payload {
             Payload::ClientDeregistrationResponse(refusal!(ClientDeregistrationResponse, problem))
         }
         Payload::ApiKeyRequest(_) => Payload::ApiKeyResponse(refusal!(ApiKeyResponse, problem)),
+        Payload::ClusterRequest(_) => Payload::ClusterResponse(refusal!(ClusterResponse, problem)),
         Payload::ApiKeyRevocation(_) => Payload::ApiKeyRevocationResponse(refusal!(ApiKeyRevocationResponse, problem)),
         _ => {
             Payload::ErrorResponse(proto::ErrorResponse { status: problem.status as i32, error_message: problem.text })

@@ -173,7 +173,11 @@ impl Router {
         self.led.write().expect("no panic under this lock").until = Instant::now();
     }
 
-    /// A shard for a new task, of those led here: each in turn.
+    pub(super) fn leads_any(&self) -> bool {
+        !self.led().is_empty()
+    }
+
+    /// A shard for a new task, of those led here: each in turn. To be asked once for each task, or some have no turn.
     pub(super) fn shard_here(&self) -> Option<GroupId> {
         let led = self.led();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);

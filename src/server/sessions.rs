@@ -180,16 +180,14 @@ impl Sessions {
     }
 }
 
-/// Hears what is applied, and passes it on.
+/// Hears what is applied.
 pub struct Ending {
     pub sessions: Arc<Sessions>,
     pub store: Store,
-    pub next: Arc<dyn Observer>,
 }
 
 impl Observer for Ending {
-    fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]) {
-        self.next.applied(group, meta, effects);
+    fn applied(&self, group: GroupId, _: &ShardMetaRow, effects: &[Effect]) {
         if group != GroupId::CLUSTER {
             return;
         }
@@ -207,7 +205,6 @@ impl Observer for Ending {
     }
 
     fn replaced(&self, group: GroupId) {
-        self.next.replaced(group);
         if group == GroupId::CLUSTER {
             self.sessions.end_all();
         }

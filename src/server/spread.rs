@@ -272,7 +272,7 @@ fn lost(node_id: u64, why: &str) -> Problem {
 
 /// A registration that may go to any shard goes to one that is led here, if there is one.
 async fn ask_any(service: &Arc<Service>, session: Arc<Session>, payload: Payload, respond: Respond) {
-    if service.router.shard_here().is_none() {
+    if !service.router.leads_any() {
         return in_the_background(service, respond, move |service| {
             async move { register_elsewhere(&service, &session, payload).await }.boxed()
         })
@@ -307,7 +307,7 @@ async fn register_elsewhere(service: &Arc<Service>, session: &Arc<Session>, payl
 
 async fn ask_batch(service: &Arc<Service>, session: Arc<Session>, payload: Payload, respond: Respond) {
     let Payload::RegistrationBatch(batch) = &payload else { unreachable!("a batch") };
-    let any_here = service.router.shard_here().is_some();
+    let any_here = service.router.leads_any();
     let is_here = |task: &proto::Task| match group_of_key(service, &session, task) {
         Ok(Some(group)) => service.router.leads(group).is_some(),
         Ok(None) => any_here,
@@ -440,7 +440,7 @@ impl Batch {
         session: &Session,
         past: Option<u64>,
     ) -> (BTreeMap<Option<u64>, Vec<usize>>, Option<GroupId>) {
-        let any_here = service.router.shard_here().is_some();
+        let any_here = service.router.leads_any();
         let mut by_node: BTreeMap<Option<u64>, Vec<usize>> = BTreeMap::new();
         let mut waits_for = None;
         let mut routes: BTreeMap<GroupId, Route> = BTreeMap::new();

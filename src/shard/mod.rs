@@ -67,6 +67,10 @@ pub enum Effect {
     Scheduled { id: TaskId, due_ms: InstantMs },
     /// There is nothing more to do for this task.
     Ended { id: TaskId },
+    /// It is new, or has another password or other rights, or is gone. Matters on every node.
+    ClientChanged { client: ClientId },
+    /// Whoever came in with this key is out. Matters on every node.
+    KeyRevoked { key_id: String },
     /// Somebody wants a digest of the state as it is now.
     Marked { mark: u64 },
     /// It is new, or has another password or other rights, or is gone. Matters on every node.

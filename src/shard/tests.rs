@@ -283,6 +283,8 @@ fn show(reply: &Reply, effects: &[Effect]) -> String {
         text += &match effect {
             Effect::Scheduled { id, due_ms } => format!(", {} at {}", name_of(*id), instant(*due_ms)),
             Effect::Ended { id } => format!(", {} ended", name_of(*id)),
+            Effect::ClientChanged { client } => format!(", client {client} changed"),
+            Effect::KeyRevoked { key_id } => format!(", key {key_id} revoked"),
             Effect::Marked { mark } => format!(", marked {mark}"),
             Effect::ClientChanged { client } => format!(", client {client} changed"),
             Effect::KeyRevoked { key_id } => format!(", key {key_id} revoked"),

@@ -1,52 +1,29 @@
 //! Three nodes of one cluster, each a process of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use boomerang::wire::proto::{self, Status, boomerang_envelope::Payload};
 
+use super::cluster::{Cluster, SHARDS};
 use super::eventually;
-use super::node::{ADMIN_PASSWORD, NodeProcess, free_address};
+use super::node::{ADMIN_PASSWORD, NodeProcess};
 use super::raw::Raw;
-
-pub const SHARDS: u16 = 6;
 
 pub struct Trio {
     pub nodes: Vec<NodeProcess>,
 }
 
 impl Trio {
-    /// Returns when every shard has a leader, and each node leads some.
-    pub fn start(flags: &[&str]) -> Self {
-        let peers: Vec<String> = (0..3).map(|_| free_address()).collect();
-        let list: Vec<String> = peers.iter().zip(1..).map(|(peer, number)| format!("{number}={peer}")).collect();
-        let list = list.join(",");
-        let shards = SHARDS.to_string();
-        // Each waits for the others.
-        let nodes = std::thread::scope(|scope| {
-            let starts: Vec<_> = peers
-                .iter()
-                .zip(["1", "2", "3"])
-                .map(|(peer, number)| {
-                    let own = ["--node-id", number, "--peer-addr", peer, "--peers", &list, "--shards", &shards];
-                    let tcp = free_address();
-                    let flags: Vec<String> = own
-                        .iter()
-                        .chain(flags)
-                        .map(|flag| (*flag).to_owned())
-                        .chain(["--tcp-addr".into(), tcp])
-                        .collect();
-                    scope.spawn(move || {
-                        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-                        NodeProcess::start(&flags)
-                    })
-                })
-                .collect();
-            starts.into_iter().map(|start| start.join().unwrap()).collect()
-        });
+    /// Returns when each node leads its share of the shards.
+    pub fn start() -> Self {
+        let Cluster { nodes } = Cluster::with_peers(3, &[]);
         let trio = Self { nodes };
-        eventually("each node leads some shards", || {
-            let leaders = trio.leaders(0)?;
-            (leaders.values().collect::<std::collections::BTreeSet<_>>().len() == 3).then_some(())
+        // By then none is handed over any more.
+        eventually("each node leads its share, and all know", || {
+            let seen: Option<BTreeSet<_>> = (0..3).map(|node| trio.leaders(node)).collect();
+            let seen = seen.filter(|seen| seen.len() == 1)?.pop_first()?;
+            let share = |node| seen.values().filter(|leader| **leader == node).count();
+            (0..3).all(|node| share(node) == usize::from(SHARDS) / 3).then_some(())
         });
         trio
     }

@@ -1,0 +1,715 @@
+//! A cluster of several nodes: who leads what, which node a request goes to, and what is sent again.
+//!
+//! ```text
+//!   request --> shard? --> map: its leader --> connection to that node --> answer
+//!                  ^                                                         |
+//!                  +--- NOT_LEADER, no connection, lost and repeatable ------+   until the request's deadline
+//! ```
+//!
+//! The map is fetched after the first handshake that names more than one node, and again when a node says that it does
+//! not lead, when a connection was lost, and when it is old. It may be wrong at any time: a node that does not lead says
+//! so, and says who does. With one node none of this happens.
+//!
+//! What a request may be sent again for is decided in [`Judgement::of`], and nowhere else.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::{AnswerResult, Connection, Sent};
+use super::error::Verdict;
+use super::link::{Link, Seen};
+use super::{ClientError, Options, session};
+use crate::task::{DeadLetterId, DedupHash, ShardId, TaskId};
+use crate::wire::proto::{self, Detail, Status, boomerang_envelope::Payload};
+
+/// A failover takes about a second: the first tries come quickly, the later ones do not add to the load.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(400);
+/// Thousands of requests that fail together ask for the map once.
+const MAP_FRESH_FOR: Duration = Duration::from_millis(25);
+const MAP_OLD_AFTER: Duration = Duration::from_secs(30);
+/// One node among others is not worth a longer wait.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// Longer than any request is tried for.
+const OWN_KEY_TTL_MS: u64 = 10 * 60_000;
+const OWN_KEY_BYTES: usize = 16;
+/// Sessions that turn out to be gone, one after the other, before the caller hears of it.
+const SESSIONS_MAX: usize = 3;
+
+/// Who leads one shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Lead {
+    /// Empty while nobody is known to.
+    address: String,
+    term: u64,
+}
+
+/// Who leads what.
+#[derive(Debug, Clone)]
+pub(super) struct Map {
+    shards: Vec<Lead>,
+    addresses: Vec<String>,
+    fetched: Instant,
+}
+
+impl Map {
+    fn new(message: proto::ShardMapResponse, fetched: Instant) -> Self {
+        let addresses: BTreeMap<u64, String> =
+            message.nodes.into_iter().map(|node| (node.node_id, node.address)).collect();
+        let lead = |leader: proto::ShardLeader| Lead {
+            address: addresses.get(&leader.node_id).cloned().unwrap_or_default(),
+            term: leader.term,
+        };
+        let shards = message.shards.into_iter().map(lead).collect();
+        Self { shards, addresses: addresses.into_values().collect(), fetched }
+    }
+
+    fn leader(&self, shard: ShardId) -> Option<&str> {
+        let lead = self.shards.get(usize::from(shard.0))?;
+        (!lead.address.is_empty()).then_some(lead.address.as_str())
+    }
+
+    /// The shards that the node at this address leads.
+    pub fn led_at(&self, address: &str) -> Vec<ShardId> {
+        let shards = (0..).map(ShardId).zip(&self.shards);
+        shards.filter(|(_, lead)| lead.address == address).map(|(shard, _)| shard).collect()
+    }
+
+    /// A node that leads shards: those that lead more have more turns.
+    fn leader_in_turn(&self, turn: usize) -> Option<&str> {
+        let count = self.shards.len().max(1);
+        let found = (0..count).find_map(|step| {
+            let shard = ShardId(u16::try_from((turn + step) % count).expect("no more shards than fit"));
+            self.leader(shard)
+        });
+        found
+    }
+
+    /// A node has said who leads. Returns whether that is news.
+    fn learn(&mut self, detail: &Detail) -> bool {
+        let Some(lead) = self.shards.get_mut(detail.shard as usize) else { return false };
+        if detail.term < lead.term || detail.leader_address.is_empty() || lead.address == detail.leader_address {
+            return false;
+        }
+        *lead = Lead { address: detail.leader_address.clone(), term: detail.term };
+        true
+    }
+}
+
+/// Which node a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// The leader of this shard.
+    Shard(ShardId),
+    /// Any that leads shards.
+    AnyLeader,
+    Any,
+}
+
+/// What the clones of a client share.
+pub(super) struct Hub {
+    options: Arc<Options>,
+    inflight: Arc<Semaphore>,
+    seen: Arc<Seen>,
+    /// To any node: the only link when there is one node.
+    home: Link,
+    /// To the nodes the map names.
+    links: Mutex<BTreeMap<String, Arc<Link>>>,
+    map: RwLock<Option<Arc<Map>>>,
+    /// Held while the map is being fetched.
+    fetching: tokio::sync::Mutex<()>,
+    refreshing: AtomicBool,
+    turn: AtomicUsize,
+}
+
+impl Hub {
+    pub async fn connect(options: Options) -> Result<Self, ClientError> {
+        let options = Arc::new(options);
+        let inflight = Arc::new(Semaphore::new(options.inflight_max));
+        let seen = Arc::new(Seen::default());
+        let home = Link::new(options.clone(), options.addresses.clone(), inflight.clone(), seen.clone());
+        home.begin().await?;
+        Ok(Self {
+            options,
+            inflight,
+            seen,
+            home,
+            links: Mutex::default(),
+            map: RwLock::default(),
+            fetching: tokio::sync::Mutex::default(),
+            refreshing: AtomicBool::new(false),
+            turn: AtomicUsize::new(rand::random_range(0..usize::from(u16::MAX))),
+        })
+    }
+
+    pub fn options(&self) -> &Arc<Options> {
+        &self.options
+    }
+
+    pub fn inflight(&self) -> &Arc<Semaphore> {
+        &self.inflight
+    }
+
+    pub fn home(&self) -> &Link {
+        &self.home
+    }
+
+    pub fn is_cluster(&self) -> bool {
+        self.seen.nodes.load(Ordering::Relaxed) > 1
+    }
+
+    pub fn end(&self) {
+        self.home.end();
+        let links = std::mem::take(&mut *self.links.lock().expect("no panic under this lock"));
+        links.values().for_each(|link| link.end());
+    }
+
+    /// Sends a request, and returns what follows it until it has an answer.
+    pub async fn begin(
+        self: Arc<Self>,
+        mut payload: Payload,
+    ) -> Result<impl Future<Output = AnswerResult> + Send + use<>, ClientError> {
+        let deadline = self.home.deadline();
+        let keyed_here = self.options.retry_registrations && give_keys(&mut payload);
+        let first = self.send(payload, deadline).await?;
+        Ok(async move {
+            let mut answer = self.follow(first, deadline).await;
+            if keyed_here && let Ok(Payload::RegistrationResponse(answer)) = &mut answer {
+                // The key was not the caller's.
+                answer.duplicate = false;
+            }
+            answer
+        })
+    }
+
+    /// Waits for the answer, and sends the request again as long as that is of use and does no harm.
+    async fn follow(self: &Arc<Self>, first: (Arc<Connection>, Sent), deadline: Instant) -> AnswerResult {
+        let (mut connection, mut sent) = first;
+        let mut pauses = Pauses::new();
+        let mut sessions = 0;
+        loop {
+            let sent_at = Instant::now();
+            let Ok(answer) = timeout_at(deadline, &mut sent.answer).await else {
+                return Err(ClientError::Timeout { after: self.options.request_timeout });
+            };
+            let answer = answer.unwrap_or_else(|_| Err(ClientError::Closed));
+            match Judgement::of(&sent.payload, &answer) {
+                Judgement::Final => return answer,
+                Judgement::NewSession => {
+                    sessions += 1;
+                    if sessions == SESSIONS_MAX {
+                        return answer;
+                    }
+                    match session::renew(&connection, &self.options, sent.session_number).await {
+                        // A new connection brings a new session.
+                        Ok(()) | Err(ClientError::ConnectionLost { .. } | ClientError::Protocol(_)) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Judgement::Redirected(detail) => {
+                    // The first news is followed at once, unless two nodes take each other for the leader.
+                    if !self.learn(&detail) || pauses.count > 0 {
+                        pauses.wait(detail.retry_after_ms, deadline).await;
+                        self.refresh_map(sent_at, deadline).await;
+                    }
+                    pauses.count += 1;
+                }
+                Judgement::Again => {
+                    pauses.wait(0, deadline).await;
+                    self.refresh_map(sent_at, deadline).await;
+                }
+            }
+            if Instant::now() >= deadline {
+                return answer;
+            }
+            // What became of it before is worth more to the caller than that it could not be sent once more.
+            match self.send(sent.payload, deadline).await {
+                Ok(next) => (connection, sent) = next,
+                Err(_) => return answer,
+            }
+        }
+    }
+
+    /// Sends to whoever it is for, as soon as there is a connection.
+    async fn send(
+        self: &Arc<Self>,
+        mut payload: Payload,
+        deadline: Instant,
+    ) -> Result<(Arc<Connection>, Sent), ClientError> {
+        loop {
+            let connection = self.connection(&payload, deadline).await?;
+            match connection.send(payload, None) {
+                Ok(sent) => return Ok((connection, sent)),
+                Err(unsent) => payload = unsent.payload,
+            }
+        }
+    }
+
+    async fn connection(
+        self: &Arc<Self>,
+        payload: &Payload,
+        deadline: Instant,
+    ) -> Result<Arc<Connection>, ClientError> {
+        let mut pauses = Pauses::new();
+        loop {
+            let asked_at = Instant::now();
+            let map = self.map(deadline).await?;
+            let wished = match self.wish(payload, &map) {
+                Wish::Any => return self.home.connection(deadline).await,
+                Wish::Shard(shard) => map.leader(shard),
+                Wish::AnyLeader => map.leader_in_turn(self.turn.fetch_add(1, Ordering::Relaxed)),
+            };
+            let mut why = None;
+            if let Some(address) = wished {
+                if let Some(home) = self.home.open_connection().filter(|home| home.address() == address) {
+                    return Ok(home);
+                }
+                match timeout_at(deadline, self.link(address).try_connection()).await {
+                    Ok(Ok(connection)) => return Ok(connection),
+                    Ok(Err(error)) if error.is_final() => return Err(error),
+                    Ok(Err(error)) => why = Some(error),
+                    Err(_) => {}
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(why.unwrap_or_else(|| no_leader(&self.options)));
+            }
+            pauses.wait(0, deadline).await;
+            self.refresh_map(asked_at, deadline).await;
+        }
+    }
+
+    fn wish(&self, payload: &Payload, map: &Map) -> Wish {
+        let of_task = |id: &str| id.parse().map_or(Wish::Any, |id: TaskId| Wish::Shard(id.shard()));
+        let of_letter = |id: &str| id.parse().map_or(Wish::Any, |id: DeadLetterId| Wish::Shard(id.task.shard()));
+        let wish = match payload {
+            Payload::RegistrationRequest(task) => self.shard_of_key(task, map).map_or(Wish::AnyLeader, Wish::Shard),
+            Payload::RegistrationBatch(batch) => {
+                let keyed = batch.tasks.iter().find_map(|task| self.shard_of_key(task, map));
+                keyed.map_or(Wish::AnyLeader, Wish::Shard)
+            }
+            Payload::CancellationRequest(request) => of_task(&request.task_id),
+            Payload::UpdateTaskRequest(request) => of_task(&request.task_id),
+            Payload::PauseTaskRequest(request) => of_task(&request.task_id),
+            Payload::GetTaskRequest(request) => of_task(&request.task_id),
+            Payload::GetDeadLetterRequest(request) => of_letter(&request.dead_letter_id),
+            Payload::ReplayDeadLettersRequest(request) if request.dead_letter_ids.len() == 1 => {
+                of_letter(&request.dead_letter_ids[0])
+            }
+            Payload::PurgeDeadLettersRequest(request) if request.dead_letter_ids.len() == 1 => {
+                of_letter(&request.dead_letter_ids[0])
+            }
+            _ => Wish::Any,
+        };
+        match wish {
+            // Any node can say that there is no such shard.
+            Wish::Shard(shard) if usize::from(shard.0) >= map.shards.len() => Wish::Any,
+            wish => wish,
+        }
+    }
+
+    fn shard_of_key(&self, task: &proto::Task, map: &Map) -> Option<ShardId> {
+        if task.dedup_key.is_empty() {
+            return None;
+        }
+        let hash = DedupHash::new(self.seen.client_id.get()?, &task.dedup_key).ok()?;
+        let shards = u16::try_from(map.shards.len()).ok().filter(|shards| *shards > 0)?;
+        Some(hash.shard(shards))
+    }
+
+    fn link(&self, address: &str) -> Arc<Link> {
+        let mut links = self.links.lock().expect("no panic under this lock");
+        if let Some(link) = links.get(address) {
+            return link.clone();
+        }
+        let connect_timeout = self.options.connect_timeout.min(CONNECT_WITHIN);
+        let options = Arc::new(Options { connect_timeout, ..(*self.options).clone() });
+        let addresses = vec![address.to_owned()];
+        let link = Arc::new(Link::new(options, addresses, self.inflight.clone(), self.seen.clone()));
+        links.insert(address.to_owned(), link.clone());
+        link
+    }
+
+    fn known_map(&self) -> Option<Arc<Map>> {
+        self.map.read().expect("no panic under this lock").clone()
+    }
+
+    /// The map there is; an old one is used once more, and fetched anew beside that.
+    async fn map(self: &Arc<Self>, deadline: Instant) -> Result<Arc<Map>, ClientError> {
+        if let Some(map) = self.known_map() {
+            if map.fetched.elapsed() > MAP_OLD_AFTER && !self.refreshing.swap(true, Ordering::Relaxed) {
+                let hub = self.clone();
+                tokio::spawn(async move {
+                    hub.refresh_map(Instant::now(), hub.home.deadline()).await;
+                    hub.refreshing.store(false, Ordering::Relaxed);
+                });
+            }
+            return Ok(map);
+        }
+        self.fetch_map(Instant::now(), deadline).await
+    }
+
+    /// Fetches the map, unless somebody has done so since `seen_at`. What goes wrong shows itself to the request.
+    async fn refresh_map(&self, seen_at: Instant, deadline: Instant) {
+        let _ = self.fetch_map(seen_at, deadline).await;
+    }
+
+    async fn fetch_map(&self, seen_at: Instant, deadline: Instant) -> Result<Arc<Map>, ClientError> {
+        let timed_out = || ClientError::Timeout { after: self.options.request_timeout };
+        let _one_at_a_time = timeout_at(deadline, self.fetching.lock()).await.map_err(|_| timed_out())?;
+        if let Some(map) = self.known_map()
+            && (map.fetched > seen_at || map.fetched.elapsed() < MAP_FRESH_FOR)
+        {
+            return Ok(map);
+        }
+        let fetched = Instant::now();
+        let answer = timeout_at(deadline, self.ask_for_map(deadline)).await.map_err(|_| timed_out())??;
+        let map = Arc::new(Map::new(answer, fetched));
+        self.home.add_addresses(map.addresses.iter());
+        *self.map.write().expect("no panic under this lock") = Some(map.clone());
+        Ok(map)
+    }
+
+    async fn ask_for_map(&self, deadline: Instant) -> Result<proto::ShardMapResponse, ClientError> {
+        let mut sessions = 0;
+        loop {
+            let connection = self.home.connection(deadline).await?;
+            let session_number = connection.session_number();
+            let answer = connection.call(Payload::ShardMapRequest(proto::ShardMapRequest {})).await?;
+            match (answer, sessions) {
+                (Payload::ShardMapResponse(answer), _) if answer.status == Status::Ok as i32 => return Ok(answer),
+                (answer, 0) if Verdict::of(&answer).is_some_and(|verdict| verdict.session_is_gone()) => {
+                    sessions += 1;
+                    session::renew(&connection, &self.options, session_number).await?;
+                }
+                (answer, _) => {
+                    session::check(&answer)?;
+                    return Err(ClientError::Protocol("the wrong kind of answer to a request for the map".into()));
+                }
+            }
+        }
+    }
+
+    /// Who leads what, as the nodes know now.
+    pub async fn fresh_map(&self) -> Result<Arc<Map>, ClientError> {
+        self.fetch_map(Instant::now(), self.home.deadline()).await
+    }
+
+    /// Returns whether that is news.
+    fn learn(&self, detail: &Detail) -> bool {
+        let mut map = self.map.write().expect("no panic under this lock");
+        map.as_mut().is_some_and(|map| Arc::make_mut(map).learn(detail))
+    }
+
+    /// Tasks of a batch by the node they go to, as far as is known: each with its place. Those nobody is known to lead
+    /// go together.
+    pub async fn split(
+        self: &Arc<Self>,
+        tasks: Vec<proto::Task>,
+    ) -> Result<Vec<(Vec<usize>, Vec<proto::Task>)>, ClientError> {
+        let map = self.map(self.home.deadline()).await?;
+        let mut by_node: BTreeMap<Option<&str>, (Vec<usize>, Vec<proto::Task>)> = BTreeMap::new();
+        // Without keys they stay together, in the shard of one log entry.
+        let together = map.leader_in_turn(self.turn.fetch_add(1, Ordering::Relaxed));
+        for (place, task) in tasks.into_iter().enumerate() {
+            let node = self.shard_of_key(&task, &map).map_or(together, |shard| map.leader(shard));
+            let (places, tasks) = by_node.entry(node).or_default();
+            places.push(place);
+            tasks.push(task);
+        }
+        Ok(by_node.into_values().collect())
+    }
+
+    /// Stores a part of a batch whose tasks are all for one node as far as is known: each is answered for by itself.
+    pub async fn begin_part(
+        self: Arc<Self>,
+        tasks: Vec<proto::Task>,
+    ) -> Result<impl Future<Output = Vec<AnswerOfOne>> + Send + use<>, ClientError> {
+        let deadline = self.home.deadline();
+        let payload = Payload::RegistrationBatch(proto::RegistrationBatch { tasks: tasks.clone() });
+        let first = self.send(payload, deadline).await?;
+        Ok(async move {
+            let count = tasks.len();
+            match self.follow(first, deadline).await {
+                Ok(Payload::RegistrationBatchResponse(answer)) if answer.responses.len() == count => {
+                    let answers = answer.responses.into_iter().zip(tasks);
+                    let settled = answers.map(|(answer, task)| self.settle_one(answer, task, deadline));
+                    futures::future::join_all(settled).await
+                }
+                Ok(Payload::RegistrationBatchResponse(answer)) if answer.status == Status::Ok as i32 => {
+                    let got = answer.responses.len();
+                    vec![Err(ClientError::Protocol(format!("{got} results for {count} registrations"))); count]
+                }
+                Ok(answer) => {
+                    let wrong = || ClientError::Protocol("the wrong kind of answer to a batch".into());
+                    vec![Err(session::check(&answer).err().unwrap_or_else(wrong)); count]
+                }
+                Err(error) => vec![Err(error); count],
+            }
+        })
+    }
+
+    /// One of a batch that this node does not lead any more goes on by itself.
+    async fn settle_one(
+        self: &Arc<Self>,
+        answer: proto::RegistrationResponse,
+        task: proto::Task,
+        deadline: Instant,
+    ) -> AnswerOfOne {
+        let payload = Payload::RegistrationRequest(task);
+        let wrapped = Ok(Payload::RegistrationResponse(answer));
+        match Judgement::of(&payload, &wrapped) {
+            Judgement::Redirected(detail) => {
+                self.learn(&detail);
+            }
+            Judgement::Again => {}
+            Judgement::Final | Judgement::NewSession => return only_answer(wrapped),
+        }
+        match self.send(payload, deadline).await {
+            Ok(first) => only_answer(self.follow(first, deadline).await),
+            Err(_) => only_answer(wrapped),
+        }
+    }
+}
+
+/// What became of one task of a batch.
+pub(super) type AnswerOfOne = Result<proto::RegistrationResponse, ClientError>;
+
+fn only_answer(answer: AnswerResult) -> AnswerOfOne {
+    match answer? {
+        Payload::RegistrationResponse(answer) => Ok(answer),
+        _ => Err(ClientError::Protocol("the wrong kind of answer to a registration".into())),
+    }
+}
+
+fn no_leader(options: &Options) -> ClientError {
+    let text = "nobody leads what this is about";
+    ClientError::connect(&options.addresses.join(" or "), std::io::Error::other(text))
+}
+
+/// Gives a key to each registration that has none. Returns whether it did.
+pub(super) fn give_keys(payload: &mut Payload) -> bool {
+    match payload {
+        Payload::RegistrationRequest(task) => give_key(task),
+        _ => false,
+    }
+}
+
+/// The key says that two registrations are one; nobody else has it.
+pub(super) fn give_key(task: &mut proto::Task) -> bool {
+    use std::fmt::Write;
+    if !task.dedup_key.is_empty() {
+        return false;
+    }
+    let mut random = [0u8; OWN_KEY_BYTES];
+    rand::rng().fill_bytes(&mut random);
+    task.dedup_key = random.iter().fold(String::from("client-"), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String grows");
+        text
+    });
+    task.dedup_ttl_ms = OWN_KEY_TTL_MS;
+    true
+}
+
+/// Done twice, it has the same effect as done once.
+fn may_be_done_twice(payload: &Payload) -> bool {
+    match payload {
+        Payload::RegistrationRequest(task) => !task.dedup_key.is_empty(),
+        Payload::RegistrationBatch(batch) => batch.tasks.iter().all(|task| !task.dedup_key.is_empty()),
+        Payload::GetTaskRequest(_)
+        | Payload::ListTasksRequest(_)
+        | Payload::GetDeadLetterRequest(_)
+        | Payload::ListDeadLettersRequest(_) => true,
+        _ => false,
+    }
+}
+
+/// What an answer, or the lack of one, means for the request.
+#[derive(Debug, PartialEq)]
+enum Judgement {
+    /// It is what the caller gets.
+    Final,
+    /// Not done: the node does not know the session.
+    NewSession,
+    /// Not done: another node leads, or nobody.
+    Redirected(Detail),
+    /// Perhaps done, and may be done again.
+    Again,
+}
+
+impl Judgement {
+    fn of(request: &Payload, answer: &AnswerResult) -> Self {
+        match answer {
+            Ok(answer) => match Verdict::of(answer) {
+                Some(verdict) if verdict.session_is_gone() => Judgement::NewSession,
+                Some(verdict) if verdict.status == Status::NotLeader as i32 => {
+                    Judgement::Redirected(verdict.detail.cloned().unwrap_or_default())
+                }
+                Some(verdict) if verdict.detail.is_some_and(|detail| detail.maybe_done) => {
+                    if may_be_done_twice(request) { Judgement::Again } else { Judgement::Final }
+                }
+                _ => Judgement::Final,
+            },
+            Err(ClientError::ConnectionLost { .. }) if may_be_done_twice(request) => Judgement::Again,
+            Err(_) => Judgement::Final,
+        }
+    }
+}
+
+/// Pauses that grow, up to a bound, and differ.
+struct Pauses {
+    next: Duration,
+    count: usize,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self { next: PAUSE_MIN, count: 0 }
+    }
+
+    /// `at_most_ms`: what the node said is long enough; 0 is nothing.
+    async fn wait(&mut self, at_most_ms: u64, deadline: Instant) {
+        let most = if at_most_ms == 0 { PAUSE_MAX } else { Duration::from_millis(at_most_ms).min(PAUSE_MAX) };
+        let pause = self.next.min(most).mul_f64(rand::random_range(0.5..1.0));
+        self.next = (self.next * 2).min(PAUSE_MAX);
+        tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{self, Cluster};
+    use super::super::{Cancelled, Client, Dedup, Registration};
+    use super::*;
+
+    fn lead(node_id: u64, term: u64) -> proto::ShardLeader {
+        proto::ShardLeader { node_id, term }
+    }
+
+    fn not_leader(address: &str, term: u64) -> Detail {
+        Detail { leader_address: address.into(), shard: 0, term, ..Default::default() }
+    }
+
+    #[test]
+    fn a_map_learns_from_later_terms_only() {
+        let nodes = (1..=2).map(|n| proto::NodeAddress { node_id: n, address: format!("h:{n}") }).collect();
+        let shards = vec![lead(1, 3), lead(0, 0), lead(2, 1)];
+        let mut map = Map::new(proto::ShardMapResponse { shards, nodes, ..Default::default() }, Instant::now());
+        assert_eq!((map.leader(ShardId(0)), map.leader(ShardId(1)), map.leader(ShardId(9))), (Some("h:1"), None, None));
+        assert!(!map.learn(&not_leader("h:2", 2)), "an old leader");
+        assert!(!map.learn(&not_leader("", 9)), "nobody");
+        assert!(map.learn(&not_leader("h:2", 4)));
+        assert!(!map.learn(&not_leader("h:2", 4)), "no news any more");
+        let turns: Vec<_> = (0..4).map(|turn| map.leader_in_turn(turn)).collect();
+        assert_eq!(turns, [Some("h:2"); 4], "whoever leads nothing has no turn");
+    }
+
+    #[test]
+    fn only_what_does_no_harm_is_sent_again() {
+        let keyed = proto::Task { dedup_key: "k".into(), ..Default::default() };
+        let keyed = Payload::RegistrationRequest(keyed);
+        let unkeyed = Payload::RegistrationRequest(proto::Task::default());
+        let cancel = Payload::CancellationRequest(proto::CancellationRequest::default());
+        let get = Payload::GetTaskRequest(proto::GetTaskRequest::default());
+        let lost = || Err(ClientError::ConnectionLost { address: "h:1".into(), reason: "reset".into() });
+        let maybe = |detail| {
+            let status = Status::Error.into();
+            Ok(Payload::CancellationResponse(proto::CancellationResponse { status, detail, ..Default::default() }))
+        };
+        for (request, again) in [(&keyed, true), (&unkeyed, false), (&cancel, false), (&get, true)] {
+            let expected = if again { Judgement::Again } else { Judgement::Final };
+            assert_eq!(Judgement::of(request, &lost()), expected, "{request:?}");
+            let answer = maybe(Some(Detail { maybe_done: true, ..Default::default() }));
+            assert_eq!(Judgement::of(request, &answer), expected, "{request:?}");
+            assert_eq!(Judgement::of(request, &maybe(None)), Judgement::Final);
+            let slow = Err(ClientError::Timeout { after: Duration::ZERO });
+            assert_eq!(Judgement::of(request, &slow), Judgement::Final, "there is no time left");
+            let gone = Ok(fake::refused(Status::SessionExpired, "gone"));
+            assert_eq!(Judgement::of(request, &gone), Judgement::NewSession);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_followed_with_the_same_key() {
+        let cluster = Cluster::start(2).await;
+        cluster.lead(0, 5);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        assert_eq!(client.register(Registration::default()).await.unwrap().due_ms, 0, "by the first node");
+        // The map that the client has is old now.
+        cluster.lead(1, 6);
+        assert_eq!(client.register(Registration::default()).await.unwrap().due_ms, 1, "by the second");
+        let stored = cluster.stored();
+        assert_eq!(stored.len(), 2);
+        assert!(stored.iter().all(|task| task.dedup_key.starts_with("client-") && task.dedup_ttl_ms > 0));
+        assert_ne!(stored[0].dedup_key, stored[1].dedup_key);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_lost_is_asked_for_again_and_stored_once() {
+        let cluster = Cluster::start(3).await;
+        cluster.lead(0, 1);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        cluster.lose_answers(1);
+        let found = client.register(Registration::default()).await.unwrap();
+        assert!(!found.duplicate, "the key was not the caller's");
+        assert_eq!(cluster.stored().len(), 1);
+
+        let own = Dedup { key: "mine".into(), ttl_ms: None };
+        let registration = Registration { dedup: Some(own), ..Default::default() };
+        cluster.lose_answers(2);
+        let found = client.register(registration).await.unwrap();
+        assert!(found.duplicate, "the caller's own key, and it was stored before");
+        assert_eq!(cluster.stored().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_dead_leader_is_waited_out() {
+        let cluster = Cluster::start(3).await;
+        cluster.lead(0, 1);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        client.register(Registration::default()).await.unwrap();
+        // The only node the client was given; it has learned of the others.
+        cluster.kill(0);
+        let (registered, ()) = tokio::join!(client.register(Registration::default()), async {
+            cluster.asked_for_the_map().await;
+            cluster.lead(2, 2);
+        });
+        assert_eq!(registered.unwrap().due_ms, 2);
+    }
+
+    #[tokio::test]
+    async fn a_cancellation_goes_out_again_only_if_it_was_not_done() {
+        let cluster = Cluster::start(2).await;
+        cluster.lead(0, 1);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        client.register(Registration::default()).await.unwrap();
+        cluster.lead(1, 2);
+        let task_id = fake::task_id_in(0, 7);
+        assert_eq!(client.cancel(task_id).await.unwrap(), Cancelled::Cancelled, "redirected");
+        cluster.lose_answers(1);
+        let error = client.cancel(task_id).await.unwrap_err();
+        assert!(matches!(error, ClientError::ConnectionLost { .. }), "{error}");
+        assert_eq!(cluster.cancellations(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_answered_in_its_order_whoever_stores_it() {
+        let cluster = Cluster::start(2).await;
+        cluster.lead(0, 1);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        client.register(Registration::default()).await.unwrap();
+        cluster.lead(1, 2);
+        cluster.lose_answers(1);
+        let batch = (0..50).map(|n: u8| Registration { payload: vec![n].into(), ..Default::default() });
+        let results = client.register_batch(batch.collect()).await.unwrap();
+        assert!(results.iter().all(|result| result.as_ref().is_ok_and(|found| !found.duplicate)), "{results:?}");
+        let stored: Vec<u8> = cluster.stored()[1..].iter().map(|task| task.payload[0]).collect();
+        assert_eq!(stored.len(), 50, "each once");
+    }
+}
