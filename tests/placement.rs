@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -233,14 +234,12 @@ async fn register_all(
         }
         let now = nodes.lock().unwrap().clone();
         let node = now[number % now.len()];
-        if !clients.contains_key(&node) {
-            match connect(node).await {
-                Some(client) => drop(clients.insert(node, client)),
-                None => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    continue;
-                }
-            }
+        if let Entry::Vacant(place) = clients.entry(node) {
+            let Some(client) = connect(node).await else {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            place.insert(client);
         }
         let payload = format!("task {number}").into_bytes();
         let registration = Registration {
@@ -330,7 +329,9 @@ fn a_cluster_grows_from_one_to_three_to_five_and_shrinks_to_one() {
     let load = Load::start(world.addresses());
     load.goes_on(30);
     for (new, all) in [([2, 3], &[1, 2, 3][..]), ([4, 5], &[1, 2, 3, 4, 5])] {
-        new.map(|id| world.add(flags(id)));
+        for id in new {
+            world.add(flags(id));
+        }
         load.set_nodes(world.addresses());
         world.wait_until_on(1, all, 3);
         load.goes_on(30);

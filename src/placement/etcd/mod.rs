@@ -104,9 +104,9 @@ impl Link {
     }
 }
 
-/// What etcd answers, unless that takes too long.
+/// What etcd answers, unless that takes too long. Its calls are large, and would make large whatever waits for them.
 async fn answer<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, EtcdError> {
-    Ok(timeout(ANSWER_WITHIN, call).await.map_err(|_| EtcdError::Slow)??)
+    Ok(timeout(ANSWER_WITHIN, Box::pin(call)).await.map_err(|_| EtcdError::Slow)??)
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
