@@ -4,12 +4,11 @@
 
 use super::requests::unexpected;
 use super::{Client, ClientError};
-use crate::task::ShardId;
 use crate::wire::proto::cluster_request::Ask;
 use crate::wire::proto::cluster_response::Answer;
 use crate::wire::proto::{
     ClusterGroups, ClusterGroupsRequest, ClusterNodes, ClusterNodesRequest, ClusterRequest, ClusterVerdict,
-    ClusterVerifyRequest, DrainNode, MoveReplica, ShardMapRequest, boomerang_envelope::Payload,
+    ClusterVerifyRequest, DrainNode, MoveReplica, boomerang_envelope::Payload,
 };
 
 impl Client {
@@ -35,17 +34,6 @@ impl Client {
             Some(Answer::Verdict(verdict)) => Ok(verdict),
             _ => Err(unexpected("the wrong kind of answer to a question about replicas")),
         }
-    }
-
-    /// The shards that the node with this client address leads, as the one that is asked knows.
-    pub async fn shards_led_at(&self, address: &str) -> Result<Vec<ShardId>, ClientError> {
-        let map = match self.request(Payload::ShardMapRequest(ShardMapRequest {})).await? {
-            Payload::ShardMapResponse(map) => map,
-            _ => return Err(unexpected("the wrong kind of answer to a question about leaders")),
-        };
-        let node = map.nodes.iter().find(|node| node.address == address).map_or(0, |node| node.node_id);
-        let led = map.shards.iter().zip(0..).filter(|(leader, _)| leader.node_id == node && node != 0);
-        Ok(led.map(|(_, shard)| ShardId(shard)).collect())
     }
 
     /// Decides that a replica goes from one node to another. Returns before it is there.

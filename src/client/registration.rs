@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::cluster::give_key;
 use super::error::Verdict;
 use super::hub::give_key;
 use super::requests::unexpected;

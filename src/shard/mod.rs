@@ -73,10 +73,6 @@ pub enum Effect {
     KeyRevoked { key_id: String },
     /// Somebody wants a digest of the state as it is now.
     Marked { mark: u64 },
-    /// It is new, or has another password or other rights, or is gone. Matters on every node.
-    ClientChanged { client: ClientId },
-    /// Whoever came in with this key is out. Matters on every node.
-    KeyRevoked { key_id: String },
 }
 
 /// What one batch did, besides its writes.
