@@ -84,11 +84,10 @@ impl Map {
     /// A node that leads shards: those that lead more have more turns.
     fn leader_in_turn(&self, turn: usize) -> Option<&str> {
         let count = self.shards.len().max(1);
-        let found = (0..count).find_map(|step| {
+        (0..count).find_map(|step| {
             let shard = ShardId(u16::try_from((turn + step) % count).expect("no more shards than fit"));
             self.leader(shard)
-        });
-        found
+        })
     }
 
     /// A node has said who leads. Returns whether that is news.

@@ -212,6 +212,10 @@ pub type BatchResult = Vec<Result<Registered, ClientError>>;
 #[must_use = "only the answer says which tasks are stored"]
 pub struct PendingBatch(Pending);
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "with one node all are `Whole`, and a box would be an allocation per batch"
+)]
 enum Pending {
     Whole {
         answer: InFlight,

@@ -253,6 +253,7 @@ pub(super) async fn serve(
             respond(misunderstood("a session belongs to the node it was opened on"));
         }
         Payload::ClusterRequest(request) => {
+            // Rare, and large: not a part of what each connection keeps.
             respond(Payload::ClusterResponse(match Box::pin(cluster::handle(service, session, request)).await {
                 Ok(answer) => proto::ClusterResponse { status: Status::Ok as i32, answer, ..Default::default() },
                 Err(problem) => refusal!(ClusterResponse, problem),

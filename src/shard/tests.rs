@@ -286,8 +286,6 @@ fn show(reply: &Reply, effects: &[Effect]) -> String {
             Effect::ClientChanged { client } => format!(", client {client} changed"),
             Effect::KeyRevoked { key_id } => format!(", key {key_id} revoked"),
             Effect::Marked { mark } => format!(", marked {mark}"),
-            Effect::ClientChanged { client } => format!(", client {client} changed"),
-            Effect::KeyRevoked { key_id } => format!(", key {key_id} revoked"),
         };
     }
     text
