@@ -155,8 +155,9 @@ fn a_batch_goes_to_all_who_lead(trio: &Trio) {
         assert!(bad.is_empty(), "{bad:?}");
         ids.push(answer.responses.into_iter().map(|answer| answer.task_id).collect());
     }
-    for place in 0..200 {
-        let same = ids[0][place] == ids[1][place] && ids[1][place] == ids[2][place];
+    let [first, second, third] = <[_; 3]>::try_from(ids).unwrap();
+    for (place, ((one, two), three)) in first.iter().zip(&second).zip(&third).enumerate() {
+        let same = one == two && two == three;
         assert_eq!(same, place % 2 == 0, "in their order, and those with a key once");
     }
 }
@@ -197,7 +198,7 @@ async fn a_leader_dies_and_the_rust_client_does_not_notice() {
     const TASKS: usize = 6_000;
     const BATCHES: usize = 20;
     const BATCH: usize = 100;
-    let mut trio = tokio::task::spawn_blocking(|| Trio::start()).await.unwrap();
+    let mut trio = tokio::task::spawn_blocking(Trio::start).await.unwrap();
     let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 100_000).await.unwrap();
     let client = Arc::new(Client::connect(options(&trio, &[0], &receiver)).await.unwrap());
     let due = |n: usize| 8_000 + (n as u64 * 7) % 4_000;
@@ -249,7 +250,7 @@ async fn a_leader_dies_and_the_rust_client_does_not_notice() {
 /// Every request of the Rust client, against a cluster of which it knows one node, before and after a failover.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_rust_client_finds_everything_again_after_a_failover() {
-    let mut trio = tokio::task::spawn_blocking(|| Trio::start()).await.unwrap();
+    let mut trio = tokio::task::spawn_blocking(Trio::start).await.unwrap();
     let (receiver, _deliveries) = Receiver::channel("127.0.0.1:0", 1_000).await.unwrap();
     let client = Client::connect(options(&trio, &[1], &receiver)).await.unwrap();
     let mut ids = Vec::new();

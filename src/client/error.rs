@@ -130,7 +130,6 @@ impl<'a> Verdict<'a> {
             Payload::PurgeDeadLettersResponse(answer) => verdict!(answer, detail),
             Payload::ShardMapResponse(answer) => verdict!(answer),
             Payload::ClusterResponse(answer) => verdict!(answer, detail),
-            Payload::ShardMapResponse(answer) => verdict!(answer),
             _ => return None,
         })
     }

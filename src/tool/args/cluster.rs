@@ -15,7 +15,7 @@ pub enum ClusterCommand {
         after_help = "\
 Examples:
   boomtool cluster status
-  boomtool cluster status --json | jq 'select(.answers | not) | .node_id'"
+  boomtool cluster status --json | jq 'select(.state != \"ok\")'"
     )]
     Status,
     /// Show the replicas of each shard: who leads, how far behind the others are
