@@ -4,6 +4,7 @@
 //! its listeners are open. Stop ([`Node::stop`]): no new requests, no new dispatches, what is out settles, the state is
 //! flushed. A process that is killed instead loses nothing, it only replays more.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,8 @@ use crate::task::{ClientId, GroupId};
 /// A node that is alone leads within milliseconds, and applies what its log is ahead of its state in seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const LEADS_LOOK_EVERY: Duration = Duration::from_millis(2);
+/// How long a node of a cluster waits for groups that it does not lead.
+const OTHERS_READY_WITHIN: Duration = Duration::from_secs(15);
 const READY_TOLD_EVERY: Duration = Duration::from_secs(10);
 const ADMIN_LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A node that comes to a cluster is given something to hold within a second or two, unless it is drained.
@@ -159,6 +162,9 @@ impl Node {
         })
         .await?;
         let cluster = Cluster::new(groups.clone(), network);
+        // From the very first: what is led from here on is stored, and fires by this clock.
+        let look_after = tokio::spawn(groups.clone().look_after());
+        let clock_guard = tokio::spawn(clock_guard::watch(cluster.clone()));
         let stop = CancellationToken::new();
         let nodes = NodesService::new(cluster.clone(), clock.clone(), marks.clone());
         let forwarding = Forwarding::default();
@@ -201,8 +207,14 @@ impl Node {
             deliveries: TaskTracker::new(),
         });
         let auth = Auth::new(store.clone(), settings.open);
-        wait_until_ready(&groups, settings.placement == Placement::Alone).await?;
-        ensure_admin(&settings, &auth, &cluster, &proposer).await?;
+        let ready = async {
+            wait_until_ready(&groups, settings.placement == Placement::Alone).await?;
+            ensure_admin(&settings, &auth, &cluster, &proposer).await
+        };
+        tokio::select! {
+            ready = ready => ready?,
+            why = groups.failed() => return Err(NodeError::Failed(why)),
+        }
         let service = Arc::new(Service {
             store: store.clone(),
             clock,
@@ -221,6 +233,7 @@ impl Node {
             control: placement.control(),
         });
         forwarding.begin(service.clone());
+        cluster.set_begun();
 
         let watched = Arc::new(Watched {
             groups: groups.clone(),
@@ -238,10 +251,10 @@ impl Node {
             peers,
         ];
         let helpers = vec![
-            tokio::spawn(groups.clone().look_after()),
+            look_after,
+            clock_guard,
             tokio::spawn(guard.watch(disk_out, metrics.clone())),
             tokio::spawn(keep_house(service, system_clock)),
-            tokio::spawn(clock_guard::watch(cluster.clone())),
         ];
         Ok(Self {
             start_line,
@@ -267,7 +280,7 @@ impl Node {
     /// Hands over what it leads, lets what is under way end, and leaves a state that needs no replay.
     pub async fn stop(mut self) -> Result<(), NodeError> {
         self.cluster.set_stopping();
-        hand_everything_over(&self.groups, &self.ledger).await;
+        hand_everything_over(&self.cluster, &self.ledger).await;
         self.placement.stop().await;
         self.stop.cancel();
         // Answers under way leave, and what is out comes back; both need the groups, which stop last.
@@ -333,9 +346,10 @@ async fn serve_peers(
 /// before. The state reopens at an older point and the log is applied to it while we wait: a node that answered before
 /// its end would not know its own clients.
 ///
-/// A node that is `alone` leads within moments or never; others wait for their peers as long as it takes.
+/// A node that is `alone` leads within moments or never; others wait for their peers, for group 0 as long as it takes.
 async fn wait_until_ready(groups: &Groups, alone: bool) -> Result<(), NodeError> {
     let deadline = Instant::now() + READY_WITHIN;
+    let others_until = Instant::now() + OTHERS_READY_WITHIN;
     let mut told_at = Instant::now() + READY_TOLD_EVERY;
     for id in groups.all().into_iter().map(|group| group.id) {
         // It may be let go of meanwhile, or come back as another replica.
@@ -349,6 +363,11 @@ async fn wait_until_ready(groups: &Groups, alone: bool) -> Result<(), NodeError>
             }
             if alone && Instant::now() > deadline {
                 return Err(NodeError::NotReady(group.id));
+            }
+            // One that has lost its majority must not keep this node from serving the others.
+            if !alone && id != GroupId::CLUSTER && Instant::now() > others_until {
+                tracing::warn!(group = %id, "has no leader; this node begins without it");
+                break;
             }
             if Instant::now() > told_at {
                 tracing::info!(group = %group.id, "waiting for a leader: a majority of its nodes has to be there");
@@ -442,7 +461,7 @@ impl placement::HandOver for HandOvers {
     fn hand_over(&self, group: GroupId, to: ReplicaId) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let Some(group) = self.groups.get(group) else { return };
-            if let Err(error) = hand_over(&self.ledger, &group, Some(to)).await {
+            if let Err(error) = hand_over(&self.ledger, &group, Some(to), &BTreeSet::new()).await {
                 tracing::warn!(%error, "leadership was not handed over");
             }
         })
@@ -450,15 +469,19 @@ impl placement::HandOver for HandOvers {
 }
 
 /// Others lead from now on what this node leads, as far as there are others.
-async fn hand_everything_over(groups: &Groups, ledger: &Arc<Ledger>) {
-    let led =
-        groups.all().into_iter().filter(|group| group.leads(Duration::ZERO).is_some() && group.has_other_voters());
-    let handed = futures::stream::iter(led).for_each_concurrent(HAND_OVERS_AT_A_TIME, |group| async move {
-        if let Err(error) = hand_over(ledger, &group, None).await {
-            tracing::warn!(%error, "a group is left without a leader for a moment");
-        }
-    });
-    handed.await;
+async fn hand_everything_over(cluster: &Cluster, ledger: &Arc<Ledger>) {
+    // Twice: another node that stops at the same time may have handed something to this one.
+    for _ in 0..2 {
+        let unfit = &cluster.unfit();
+        let led = cluster.groups().all().into_iter();
+        let led = led.filter(|group| group.leads(Duration::ZERO).is_some() && group.has_other_voters());
+        let handed = futures::stream::iter(led).for_each_concurrent(HAND_OVERS_AT_A_TIME, |group| async move {
+            if let Err(error) = hand_over(ledger, &group, None, unfit).await {
+                tracing::warn!(%error, "a group is left without a leader for a moment");
+            }
+        });
+        handed.await;
+    }
 }
 
 fn write_private(path: &std::path::Path, text: &str) -> std::io::Result<()> {

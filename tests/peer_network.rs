@@ -615,6 +615,10 @@ impl Peer for Silent {
         Ok(Response::new(answers.boxed()))
     }
 
+    async fn beat(&self, _: tonic::Request<peer::BeatRequest>) -> Result<Response<peer::BeatResponse>, Status> {
+        std::future::pending().await
+    }
+
     async fn vote(&self, _: tonic::Request<peer::VoteRequest>) -> Result<Response<peer::VoteResponse>, Status> {
         std::future::pending().await
     }

@@ -122,7 +122,7 @@ impl Dispatcher {
             let Self { group, term, .. } = *self;
             let ticket = Ticket { group, term, task: ready.id, due_ms: ready.due_ms };
             match self.parts.callbacks.admit(&ready.policy.callback, ticket) {
-                Some(permit) => self.deliver(ready, permit),
+                Some(permit) => self.deliver(ready, permit)?,
                 None => self.parts.ledger.wait(group, term, ready.id),
             }
         }
@@ -135,7 +135,7 @@ impl Dispatcher {
             admitted.into_iter().map(|(ticket, permit)| (ticket.task, permit)).collect();
         for ready in self.ready(&due)? {
             if let Some(permit) = permits.remove(&ready.id) {
-                self.deliver(ready, permit);
+                self.deliver(ready, permit)?;
             }
         }
         Ok(())
@@ -145,11 +145,14 @@ impl Dispatcher {
         ready(&self.parts, self.group, self.term, due, &mut self.policies)
     }
 
-    fn deliver(&self, ready: Ready, permit: Permit) {
+    fn deliver(&self, ready: Ready, permit: Permit) -> Result<(), StoreError> {
         let Self { group, term, parts, .. } = self;
         let Ready { id, due_ms, task, at, policy } = ready;
         let CursorRow { occurrence, attempt, .. } = at;
-        let Some(seq) = parts.ledger.begin(*group, *term, id, occurrence, attempt) else { return };
+        let Some(seq) = parts.ledger.begin(*group, *term, id, occurrence, attempt) else {
+            // Another replica is about to lead, or this is not its turn any more.
+            return parts.ledger.put_back(*group, *term, id);
+        };
         let now_us = parts.clock.now_us();
         let late = Duration::from_micros(now_us.saturating_sub(due_ms * 1000));
         parts.metrics.lateness.observe(late.as_secs_f64());
@@ -175,6 +178,7 @@ impl Dispatcher {
         };
         let attempt = Attempt { id, occurrence, attempt, dispatched_ms: now_us / 1000 };
         parts.deliveries.spawn(deliver(*group, *term, attempt, delivery, permit, parts.clone()));
+        Ok(())
     }
 
     /// Moves a task on in the state instead of delivering it, and gives it back if it has moved by itself.

@@ -4,6 +4,7 @@
 //! nodes could take themselves for the leader. What is out is given a moment to come back, because its outcome can only
 //! be stored in this term; what has not come back by then is delivered again by the next leader, with a larger fence.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,17 +30,24 @@ pub enum HandOverError {
     NotTaken { group: crate::task::GroupId, to: ReplicaId },
 }
 
-/// Returns when another replica leads `group`; `to`, or whoever is best prepared.
-pub async fn hand_over(ledger: &Arc<Ledger>, group: &Group, to: Option<ReplicaId>) -> Result<(), HandOverError> {
+/// Returns when another replica leads `group`: `to`, or whoever is best prepared and not on an `unfit` node.
+pub async fn hand_over(
+    ledger: &Arc<Ledger>,
+    group: &Group,
+    to: Option<ReplicaId>,
+    unfit: &BTreeSet<u64>,
+) -> Result<(), HandOverError> {
     let term = group.leads(Duration::ZERO).ok_or(HandOverError::NotLeader(group.id))?;
-    let to = to.or_else(|| group.best_heir()).ok_or(HandOverError::NobodyReady(group.id))?;
+    // Rather to one that will not keep it than to nobody.
+    let heir = || group.best_heir(unfit).or_else(|| group.best_heir(&BTreeSet::new()));
+    let to = to.or_else(heir).ok_or(HandOverError::NobodyReady(group.id))?;
     if let Some(idle) = ledger.rest(group.id, term) {
         let _ = timeout(SETTLE_WITHIN, idle.notified()).await;
     }
     let mut server = group.raft.server_metrics();
     let not_taken = || HandOverError::NotTaken { group: group.id, to };
     let taken = async {
-        group.raft.trigger().transfer_leader(to).await.map_err(|_| not_taken())?;
+        group.transfer(term, to).await.map_err(|_| not_taken())?;
         loop {
             {
                 let now = server.borrow_watched();
@@ -52,6 +60,7 @@ pub async fn hand_over(ledger: &Arc<Ledger>, group: &Group, to: Option<ReplicaId
     };
     let result = timeout(TRANSFER_WITHIN, taken).await.unwrap_or_else(|_| Err(not_taken()));
     if result.is_err() {
+        group.keep(term);
         ledger.go_on(group.id, term);
     }
     result

@@ -408,6 +408,9 @@ impl Ledger {
     pub(super) fn begin(&self, group: GroupId, term: u64, id: TaskId, occurrence: u64, attempt: u32) -> Option<u64> {
         let mut state = self.lock();
         let leading = state.led(group, term)?;
+        if leading.resting.is_some() {
+            return None;
+        }
         let known = leading.in_flight.get_mut(&id)?;
         // It can be handed over twice, for an earlier due instant and for the present one; and what was looked up before
         // the last time may have changed since.

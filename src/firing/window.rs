@@ -67,6 +67,11 @@ type ServerMetrics = openraft::alias::WatchReceiverOf<
 
 /// Returns when this node does not lead in `term` any more, or cannot tell.
 async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<Parts>) {
+    // Until it may act as the leader, there is nothing to begin with.
+    if group.leads(Duration::ZERO) != Some(term) {
+        tokio::time::sleep(RETRY_AFTER).await;
+        return;
+    }
     if let Err(error) = group.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
         tracing::debug!(group = %group.id, term, %error, "cannot begin to fire yet");
         tokio::time::sleep(RETRY_AFTER).await;

@@ -63,6 +63,9 @@ pub async fn follow_once(cluster: &Cluster, clock: &Arc<dyn Clock>, table: &Tabl
             Duty::LetGo => let_go(cluster, clock, row, &held.expect("a replica is held")).await,
         };
         done &= finished.unwrap_or_else(|error| {
+            if let GroupError::Store(error) = &error {
+                cluster.groups().fail(&error.to_string());
+            }
             tracing::warn!(group = %id, %error, "this node's part of the placement is not done yet");
             false
         });
@@ -89,7 +92,8 @@ pub async fn follow(cluster: Cluster, clock: Arc<dyn Clock>) {
 
 /// False when the group has not gone on without it yet.
 async fn let_go(cluster: &Cluster, clock: &Arc<dyn Clock>, row: &GroupRow, group: &Group) -> Result<bool, GroupError> {
-    let candidates = row.replicas.iter().map(|at| at.node_id).filter(|node| *node != cluster.node_id());
+    // Whoever leads it need not be one of those that are to hold it.
+    let candidates = cluster.nodes().into_iter().map(|node| node.node_id).filter(|node| *node != cluster.node_id());
     // Asked now: an answer from before this replica came would say the same.
     for node in candidates {
         let Ok(heard) = ask(cluster, &**clock, node).await else { continue };

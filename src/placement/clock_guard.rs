@@ -5,35 +5,45 @@
 //! nor dispatches, gives away what it leads, and asks for no votes, until its clock agrees again. With fewer than three
 //! clocks nobody can say which of them is wrong.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Cluster;
+use super::cluster::Heard;
 use crate::raft::Groups;
 
 /// Clocks that are kept by anything at all agree far better.
 const OFF_BY_MAX: Duration = Duration::from_millis(500);
 /// What was heard longer ago says nothing about now.
 const HEARD_WITHIN: Duration = Duration::from_secs(5);
+/// Half of this is how wrong the comparison may be.
+const TOOK_MAX: Duration = Duration::from_millis(300);
 const CLOCKS_MIN: usize = 3;
 
 /// Runs until it is dropped.
 pub async fn watch(cluster: Cluster) {
     let mut hearings = cluster.hearings();
-    while hearings.changed().await.is_ok() {
-        let heard = cluster.statuses().into_values().filter(|heard| heard.at.elapsed() < HEARD_WITHIN);
-        let ahead_us: Vec<i64> = heard.map(|heard| heard.clock_ahead_us).collect();
-        let Some(median_us) = median_ahead_us(ahead_us) else { continue };
-        let wrong = median_us.unsigned_abs() > u64::try_from(OFF_BY_MAX.as_micros()).expect("half a second");
-        let groups = cluster.groups();
-        if groups.set_clock_wrong(wrong) == wrong {
-            continue;
-        }
+    let mut was_wrong = false;
+    loop {
+        let usable = |heard: &Heard| heard.at.elapsed() < HEARD_WITHIN && heard.took < TOOK_MAX;
+        let ahead_us = cluster.statuses().into_values().filter(usable).map(|heard| heard.clock_ahead_us).collect();
+        // When nobody can say, nobody is accused.
+        let behind_us = median_ahead_us(ahead_us).unwrap_or(0);
+        let wrong = behind_us.unsigned_abs() > u64::try_from(OFF_BY_MAX.as_micros()).expect("half a second");
+        cluster.groups().set_clock_wrong(wrong);
         if wrong {
-            let behind_us = median_us;
-            tracing::error!(behind_us, "this node's clock is not that of the others; it gives away what it leads");
-            give_away(groups).await;
-        } else {
-            tracing::info!("this node's clock agrees with the others again");
+            // Each time: who was not there to take it may be now.
+            give_away(cluster.groups()).await;
+        }
+        if wrong != was_wrong {
+            was_wrong = wrong;
+            match wrong {
+                true => tracing::error!(behind_us, "this node's clock is not that of the others; it leads nothing"),
+                false => tracing::info!("this node's clock agrees with the others again"),
+            }
+        }
+        if hearings.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -54,10 +64,11 @@ fn median_ahead_us(mut others_us: Vec<i64>) -> Option<i64> {
     })
 }
 
-/// Without the courtesies of a hand-over: nothing is dispatched or stored here any more.
+/// Without the courtesies of a hand-over: nothing is dispatched or stored here any more. Where it does not work, this
+/// node falls silent as a leader (see `raft::pacer`), and the others elect one.
 async fn give_away(groups: &Groups) {
     for group in groups.all() {
-        if let Some(heir) = group.best_heir()
+        if let Some(heir) = group.best_heir(&BTreeSet::new())
             && let Err(error) = group.raft.trigger().transfer_leader(heir).await
         {
             tracing::warn!(group = %group.id, %error, "leadership was not given away");

@@ -3,7 +3,7 @@
 //! One handle for all rooms that need to find another node. What is here may be old, and whoever acts on it finds out
 //! where it does: a node that does not lead says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub struct Heard {
     pub at: Instant,
     /// How far its clock is ahead of ours, give or take half the time the question took.
     pub clock_ahead_us: i64,
+    /// From the question to the answer.
+    pub took: Duration,
 }
 
 /// Who this node is to others that begin a cluster with it; see [`super::fixed`].
@@ -60,6 +62,8 @@ struct Inner {
     ask: Notify,
     founding: RwLock<Founding>,
     stopping: AtomicBool,
+    /// It answers clients.
+    begun: AtomicBool,
 }
 
 impl Cluster {
@@ -75,6 +79,7 @@ impl Cluster {
             ask: Notify::new(),
             founding: RwLock::default(),
             stopping: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -137,6 +142,11 @@ impl Cluster {
         self.status(node_id).is_some_and(|heard| heard.at.elapsed() <= within && !heard.status.stopping)
     }
 
+    /// Those that are starting or stopping, and are to be given nothing.
+    pub fn unfit(&self) -> BTreeSet<u64> {
+        self.statuses().into_iter().filter(|(_, heard)| heard.status.stopping).map(|(node, _)| node).collect()
+    }
+
     pub(super) fn heard(&self, heard: Heard) {
         let node_id = heard.status.node_id;
         self.inner.heard.write().expect("no panic under this lock").insert(node_id, heard);
@@ -168,6 +178,15 @@ impl Cluster {
     /// This node hands over what it leads, and others are told to give it nothing.
     pub fn stopping(&self) -> bool {
         self.inner.stopping.load(Ordering::Acquire)
+    }
+
+    /// Others may give it the lead of something: it has begun and does not stop.
+    pub fn takes_leads(&self) -> bool {
+        self.inner.begun.load(Ordering::Acquire) && !self.stopping()
+    }
+
+    pub fn set_begun(&self) {
+        self.inner.begun.store(true, Ordering::Release);
     }
 
     pub fn set_stopping(&self) {

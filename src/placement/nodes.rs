@@ -106,7 +106,7 @@ pub fn own_status(cluster: &Cluster, clock: &dyn Clock) -> peer::NodeStatus {
     let mut status = peer::NodeStatus {
         node_id,
         clock_us: clock.now_us(),
-        stopping: cluster.stopping(),
+        stopping: !cluster.takes_leads(),
         groups: cluster.groups().all().iter().map(|group| group_status(cluster, group)).collect(),
         folder: founding.folder,
         founders: founding.founders.into_iter().map(founder).collect(),
@@ -188,7 +188,8 @@ pub async fn ask(cluster: &Cluster, clock: &dyn Clock, node_id: u64) -> Result<H
     if status.node_id != node_id {
         return Err(format!("at its address there is node {}", status.node_id));
     }
-    let halfway_us = asked_us + u64::try_from(asked.elapsed().as_micros() / 2).unwrap_or(0);
+    let took = asked.elapsed();
+    let halfway_us = asked_us + u64::try_from(took.as_micros() / 2).unwrap_or(0);
     let clock_ahead_us = i64::try_from(i128::from(status.clock_us) - i128::from(halfway_us)).unwrap_or(i64::MAX);
-    Ok(Heard { status: Arc::new(status), at: Instant::now(), clock_ahead_us })
+    Ok(Heard { status: Arc::new(status), at: Instant::now(), clock_ahead_us, took })
 }

@@ -8,7 +8,7 @@
 //! - *Supervision*: a group whose task has panicked is built again from the store, the others go on. A storage error
 //!   is the node's end: [`Groups::failed`] resolves, and the process stops rather than answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
@@ -64,6 +64,8 @@ pub struct Group {
     /// Differs from one start of the group in this process to the next.
     pub life: u64,
     pub(super) heard: Heard,
+    /// The term in which leadership is being given to another replica: that one may lead before this one knows.
+    giving_away: Arc<AtomicU64>,
     /// Of the node: then it does not act as a leader, whatever the others say.
     clock_wrong: Arc<AtomicBool>,
     /// It was in the group before it was started here, and may have promised its leader to vote for nobody else.
@@ -83,6 +85,9 @@ impl Group {
             return None;
         }
         let term = metrics.current_term;
+        if self.giving_away.load(Ordering::Acquire) == term {
+            return None;
+        }
         // An isolated leader believes in itself for ever; only the answers of others prove it. A lone voter is a
         // majority by itself, and openraft records no answer for it.
         let lone = metrics.membership_config.voter_ids().eq([self.replica]);
@@ -119,9 +124,22 @@ impl Group {
         self.raft.metrics().borrow_watched().membership_config.voter_ids().any(|voter| voter != self.replica)
     }
 
-    /// Who could lead the group next: the voter that has stored most, among those that have answered within a lease.
-    /// Only the leader knows.
-    pub fn best_heir(&self) -> Option<ReplicaId> {
+    /// Has `to` elected. From now on this replica acts as the leader no more in `term`, whether that works or not: the
+    /// transfer goes past the leases, and the other one may lead before it is known here.
+    pub async fn transfer(&self, term: u64, to: ReplicaId) -> Result<(), GroupError> {
+        self.giving_away.store(term, Ordering::Release);
+        let error = |why: String| GroupError::Raft { group: self.id, verb: "be given away", why };
+        self.raft.trigger().transfer_leader(to).await.map_err(|fatal| error(fatal.to_string()))
+    }
+
+    /// It has not worked, and it is too late for it to work still.
+    pub fn keep(&self, term: u64) {
+        let _ = self.giving_away.compare_exchange(term, 0, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Who could lead the group next: the voter that has stored most, among those that have answered within a lease
+    /// and are not on one of the `unfit` nodes. Only the leader knows.
+    pub fn best_heir(&self, unfit: &BTreeSet<u64>) -> Option<ReplicaId> {
         let receiver = self.raft.metrics();
         let metrics = receiver.borrow_watched();
         let (stored, answered) = (metrics.replication.as_ref()?, metrics.heartbeat.as_ref()?);
@@ -129,7 +147,9 @@ impl Group {
         let fresh = |voter: &ReplicaId| {
             answered.get(voter).copied().flatten().is_some_and(|answered| answered.elapsed() < LEASE)
         };
-        voters.filter(fresh).max_by_key(|voter| stored.get(voter).copied().flatten())
+        let membership = metrics.membership_config.membership();
+        let fit = |voter: &ReplicaId| membership.get_node(voter).is_none_or(|member| !unfit.contains(&member.node_id));
+        voters.filter(fresh).filter(fit).max_by_key(|voter| stored.get(voter).copied().flatten())
     }
 
     /// openraft tells of a panic only when it is asked something: the last metrics of its core say that all is well, and
@@ -263,6 +283,14 @@ impl Groups {
             let why = format!("this node holds replica {} of it", group.replica);
             return Err(GroupError::Raft { group: id, verb: "be held here as another replica", why });
         }
+        // What an attempt to let go of another replica has left: with it, this one would vote as that one did.
+        let store = &self.inner.parts.store;
+        let stored = store.get_log(&Key::log_replica(id))?;
+        let stored = stored.map(|bytes| codec::decode::<ReplicaId>("a replica id", &bytes)).transpose()?;
+        if store.get_log(&Key::log_retired(id))?.is_some() || stored.is_some_and(|stored| stored != replica) {
+            let _seat = self.take_seat(id).await?;
+            erase(store, id).await?;
+        }
         self.write_replica(id, replica).await?;
         let group = self.start_group(id, replica, begin.members(self.inner.parts.node_id)).await?;
         self.insert(group.clone());
@@ -299,9 +327,9 @@ impl Groups {
         self.inner.changes.subscribe()
     }
 
-    /// Whether this node's clock is so wrong that it must lead nothing. Returns what was so before.
-    pub fn set_clock_wrong(&self, wrong: bool) -> bool {
-        self.inner.clock_wrong.swap(wrong, Ordering::AcqRel)
+    /// Whether this node's clock is so wrong that it must lead nothing.
+    pub fn set_clock_wrong(&self, wrong: bool) {
+        self.inner.clock_wrong.store(wrong, Ordering::Release);
     }
 
     pub fn shards(&self) -> u16 {
@@ -361,7 +389,8 @@ impl Groups {
         let life = LIVES.fetch_add(1, Ordering::Relaxed);
         let bound_until = known.then(|| Instant::now() + LEASE);
         let clock_wrong = self.inner.clock_wrong.clone();
-        let group = Group { id, replica, raft, life, heard: Heard::now(), clock_wrong, bound_until };
+        let (heard, giving_away) = (Heard::now(), Arc::default());
+        let group = Group { id, replica, raft, life, heard, giving_away, clock_wrong, bound_until };
         self.begin(&group, members).await?;
         Ok(group)
     }

@@ -9,6 +9,7 @@
 //! - [`state_machine`]: from committed entries to `apply` to one batch in the `state` family
 //! - [`groups`]: the groups of this node: start, marker of durable state, stop
 //! - [`pacer`]: heartbeats and elections of all groups, by one clock
+//! - [`heartbeats`]: what is sent to one node at one moment, in one message
 //! - [`network`]: what a replica sends to those on other nodes; [`peer_service`]: what it hears from them;
 //!   [`peer_tls`]: how they know each other; [`peer_messages`]: openraft's messages as those of `proto/peer.proto`, and back
 //!
@@ -21,6 +22,7 @@
 //! - A replica id is used once in a group: it is stored with the log and goes with it.
 
 pub mod groups;
+mod heartbeats;
 pub mod log_store;
 pub mod network;
 mod pacer;

@@ -10,7 +10,7 @@
 //!   requests    what is not Raft: forwarded requests, questions about a node
 //! ```
 //!
-//! Log entries and heartbeats travel on a [`Lane`], a stream in both directions that stays open between uses. Several
+//! Heartbeats to one node are gathered (see `heartbeats`). Log entries travel on a [`Lane`], a stream in both directions that stays open between uses. Several
 //! requests may be under way on it; the answers come in their order, so a lane with an answer outstanding is never used
 //! again: a late answer would be taken for the next one's, and prove a lease that is not there. A lane that has been
 //! owed an answer for too long counts as broken, since openraft waits for it and keeps the log until it comes.
@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status, Streaming};
 
+use super::heartbeats::Heartbeats;
 use super::peer_messages::{
     MESSAGE_BYTES_MAX, from_append_response, from_vote, from_vote_response, to_append, to_snapshot_header, to_transfer,
     to_vote_request,
@@ -81,6 +82,7 @@ const INSTALL_WITHIN: Duration = Duration::from_secs(30);
 /// Parts between us and the connection; its window is what limits the flow.
 const PARTS_AHEAD: usize = 1;
 
+type BeatAnswer = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 type Answers<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
 
 fn unreachable(why: impl std::fmt::Display) -> Unreachable<TypeConfig> {
@@ -121,6 +123,7 @@ struct Connections {
     appends: Channel,
     snapshots: Channel,
     requests: Channel,
+    heartbeats: Heartbeats,
 }
 
 impl PeerNetwork {
@@ -225,8 +228,10 @@ impl Remote {
             .keep_alive_timeout(KEEPALIVE_WITHIN)
             .keep_alive_while_idle(true);
         let connect = || endpoint.connect_lazy();
+        let control = connect();
         Ok(self.connections.get_or_init(|| Connections {
-            control: connect(),
+            heartbeats: Heartbeats::start(control.clone()),
+            control,
             appends: connect(),
             snapshots: connect(),
             requests: connect(),
@@ -234,7 +239,7 @@ impl Remote {
     }
 }
 
-fn client(channel: &Channel) -> PeerClient<Channel> {
+pub(super) fn client(channel: &Channel) -> PeerClient<Channel> {
     PeerClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
@@ -273,7 +278,7 @@ pub struct ReplicaClient {
     network: PeerNetwork,
     node_id: u64,
     to: peer::Address,
-    /// Its lane is for heartbeats, and does not go where log entries go.
+    /// For heartbeats, which do not go where log entries go.
     urgent: bool,
     /// Open, and nothing is outstanding on it.
     idle_lane: Option<Lane>,
@@ -311,6 +316,24 @@ impl ReplicaClient {
         from_vote_response(answer).map_err(|malformed| unreachable(malformed).into())
     }
 
+    /// One heartbeat after the other; openraft asks for one at a time.
+    fn beat<'s, S>(&'s self, input: S) -> impl Stream<Item = BeatAnswer> + Send + 's
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        input.then(async |request| {
+            let remote = self.remote()?;
+            remote.check_reachable()?;
+            let request = to_append(Some(self.to.clone()), &request);
+            let answer = tokio::select! {
+                answer = remote.connections()?.heartbeats.send(request) => answer,
+                () = remote.gone.cancelled() => return Err(unreachable("the node is not there any more").into()),
+            };
+            let answer = answer.map_err(|status| remote.refused(&status))?;
+            from_append_response(answer).map_err(|malformed| unreachable(malformed).into())
+        })
+    }
+
     async fn open_lane(&mut self) -> Result<Lane, RPCError<TypeConfig>> {
         let remote = self.remote()?;
         if let Some(lane) = self.idle_lane.take().filter(|lane| lane.leads_to(&remote)) {
@@ -318,7 +341,7 @@ impl ReplicaClient {
         }
         remote.check_reachable()?;
         let connections = remote.connections()?;
-        let mut client = client(if self.urgent { &connections.control } else { &connections.appends });
+        let mut client = client(&connections.appends);
         let (requests, receiver) = mpsc::channel(1);
         let opened = timeout(OPEN_WITHIN, client.append(body(receiver))).await;
         let opened = opened.map_err(|_| unreachable(format!("node {} cannot be reached", self.node_id)))?;
@@ -467,6 +490,9 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
+        if self.urgent {
+            return Box::pin(async { Ok(self.beat(input).boxed()) });
+        }
         let answers = async move {
             let lane = self.open_lane().await?;
             let home = &mut self.idle_lane;

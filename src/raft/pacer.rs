@@ -2,7 +2,7 @@
 //!
 //! openraft's own ticks are off. Every few milliseconds this looks at every group at once: where this node leads it
 //! has a heartbeat sent when one is due, and where it follows and has heard nobody for a lease it asks for an election.
-//! All groups beat at the same moment, so that the beats to one node share a message (see `heartbeats`).
+//! All groups beat at the same moment, and the beats to one node share a message (see [`super::heartbeats`]).
 //!
 //! ```text
 //!   leader killed                          lease over      votes are granted
@@ -103,6 +103,12 @@ enum Due {
     Election,
 }
 
+/// The same moment for all groups.
+fn next_beat(now: Instant) -> Instant {
+    let beats = now.duration_since(*BEGINNING).as_millis() / HEARTBEAT.as_millis();
+    *BEGINNING + HEARTBEAT * u32::try_from(beats + 1).unwrap_or(u32::MAX)
+}
+
 fn jitter() -> Duration {
     rand::rng().random_range(Duration::ZERO..JITTER)
 }
@@ -113,32 +119,35 @@ impl Pace {
     }
 
     fn look(&mut self, group: &Group, now: Instant) -> Option<Due> {
+        // Most looks end here: nothing is due that does not depend on more.
+        let silent_until = group.heard.at() + LEASE + self.jitter;
+        let next = self.asked_at.map_or(silent_until, |asked| silent_until.max(asked + ELECTION + self.jitter));
+        if now < self.beat_at && now < next {
+            return None;
+        }
         let metrics = group.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let mut voters = metrics.membership_config.voter_ids();
-        // A lone voter has nobody to beat to, but its learners.
-        let alone = metrics.membership_config.membership().nodes().count() == 1;
         match metrics.state {
             ServerState::Leader => {
-                if alone || now < self.beat_at {
+                // A lone replica has nobody to beat to.
+                let alone = metrics.membership_config.membership().nodes().count() == 1;
+                // One whose node must not lead falls silent, and the others elect another.
+                if alone || now < self.beat_at || !group.may_lead() {
                     return None;
                 }
-                self.beat_at = now + HEARTBEAT;
+                self.beat_at = next_beat(now);
                 Some(Due::Beat)
             }
-            ServerState::Follower | ServerState::Candidate
-                if group.may_lead() && voters.any(|voter| voter == group.replica) =>
-            {
-                let silent_until = group.heard.at() + LEASE + self.jitter;
-                let next = self.asked_at.map_or(silent_until, |asked| silent_until.max(asked + ELECTION + self.jitter));
-                if now < next {
-                    return None;
-                }
+            ServerState::Follower | ServerState::Candidate if now >= next && group.may_lead() => {
+                let is_voter = metrics.membership_config.voter_ids().any(|voter| voter == group.replica);
                 self.asked_at = Some(now);
                 self.jitter = jitter();
-                Some(Due::Election)
+                is_voter.then_some(Due::Election)
             }
-            _ => None,
+            _ => {
+                self.beat_at = next_beat(now);
+                None
+            }
         }
     }
 }

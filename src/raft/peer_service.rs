@@ -11,7 +11,7 @@
 //!   header --> vote and log id fit? --> rows --> staging/g3-2-7/ --> end, rows counted --> install, one short step
 //! ```
 //!
-//! It has no way to tell a peer from a stranger: the port must not be open to clients.
+//! Without TLS (see `peer_tls`) it has no way to tell a peer from a stranger: the port must not be open to clients.
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -20,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use openraft::raft::{StreamAppendError, StreamAppendResult};
 use openraft::storage::Snapshot;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
@@ -31,13 +32,14 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::groups::{Group, Groups};
+use super::pacer::Heard;
 use super::peer_messages::{
     MESSAGE_BYTES_MAX, Malformed, from_append, from_snapshot_header, from_transfer, from_vote_request,
     to_append_response, to_vote, to_vote_response,
 };
 use super::peer_tls::PeerTls;
 use super::state_machine::SnapshotData;
-use super::types::{LogId, Raft, SnapshotMeta, Vote};
+use super::types::{LogId, Raft, SnapshotMeta, TypeConfig, Vote};
 use crate::store::export::{Staged, Staging};
 use crate::store::keys::Key;
 use crate::store::rows::Applied;
@@ -53,6 +55,8 @@ const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// they hold up all others.
 const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
 /// Two lanes per group, and every group a cluster can have. Above it, streams would wait without an end.
+/// Below the time between two heartbeats.
+const BEAT_WITHIN: Duration = Duration::from_millis(100);
 const STREAMS_PER_CONNECTION_MAX: u32 = 16 * 1024;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 const KEEPALIVE_WITHIN: Duration = Duration::from_secs(5);
@@ -158,6 +162,13 @@ impl PeerService {
     }
 }
 
+/// Whoever leads the group has been heard, unless this was another one.
+fn note_heard(heard: &Heard, answer: &Result<StreamAppendResult<TypeConfig>, Status>) {
+    if !matches!(answer, Ok(Err(StreamAppendError::HigherVote(_))) | Err(_)) {
+        heard.note();
+    }
+}
+
 /// A leader that gets its own message back would take itself for its follower.
 fn not_own(group: &Group, vote: &Vote) -> Result<(), Malformed> {
     if vote.leader_id.voted_for == group.replica {
@@ -207,6 +218,18 @@ impl Peer for PeerService {
         Ok(Response::new(answers.boxed()))
     }
 
+    /// All groups at once: none waits for another.
+    async fn beat(&self, request: Request<peer::BeatRequest>) -> Result<Response<peer::BeatResponse>, Status> {
+        let beats = request.into_inner().requests.into_iter().map(|request| async move {
+            let result = match self.beat_one(request).await {
+                Ok(answer) => peer::beat_answer::Result::Answer(answer),
+                Err(status) => peer::beat_answer::Result::Refused(status.message().to_owned()),
+            };
+            peer::BeatAnswer { result: Some(result) }
+        });
+        Ok(Response::new(peer::BeatResponse { answers: futures::future::join_all(beats).await }))
+    }
+
     async fn transfer(
         &self,
         request: Request<peer::TransferRequest>,
@@ -215,6 +238,9 @@ impl Peer for PeerService {
         let group = self.find(request.to.as_ref())?;
         let request = from_transfer(request)?;
         not_own(&group, request.from_leader())?;
+        if !group.may_lead() {
+            return Err(Status::failed_precondition("this node's clock is wrong; it leads nothing"));
+        }
         match group.raft.handle_transfer_leader(request).await.map_err(fatal)? {
             Ok(()) => Ok(Response::new(peer::TransferResponse {})),
             Err(refused) => Err(Status::failed_precondition(refused.to_string())),
@@ -233,6 +259,21 @@ impl Peer for PeerService {
 }
 
 impl PeerService {
+    async fn beat_one(&self, request: peer::AppendRequest) -> Result<peer::AppendResponse, Status> {
+        let group = self.find(request.to.as_ref())?;
+        let request = from_append(request)?;
+        not_own(&group, &request.vote)?;
+        let answer = async {
+            let mut answers = pin!(group.raft.stream_append(futures::stream::iter([request])));
+            answers.next().await
+        };
+        // A group that takes its time must not cost the others their lease.
+        let answer = timeout(BEAT_WITHIN, answer).await.map_err(|_| Status::unavailable("the group is busy"))?;
+        let answer = answer.ok_or_else(|| Status::unavailable("the group is not running"))?.map_err(fatal);
+        note_heard(&group.heard, &answer);
+        answer.map(to_append_response)
+    }
+
     async fn start_append(
         self,
         mut requests: Streaming<peer::AppendRequest>,
@@ -267,10 +308,9 @@ impl PeerService {
             let _ends_with_the_answers = guard;
             let mut answers = pin!(raft.stream_append(requests));
             while let Some(answer) = answers.next().await {
-                if !matches!(answer, Ok(Err(openraft::raft::StreamAppendError::HigherVote(_))) | Err(_)) {
-                    heard.note();
-                }
-                let answer = answer.map(to_append_response).map_err(fatal);
+                let answer = answer.map_err(fatal);
+                note_heard(&heard, &answer);
+                let answer = answer.map(to_append_response);
                 if out.send(answer).await.is_err() {
                     return;
                 }

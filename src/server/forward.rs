@@ -237,7 +237,7 @@ impl Forwarding {
     }
 }
 
-/// This node is starting and leads nothing that could be asked for.
+/// This node is starting, and answers nobody yet.
 fn nothing_yet() -> peer::Elsewhere {
     peer::Elsewhere { group: 0, leader_node: 0, term: 0 }
 }

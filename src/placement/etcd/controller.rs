@@ -284,7 +284,9 @@ mod tests {
         let leads = GroupStatus { replica: 9, leads: true, term: 3, ..follows.clone() };
         let status = |groups: &[GroupStatus]| NodeStatus { groups: groups.to_vec(), ..Default::default() };
         assert_eq!(held_rows(&[status(&[]), status(&[])], &Table::new(), 50).unwrap(), Table::new());
-        assert!(held_rows(&[status(std::slice::from_ref(&follows))], &Table::new(), 50).unwrap_err().contains("no leader"));
+        assert!(
+            held_rows(&[status(std::slice::from_ref(&follows))], &Table::new(), 50).unwrap_err().contains("no leader")
+        );
         let joint = GroupStatus { joint: true, ..leads.clone() };
         assert!(held_rows(&[status(&[joint])], &Table::new(), 50).is_err());
         let mut known = Table::new();

@@ -213,7 +213,7 @@ impl Known {
         self.nodes.extend(view.known());
         for (group, row) in view.table() {
             match self.table.get(&group) {
-                Some(known) if known.epoch > row.epoch => {
+                Some(known) if known.epoch > row.epoch || known.epoch == row.epoch && *known != row => {
                     tracing::error!(%group, known = known.epoch, found = row.epoch, "a row in etcd has gone back");
                 }
                 _ => drop(self.table.insert(group, row)),
