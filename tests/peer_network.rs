@@ -592,6 +592,8 @@ async fn messages_that_are_wrong_are_refused_and_harm_nobody() {
 struct Silent {
     answers: Arc<AtomicUsize>,
     streams: Arc<AtomicUsize>,
+    /// Messages with heartbeats; the first is answered, each replica by its number, and no other.
+    beats: Arc<AtomicUsize>,
 }
 
 #[tonic::async_trait]
@@ -615,8 +617,20 @@ impl Peer for Silent {
         Ok(Response::new(answers.boxed()))
     }
 
-    async fn beat(&self, _: tonic::Request<peer::BeatRequest>) -> Result<Response<peer::BeatResponse>, Status> {
-        std::future::pending().await
+    async fn beat(&self, request: tonic::Request<peer::BeatRequest>) -> Result<Response<peer::BeatResponse>, Status> {
+        if self.beats.fetch_add(1, Relaxed) > 0 {
+            return std::future::pending().await;
+        }
+        let answer = |request: peer::AppendRequest| {
+            let index = u64::from(request.to.unwrap().group);
+            let accepted = peer::Accepted { last_log_id: Some(peer::LogId { term: 1, index }) };
+            let answer = peer::AppendResponse { result: Some(peer::append_response::Result::Accepted(accepted)) };
+            let refused = || peer::beat_answer::Result::Refused("not this one".into());
+            let answer = if index == 3 { refused() } else { peer::beat_answer::Result::Answer(answer) };
+            peer::BeatAnswer { result: Some(answer) }
+        };
+        let answers = request.into_inner().requests.into_iter().map(answer).collect();
+        Ok(Response::new(peer::BeatResponse { answers }))
     }
 
     async fn vote(&self, _: tonic::Request<peer::VoteRequest>) -> Result<Response<peer::VoteResponse>, Status> {
@@ -646,6 +660,40 @@ fn once() -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin + Send
     futures::stream::iter([heartbeat()])
 }
 
+/// Those of one moment share a message, and each gets its own answer; one that is not answered is not waited for longer
+/// than until the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_of_one_moment_share_a_message() {
+    bounded(async {
+        let silent = Silent::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let network = PeerNetwork::new(CLUSTER, 1);
+        network.set(2, &listener.local_addr().unwrap().to_string());
+        let server = tonic::transport::Server::builder().add_service(PeerServer::new(silent.clone()));
+        let server = tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        let beat = async |group: u16| {
+            let mut client = network.for_group(GroupId(group)).new_heartbeat_client(2, &Member { node_id: 2 }).await;
+            let option = RPCOption::new(Duration::from_millis(200));
+            let answers = client.stream_append(once(), option).await.unwrap();
+            let [answer] = <[_; 1]>::try_from(answers.collect::<Vec<_>>().await).unwrap();
+            answer
+        };
+        for (group, answer) in join_all((1..=20).map(beat)).await.into_iter().enumerate() {
+            let number = group as u64 + 1;
+            match answer {
+                Ok(Ok(last)) => assert_eq!(last, Some(log_id(1, number))),
+                other => assert!(number == 3 && other.is_err(), "{number}: {other:?}"),
+            }
+        }
+        assert_eq!(silent.beats.load(Relaxed), 1);
+        let begun = Instant::now();
+        assert!(beat(1).await.is_err());
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        server.abort();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_does_not_answer_is_unreachable_and_one_that_is_not_asked_is_fine() {
     bounded(async {
@@ -656,7 +704,7 @@ async fn a_replica_that_does_not_answer_is_unreachable_and_one_that_is_not_asked
         network.set(2, &listener.local_addr().unwrap().to_string());
         let server = tonic::transport::Server::builder().add_service(PeerServer::new(silent.clone()));
         let server = tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        let mut client = network.for_group(GROUP).new_heartbeat_client(2, &Member { node_id: 2 }).await;
+        let mut client = network.for_group(GROUP).new_client(2, &Member { node_id: 2 }).await;
         let option = || RPCOption::new(Duration::from_millis(200));
         let streams = || silent.streams.load(Relaxed);
 

@@ -47,4 +47,4 @@ pub use types::{Member, Raft, ReplicaId, TypeConfig};
 pub const HEARTBEAT: Duration = Duration::from_millis(150);
 /// So long a follower that has heard its leader gives its vote to nobody else, and so long a leader that has heard a
 /// majority may act as one. The same on every node of a cluster.
-pub const LEASE: Duration = Duration::from_millis(500);
+pub const LEASE: Duration = Duration::from_millis(450);

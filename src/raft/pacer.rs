@@ -28,7 +28,7 @@ use crate::task::GroupId;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// After the lease a follower waits up to this long before it asks for votes, and again before it asks once more.
-const JITTER: Duration = Duration::from_millis(160);
+const JITTER: Duration = Duration::from_millis(140);
 /// How long an election is given before the next one.
 const ELECTION: Duration = Duration::from_millis(150);
 
