@@ -153,6 +153,42 @@ fn a_node_that_lost_its_disk_is_replaced_by_one_with_a_new_number() {
     cluster.assert_replicas_agree();
 }
 
+/// Away from a node and back at once, while another replica goes: the node must let go of its old replica before it can
+/// hold the new one, and only those that are on their way out may know that it can.
+#[test]
+fn a_replica_moves_away_and_back() {
+    let _alone = alone();
+    let etcd = Etcd::start();
+    let cluster = Cluster::with_etcd(4, &etcd.url(), &[]);
+    cluster_is_whole(&cluster, 3);
+    let load = cluster.load(&["--tasks", "2000", "--spread", "10s", "--lead", "2s"]);
+    let holders = || -> Vec<u64> {
+        let shown = cluster.ok(&["cluster", "shards"]);
+        let shard = shown.iter().find(|shard| shard["shard"] == 0).unwrap();
+        shard["replicas"].as_array().unwrap().iter().map(|replica| replica["node_id"].as_u64().unwrap()).collect()
+    };
+    let begun = holders();
+    let other = (1..=4).find(|node| !begun.contains(node)).unwrap();
+    for (from, to) in [(begun[0], other), (begun[2], begun[0]), (other, begun[2])] {
+        let (from_text, to_text) = (from.to_string(), to.to_string());
+        let args = ["cluster", "move", "0", "--from", &from_text, "--to", &to_text];
+        eventually("the replica moves", || match cluster.run(&args) {
+            (0, ..) => Some(()),
+            // The row was changed a moment ago.
+            (_, _, said) if said.contains("CONFLICT") => None,
+            // The cluster keeps its nodes evenly loaded, and may have moved it by itself.
+            _ if holders().contains(&to) || !holders().contains(&from) => Some(()),
+            other => panic!("{other:?}"),
+        });
+    }
+    let account = load.finish();
+    account.assert_promises();
+    account.assert_all_acknowledged();
+    let (code, _, said) = cluster.run(&["cluster", "move", "0", "--from", "9", "--to", "1"]);
+    assert!(code == 1 && said.contains('9'), "{said}");
+    cluster.assert_replicas_agree();
+}
+
 /// Killed while it takes in snapshots, and once more: nothing of a snapshot counts before all of it is there.
 #[test]
 fn a_snapshot_that_is_cut_off_is_sent_again() {

@@ -61,7 +61,7 @@ Examples:
             shards go on with fewer copies. Needs etcd.",
         after_help = "\
 Examples:
-  boomtool cluster drain 3 && ssh node3 systemctl stop boomerang
+  boomtool cluster drain 3              # then it can be stopped
   boomtool cluster drain 3 --no-wait"
     )]
     Drain {
