@@ -61,7 +61,7 @@ async fn status(client: &Client, context: &Context) -> Result<(), ToolError> {
 fn state_of(node: &ClusterNode) -> &'static str {
     match node {
         _ if !node.answers => "away",
-        _ if node.stopping => "stopping",
+        _ if node.stopping => "not ready",
         _ if node.draining => "draining",
         _ => "ok",
     }

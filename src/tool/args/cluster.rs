@@ -10,8 +10,8 @@ pub enum ClusterCommand {
     /// Show the nodes: where they are, what they hold and lead, and whether they answer
     #[command(
         long_about = "Show the nodes: where they are, what they hold and lead, and whether they answer.\n\n\
-            STATE is 'ok', 'away' (and since when), 'draining' (it is to hold nothing) or 'stopping'. CLOCK is how far \
-            the node's clock is ahead of that of the node that answers. Any node can be asked.",
+            STATE is 'ok', 'away' (and since when), 'draining' (it is to hold nothing) or 'not ready' (it starts or \
+            stops). CLOCK is how far the node's clock is ahead of that of the node that answers. Any node can be asked.",
         after_help = "\
 Examples:
   boomtool cluster status
