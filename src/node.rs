@@ -1,8 +1,8 @@
 //! A node: the rooms built on each other in order, and taken down in the opposite order.
 //!
-//! Start: data folder, store, groups, proposer, firing, listeners; the node is ready when it leads what it hosts and
-//! its listeners are open. Stop ([`Node::stop`]): no new requests, no new dispatches, what is out settles, the state is
-//! flushed. A process that is killed instead loses nothing, it only replays more.
+//! Start: data folder, store, groups, the peer listener, placement, proposer, firing, the listeners for clients; the node
+//! is ready when what it hosts has leaders, here or elsewhere, and its listeners are open. Stop ([`Node::stop`]): what it
+//! leads is handed over, no new requests, no new dispatches, what is out settles, the state is flushed. A process that is killed instead loses nothing, it only replays more.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

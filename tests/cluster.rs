@@ -6,14 +6,13 @@
 mod common;
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use boomerang::wire::peer::nodes_client::NodesClient;
 use boomerang::wire::peer::{NodeStatus, StatusRequest};
 use common::cluster::Cluster;
 use common::etcd::Etcd;
 use common::{eventually, http_get};
-use serde_json::Value;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 static ALONE: Mutex<()> = Mutex::new(());
@@ -25,10 +24,9 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
 /// 400 tasks a second for ten seconds, each registered before the first is due.
 const STEADY: [&str; 6] = ["--tasks", "4000", "--spread", "10s", "--lead", "3s"];
 
-/// Waits for a moment within the load: not for an event, but for a part of what is measured.
-fn after(span: Duration) {
-    std::thread::sleep(span);
-}
+/// What the nodes count.
+const FIRED: &str = "boomerang_acknowledged_total";
+const REGISTERED: &str = "boomerang_registrations_total";
 
 /// The node that leads most, from 0, as they say themselves.
 fn busiest(cluster: &Cluster) -> usize {
@@ -49,7 +47,7 @@ fn a_killed_leader_is_replaced_and_nothing_is_lost() {
     let _alone = alone();
     let mut cluster = Cluster::with_peers(3, &[]);
     let load = cluster.load(&STEADY);
-    after(Duration::from_secs(6));
+    cluster.wait_for_count(FIRED, 1_000);
     let victim = busiest(&cluster);
     cluster.nodes[victim].kill();
     let account = load.finish();
@@ -67,7 +65,7 @@ fn clients_register_on_while_a_leader_is_killed() {
     let mut cluster = Cluster::with_peers(3, &[]);
     // Registered all the time, and not ahead: the kill falls into the registrations.
     let load = cluster.load(&["--tasks", "16000", "--spread", "8s", "--lead", "1s"]);
-    after(Duration::from_millis(1_500));
+    cluster.wait_for_count(REGISTERED, 2_000);
     let victim = busiest(&cluster);
     cluster.nodes[victim].kill();
     let account = load.finish();
@@ -81,12 +79,16 @@ fn clients_register_on_while_a_leader_is_killed() {
 #[test]
 fn a_leader_that_was_paused_does_not_go_on_as_before() {
     let _alone = alone();
-    let cluster = Cluster::with_peers(3, &[]);
+    let mut cluster = Cluster::with_peers(3, &[]);
     let load = cluster.load(&STEADY);
-    after(Duration::from_secs(5));
+    cluster.wait_for_count(FIRED, 800);
     let victim = busiest(&cluster);
     cluster.stop_process(victim);
-    after(Duration::from_secs(4));
+    // A node that is stopped says nothing, not even how much it has counted.
+    let paused = cluster.nodes.remove(victim);
+    let before = cluster.count(FIRED);
+    cluster.wait_for_count(FIRED, before + 1_600);
+    cluster.nodes.insert(victim, paused);
     cluster.continue_process(victim);
     let account = load.finish();
     account.assert_promises();
@@ -99,12 +101,10 @@ fn without_a_majority_nothing_is_promised_and_nothing_is_forgotten() {
     let _alone = alone();
     let mut cluster = Cluster::with_peers(3, &[]);
     let load = cluster.load(&STEADY);
-    after(Duration::from_secs(6));
+    cluster.wait_for_count(FIRED, 1_000);
     cluster.nodes[1].kill();
     cluster.nodes[2].kill();
     eventually("node 1 says that it is not ready", || (!is_ready(&cluster, 0)).then_some(()));
-    // What is due waits.
-    after(Duration::from_secs(2));
     cluster.nodes[1].restart();
     eventually("two of three are enough", || is_ready(&cluster, 0).then_some(()));
     let account = load.finish();
@@ -118,7 +118,7 @@ fn nodes_are_restarted_one_after_the_other_and_nobody_notices() {
     let _alone = alone();
     let mut cluster = Cluster::with_peers(3, &[]);
     let load = cluster.load(&["--tasks", "6000", "--spread", "20s", "--lead", "3s"]);
-    after(Duration::from_secs(4));
+    cluster.wait_for_count(FIRED, 200);
     for node in 0..3 {
         let code = cluster.nodes[node].terminate();
         assert_eq!(code, Some(0), "node {} stops in order", node + 1);
@@ -142,11 +142,11 @@ fn a_node_that_lost_its_disk_is_replaced_by_one_with_a_new_number() {
     let mut cluster = Cluster::with_etcd(3, &etcd.url(), &flags);
     cluster.ok(&["bench", "register", "--quiet", "--keep", "--tasks", "20000", "--batch", "100", "--payload", "500"]);
     let load = cluster.load(&["--tasks", "8000", "--spread", "20s", "--lead", "3s"]);
-    after(Duration::from_secs(4));
+    cluster.wait_for_count(FIRED, 200);
     cluster.nodes[2].kill();
     cluster.nodes.remove(2);
     cluster.add(4, &etcd.url(), &flags);
-    cluster_is_whole(&cluster, 3);
+    cluster.wait_until_whole(3);
     let account = load.finish();
     account.assert_promises();
     account.assert_all_acknowledged();
@@ -160,7 +160,7 @@ fn a_replica_moves_away_and_back() {
     let _alone = alone();
     let etcd = Etcd::start();
     let cluster = Cluster::with_etcd(4, &etcd.url(), &[]);
-    cluster_is_whole(&cluster, 3);
+    cluster.wait_until_whole(3);
     let load = cluster.load(&["--tasks", "2000", "--spread", "10s", "--lead", "2s"]);
     let holders = || -> Vec<u64> {
         let shown = cluster.ok(&["cluster", "shards"]);
@@ -198,20 +198,16 @@ fn a_snapshot_that_is_cut_off_is_sent_again() {
     // More entries than are kept for followers, and more bytes than a memtable holds: what is missing comes as a snapshot.
     let many = ["--tasks", "24000", "--payload", "4000", "--connections", "2", "--inflight", "4"];
     cluster.ok(&[&["bench", "register", "--quiet", "--keep"], &many[..]].concat());
-    cluster.add(2, &etcd.url(), &[]);
-    for side in [1, 0] {
-        let staging = cluster.nodes[1].data_dir().join("staging");
+    // First the one that receives, and then one that sends, to a third.
+    for (receiver, victim) in [(1, 1), (2, 0)] {
+        cluster.add(receiver + 1, &etcd.url(), &[]);
+        let staging = cluster.nodes[usize::try_from(receiver).unwrap()].data_dir().join("staging");
         let arriving = || std::fs::read_dir(&staging).ok()?.next().map(|_| ());
-        // When it was quicker than we could look, there is nothing left to cut off.
-        let begun = Instant::now();
-        while arriving().is_none() && begun.elapsed() < Duration::from_secs(5) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        eprintln!("cut off on side {side}: {}", arriving().is_some());
-        cluster.nodes[side].kill();
-        cluster.nodes[side].restart();
+        eventually("a snapshot is on its way", arriving);
+        cluster.nodes[victim].kill();
+        cluster.nodes[victim].restart();
     }
-    cluster_is_whole(&cluster, 2);
+    cluster.wait_until_whole(3);
     cluster.assert_replicas_agree();
     assert_eq!(http_get(cluster.nodes[0].started.http, "/readyz").0, 200);
 }
@@ -291,20 +287,4 @@ fn ask_status(peer: std::net::SocketAddr, tls: Option<ClientTlsConfig>) -> Resul
         let answer = NodesClient::new(channel).status(request).await.map_err(|status| status.to_string())?;
         Ok(answer.into_inner())
     })
-}
-
-/// Waits until every shard has `replicas` replicas and a leader, and nothing moves.
-fn cluster_is_whole(cluster: &Cluster, replicas: usize) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let (code, shards, said) = cluster.run(&["cluster", "shards"]);
-        let whole = |shard: &Value| {
-            shard["state"] == "ok" && shard["replicas"].as_array().is_some_and(|all| all.len() >= replicas)
-        };
-        if code == 0 && !shards.is_empty() && shards.iter().all(whole) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "not whole: {shards:?}\n{said}");
-        after(Duration::from_millis(200));
-    }
 }

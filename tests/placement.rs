@@ -5,12 +5,13 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use boomerang::client::{
     Client, ClusterGroups, ClusterNodes, Credentials, Due, Options, OwnSettings, Registered, Registration,
@@ -18,13 +19,16 @@ use boomerang::client::{
 use boomerang::task::{Callback, Protocol};
 use boomerang::wire::proto::cluster_group::State;
 use common::etcd::Etcd;
+use common::eventually_within;
 use common::node::{ADMIN_PASSWORD, Ended, NodeProcess, free_address, serve_to_its_end};
 use common::receiver::Receiver;
+use tokio::time::MissedTickBehavior;
 
 const SHARDS: &str = "4";
 /// A cluster of processes on a machine with other work takes its time.
 const WITHIN: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A load, not a measurement.
+const REGISTERED_EVERY: Duration = Duration::from_millis(5);
 /// Registered tasks are due after this.
 const DELAY_MS: u64 = 1_500;
 
@@ -98,15 +102,8 @@ fn shown(groups: &ClusterGroups) -> Vec<String> {
     groups.groups.iter().map(line).collect()
 }
 
-fn wait_for<T, W: Into<String>>(what: &str, mut look: impl FnMut() -> Result<T, W>) -> T {
-    let deadline = Instant::now() + WITHIN;
-    loop {
-        match look() {
-            Ok(found) => return found,
-            Err(why) if Instant::now() > deadline => panic!("not within {WITHIN:?}: {what}; at last: {}", why.into()),
-            Err(_) => std::thread::sleep(LOOK_EVERY),
-        }
-    }
+fn wait_for<T, W: Display>(what: &str, look: impl FnMut() -> Result<T, W>) -> T {
+    eventually_within(WITHIN, what, look)
 }
 
 fn start(flags: Vec<String>) -> JoinHandle<NodeProcess> {
@@ -228,17 +225,17 @@ async fn register_all(
 ) {
     let mut clients: BTreeMap<SocketAddr, Client> = BTreeMap::new();
     let callback = Callback::new(Protocol::Tcp, endpoint).unwrap();
+    let mut pace = tokio::time::interval(REGISTERED_EVERY);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 0_usize.. {
+        pace.tick().await;
         if stop.load(Ordering::SeqCst) {
             return;
         }
         let now = nodes.lock().unwrap().clone();
         let node = now[number % now.len()];
         if let Entry::Vacant(place) = clients.entry(node) {
-            let Some(client) = connect(node).await else {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            };
+            let Some(client) = connect(node).await else { continue };
             place.insert(client);
         }
         let payload = format!("task {number}").into_bytes();
@@ -256,7 +253,6 @@ async fn register_all(
             Err(error) if error.status().is_none() => drop(clients.remove(&node)),
             Err(_) => {}
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

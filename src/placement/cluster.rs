@@ -121,13 +121,6 @@ impl Cluster {
         self.inner.nodes.write().expect("no panic under this lock").insert(info.node_id, info);
     }
 
-    /// A node that will not come back.
-    pub fn remove_node(&self, node_id: u64) {
-        self.inner.network.remove(node_id);
-        self.inner.nodes.write().expect("no panic under this lock").remove(&node_id);
-        self.inner.heard.write().expect("no panic under this lock").remove(&node_id);
-    }
-
     /// What the other nodes have said last, however long ago.
     pub fn statuses(&self) -> BTreeMap<u64, Heard> {
         self.inner.heard.read().expect("no panic under this lock").clone()

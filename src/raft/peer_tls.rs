@@ -36,10 +36,6 @@ impl PeerTls {
         Ok(tls)
     }
 
-    pub fn from_pem(cert: &str, key: &str, authority: &str) -> Self {
-        Self { identity: Identity::from_pem(cert, key), authority: Certificate::from_pem(authority) }
-    }
-
     /// The other side must be the host it was called as.
     pub(super) fn client(&self) -> ClientTlsConfig {
         ClientTlsConfig::new().ca_certificate(self.authority.clone()).identity(self.identity.clone())

@@ -1,8 +1,8 @@
 //! What comes in: connections, sessions, requests; and the answers that go back.
 //!
 //! This room checks who asks and whether the request makes sense, turns it into an [`crate::propose::Ask`] or a read of
-//! this node's state, and turns the reply into a message. It never writes to the store and knows nothing of Raft but
-//! refusals.
+//! this node's state, and turns the reply into a message. It never writes to the store. Of Raft it knows refusals, and in
+//! [`route`] who leads and whether this node's state may be read.
 //!
 //! - [`tcp`]: one connection: frames in, frames out, bounds on both
 //! - [`requests`]: where each message goes; [`tasks`], [`letters`], [`clients`], [`cluster`]: what it does

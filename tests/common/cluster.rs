@@ -2,19 +2,19 @@
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::PATIENCE;
+use super::eventually_within;
 use super::node::{ADMIN_PASSWORD, NodeProcess, free_address};
 
 /// Few, so that each node leads some and a test build is quick.
 pub const SHARDS: u16 = 6;
 /// Replicas that were away catch up, leaders come back to where they belong.
 const SETTLED_WITHIN: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOAD_ENDS_WITHIN: Duration = Duration::from_secs(120);
 
 pub struct Cluster {
     pub nodes: Vec<NodeProcess>,
@@ -93,16 +93,37 @@ impl Cluster {
 
     /// Waits until every replica of every group is equal to the others at one and the same entry.
     pub fn assert_replicas_agree(&self) {
-        let deadline = Instant::now() + SETTLED_WITHIN;
-        loop {
+        eventually_within(SETTLED_WITHIN, "all replicas can be compared", || {
             let (code, verdicts, said) = self.run(&["cluster", "verify"]);
-            if code == 0 {
-                return;
-            }
             assert!(!said.contains("differ"), "replicas differ: {verdicts:?}\n{said}");
-            assert!(Instant::now() < deadline, "not all replicas could be compared: {verdicts:?}\n{said}");
-            std::thread::sleep(LOOK_EVERY);
-        }
+            if code == 0 { Ok(()) } else { Err(format!("{verdicts:?}\n{said}")) }
+        });
+    }
+
+    /// Waits until every shard has `replicas` replicas and a leader, and nothing moves.
+    pub fn wait_until_whole(&self, replicas: usize) {
+        eventually_within(SETTLED_WITHIN, "every shard is whole", || {
+            let (code, shards, said) = self.run(&["cluster", "shards"]);
+            let whole = |shard: &Value| {
+                shard["state"] == "ok" && shard["replicas"].as_array().is_some_and(|all| all.len() >= replicas)
+            };
+            let all = code == 0 && !shards.is_empty() && shards.iter().all(whole);
+            if all { Ok(()) } else { Err(format!("{shards:?}\n{said}")) }
+        });
+    }
+
+    /// Waits until the nodes that run have counted so many together, since each was started.
+    pub fn wait_for_count(&mut self, metric: &str, count: u64) {
+        eventually_within(SETTLED_WITHIN, &format!("{metric} is {count}"), || {
+            let found = self.count(metric);
+            if found >= count { Ok(()) } else { Err(found) }
+        });
+    }
+
+    /// Of the nodes that run.
+    pub fn count(&mut self, metric: &str) -> u64 {
+        let running = self.nodes.iter_mut().filter_map(|node| node.exit_code().is_none().then_some(node));
+        running.map(|node| node.metric(metric) as u64).sum()
     }
 
     pub fn stop_process(&self, node: usize) {
@@ -116,11 +137,6 @@ impl Cluster {
     fn signal(&self, node: usize, signal: Signal) {
         let pid = i32::try_from(self.nodes[node].pid()).ok().and_then(Pid::from_raw).unwrap();
         kill_process(pid, signal).unwrap();
-    }
-
-    /// CPU time of all processes so far.
-    pub fn cpu_time(&self) -> Duration {
-        self.nodes.iter().map(|node| cpu_time(node.pid())).sum()
     }
 }
 
@@ -136,14 +152,6 @@ fn start_node(number: u64, peer: Option<String>, flags: &[&str]) -> NodeProcess 
     NodeProcess::start(&all)
 }
 
-fn cpu_time(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // Behind the name, which may hold spaces: the 14th and 15th fields are user and system time, in ticks of 10 ms.
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(10 * ticks)
-}
-
 /// A load under way; its report is what its receiver saw.
 pub struct Load {
     child: Option<Child>,
@@ -157,14 +165,8 @@ pub struct Account {
 impl Load {
     pub fn finish(mut self) -> Account {
         let mut child = self.child.take().unwrap();
-        let deadline = Instant::now() + 6 * PATIENCE;
-        while child.try_wait().unwrap().is_none() {
-            if Instant::now() > deadline {
-                let _ = child.kill();
-                panic!("the load does not end");
-            }
-            std::thread::sleep(LOOK_EVERY);
-        }
+        // It prints little, and only at its end.
+        eventually_within(LOAD_ENDS_WITHIN, "the load ends", || child.try_wait().unwrap().ok_or("it runs"));
         let (mut out, mut said) = (String::new(), String::new());
         child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
         child.stderr.take().unwrap().read_to_string(&mut said).unwrap();

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::{eventually, node::free_address};
@@ -34,15 +33,6 @@ impl Etcd {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-
-    /// It keeps its connections and says nothing.
-    pub fn freeze(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
-    }
-
-    pub fn thaw(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
     }
 
     /// On the same data and the same ports.

@@ -13,6 +13,7 @@ pub mod raw;
 pub mod receiver;
 pub mod trio;
 
+use std::fmt::Display;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -26,12 +27,17 @@ const POLL_EVERY: Duration = Duration::from_millis(10);
 
 /// For what tells nobody when it happens: looks again and again until there is something, or it takes too long.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    eventually_within(PATIENCE, what, || look().ok_or("nothing"))
+}
+
+/// The same with a patience of its own, and with what was found instead.
+pub fn eventually_within<T, W: Display>(within: Duration, what: &str, mut look: impl FnMut() -> Result<T, W>) -> T {
+    let deadline = Instant::now() + within;
     loop {
-        if let Some(found) = look() {
-            return found;
+        match look() {
+            Ok(found) => return found,
+            Err(instead) => assert!(Instant::now() < deadline, "not within {within:?}: {what}; at last: {instead}"),
         }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(POLL_EVERY);
     }
 }
