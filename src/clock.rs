@@ -6,6 +6,7 @@
 //! set an hour ahead by mistake cannot fire an hour of tasks early; the price is that a clock set right by hours is
 //! followed slowly, which is logged and measured, and a restart takes the wall clock as it is.
 
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -37,7 +38,69 @@ pub trait Clock: Send + Sync + 'static {
 
 /// The real clock.
 pub struct SystemClock {
-    slew: Mutex<Slew>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    machine: Machine,
+    slew: Slew,
+}
+
+/// The two clocks of this machine; in tests, those of a machine whose clocks are wrong.
+#[derive(Default)]
+struct Machine {
+    skew: Option<Skew>,
+}
+
+/// What a test says about both clocks, in a file that it may write again at any time.
+struct Skew {
+    file: PathBuf,
+    /// The wall clock is ahead by this much.
+    wall_us: i64,
+    /// Both clocks run faster by this part.
+    drift_ppm: i64,
+    /// Since when, by the boot clock, and what had been gained by then.
+    from_us: i64,
+    gained_us: i64,
+}
+
+impl Skew {
+    fn gained_us(&self, boot_us: i64) -> i64 {
+        self.gained_us + (boot_us - self.from_us) * self.drift_ppm / 1_000_000
+    }
+
+    /// The file holds two numbers: by how many microseconds the wall clock is ahead, and the drift in parts per million.
+    /// One that is being written is read at the next look.
+    fn read(&mut self, boot_us: i64) {
+        let Ok(text) = std::fs::read_to_string(&self.file) else { return };
+        let numbers: Vec<i64> = text.split_whitespace().map_while(|number| number.parse().ok()).collect();
+        let [wall_us, drift_ppm] = numbers[..] else { return };
+        self.gained_us = self.gained_us(boot_us);
+        (self.from_us, self.wall_us, self.drift_ppm) = (boot_us, wall_us, drift_ppm);
+    }
+}
+
+impl Machine {
+    fn skewed_by(file: &Path) -> Self {
+        let from_us = boot_us();
+        let mut skew = Skew { file: file.to_owned(), wall_us: 0, drift_ppm: 0, from_us, gained_us: 0 };
+        skew.read(from_us);
+        Self { skew: Some(skew) }
+    }
+
+    fn boot_us(&self) -> i64 {
+        let boot_us = boot_us();
+        boot_us + self.skew.as_ref().map_or(0, |skew| skew.gained_us(boot_us))
+    }
+
+    /// Both clocks at one moment.
+    fn both_us(&mut self) -> (i64, i64) {
+        let (boot_us, wall_us) = both_us();
+        let Some(skew) = &mut self.skew else { return (boot_us, wall_us) };
+        skew.read(boot_us);
+        let gained_us = skew.gained_us(boot_us);
+        (boot_us + gained_us, wall_us + skew.wall_us + gained_us)
+    }
 }
 
 /// Time as a straight line through the boot clock, bent at `at_us`.
@@ -90,23 +153,33 @@ fn both_us() -> (i64, i64) {
 impl SystemClock {
     #[allow(clippy::new_without_default, reason = "reading the clock is not a default")]
     pub fn new() -> Self {
-        let (at_us, said_us) = both_us();
-        Self { slew: Mutex::new(Slew { at_us, said_us, behind_us: 0 }) }
+        Self::of(Machine::default())
+    }
+
+    /// As on a machine whose clocks are wrong in the way that `file` says, from the start on and after each
+    /// [`SystemClock::look`]. For tests.
+    pub fn skewed_by(file: &Path) -> Self {
+        Self::of(Machine::skewed_by(file))
+    }
+
+    fn of(mut machine: Machine) -> Self {
+        let (at_us, said_us) = machine.both_us();
+        Self { inner: Mutex::new(Inner { machine, slew: Slew { at_us, said_us, behind_us: 0 } }) }
     }
 
     /// Compares with the wall clock; to be called now and then. Returns by how many microseconds the wall clock is
     /// ahead, zero while both agree.
     pub fn look(&self) -> i64 {
-        let mut slew = self.slew.lock().expect("no panic under this lock");
-        let (boot_us, wall_us) = both_us();
-        slew.look(boot_us, wall_us)
+        let mut inner = self.inner.lock().expect("no panic under this lock");
+        let (boot_us, wall_us) = inner.machine.both_us();
+        inner.slew.look(boot_us, wall_us)
     }
 }
 
 impl Clock for SystemClock {
     fn now_us(&self) -> u64 {
-        let now = self.slew.lock().expect("no panic under this lock").now_us(boot_us());
-        u64::try_from(now).unwrap_or(0)
+        let inner = self.inner.lock().expect("no panic under this lock");
+        u64::try_from(inner.slew.now_us(inner.machine.boot_us())).unwrap_or(0)
     }
 }
 
@@ -167,6 +240,36 @@ mod tests {
             }
         }
         assert!(last < 1_000 * SECOND + 185 * SECOND, "and is slower than the other clock: {last}");
+    }
+
+    #[test]
+    fn a_test_sets_the_clocks_of_a_machine_wrong() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("clock");
+        let hour = 3_600 * SECOND;
+        std::fs::write(&file, format!("{hour} 0\n")).unwrap();
+        let real = SystemClock::new();
+        let ahead = |clock: &SystemClock| clock.now_us().cast_signed() - real.now_us().cast_signed();
+        let started = SystemClock::skewed_by(&file);
+        assert!((ahead(&started) - hour).abs() < SECOND / 10, "a start takes the wall clock as it is");
+
+        // Set right while it runs: followed slowly.
+        std::fs::write(&file, "0 0\n").unwrap();
+        assert!(started.look() <= -hour + SECOND / 10);
+        assert!((ahead(&started) - hour).abs() < SECOND / 10);
+
+        // Half as fast again: what is gained shows, and stays when the drift is over.
+        std::fs::write(&file, "0 500000\n").unwrap();
+        let drifting = SystemClock::skewed_by(&file);
+        let until = boot_us() + SECOND / 50;
+        while boot_us() < until {
+            std::hint::spin_loop();
+        }
+        std::fs::write(&file, "0 0\n").unwrap();
+        drifting.look();
+        let gained = ahead(&drifting);
+        assert!(gained >= SECOND / 100, "{gained}");
+        assert!(ahead(&drifting) >= gained - SECOND / 1000);
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! | [`firing`] | the leader: window, wheel, dispatch, settle |
 //! | [`server`] | what comes in |
 //! | [`node`] | the rooms put together |
+//! | [`sabotage`] | what is broken on purpose, to see that it is found |
 //! | [`client`], [`tool`] | the Rust client, and `boomtool` on top of it |
 
 #![forbid(unsafe_code)]
@@ -30,6 +31,7 @@ pub mod node;
 pub mod placement;
 pub mod propose;
 pub mod raft;
+pub mod sabotage;
 pub mod server;
 pub mod settings;
 pub mod shard;

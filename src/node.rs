@@ -141,7 +141,13 @@ impl Node {
         let opened = tokio::task::spawn_blocking(move || Store::open(&database));
         let store = opened.await.expect("opening does not panic")?;
         let (syncer, syncer_thread) = Syncer::start(store.clone());
-        let system_clock = Arc::new(SystemClock::new());
+        let system_clock = Arc::new(match &settings.test_clock {
+            None => SystemClock::new(),
+            Some(file) => {
+                tracing::warn!(file = %file.display(), "a test sets the clock of this node");
+                SystemClock::skewed_by(file)
+            }
+        });
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Arc::new(Metrics::new());
         let tls = settings.peer_tls.as_ref().map(|tls| PeerTls::read(&tls.cert, &tls.key, &tls.ca)).transpose()?;

@@ -161,6 +161,9 @@ pub struct Given {
     /// Space kept back, in MiB, for finishing what was accepted when the disk is full [default: 64]
     #[arg(long, value_name = "MIB", env = "BOOMERANG_DISK_RESERVE")]
     pub disk_reserve: Option<u64>,
+    /// For tests: a file that says how wrong the clocks of this machine are
+    #[arg(long, value_name = "FILE", env = "BOOMERANG_TEST_CLOCK", hide = true)]
+    pub test_clock: Option<PathBuf>,
 }
 
 /// `self`, and what it leaves out from another.
@@ -214,6 +217,7 @@ impl Given {
             callback_timeout,
             disk_free_min,
             disk_reserve,
+            test_clock,
         ))
     }
 }
@@ -269,6 +273,8 @@ pub struct Settings {
     pub callback: CallbackSettings,
     pub disk_free_min_bytes: u64,
     pub disk_reserve_bytes: u64,
+    /// See [`crate::clock::SystemClock::skewed_by`].
+    pub test_clock: Option<PathBuf>,
 }
 
 impl Settings {
@@ -379,6 +385,7 @@ impl Settings {
             callback,
             disk_free_min_bytes: within("--disk-free-min", disk_free_min, 0, DISK_MIB_MAX)? * MIB,
             disk_reserve_bytes: within("--disk-reserve", disk_reserve, 0, DISK_MIB_MAX)? * MIB,
+            test_clock: given.test_clock,
         };
         for (flag, address) in [
             ("--tcp-addr", settings.tcp_addr),

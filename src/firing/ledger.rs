@@ -16,6 +16,7 @@ use crate::callback::{DestinationName, Permit, Ticket, Waiters};
 use crate::clock::Clock;
 use crate::propose::Dispatches;
 use crate::raft::Observer;
+use crate::sabotage::Fault;
 use crate::shard::{self, Claim, Effect};
 use crate::store::keys::Key;
 use crate::store::overlay::get_row;
@@ -26,6 +27,8 @@ use crate::wheel::Wheel;
 
 /// The most a shard hands over at a time, so that none keeps the others waiting.
 const DUE_PER_TURN_MAX: usize = 1_024;
+/// See [`Fault::FireEarly`].
+const EARLY_MS: u64 = 250;
 /// The watermark is asked for this long before something is due.
 const ARM_BEFORE_MS: u64 = 500;
 
@@ -228,7 +231,7 @@ impl Ledger {
             term,
             // What is overdue in the wheel leaves it at once, so its clock begins where the watermark is.
             wheel: Wheel::new(self.settings.wheel, self.clock.now_ms().min(armed_ms)),
-            horizon: (0, None),
+            horizon: (if Fault::ForgetOverdue.is_on() { self.clock.now_ms() } else { 0 }, None),
             in_flight: HashMap::new(),
             waiting: HashSet::new(),
             armed_ms,
@@ -316,7 +319,8 @@ impl Ledger {
         if state.stopped {
             return Turn::Stop;
         }
-        let now_ms = self.clock.now_ms();
+        let early_ms = if Fault::FireEarly.is_on() { EARLY_MS } else { 0 };
+        let now_ms = self.clock.now_ms() + early_ms;
         let mut sleep_until_ms = InstantMs::MAX;
         state.first = state.first.wrapping_add(1);
         let mut order: Vec<GroupId> = state.leading.keys().copied().collect();
@@ -356,7 +360,7 @@ impl Ledger {
                 arm(*group, wake_ms);
             }
         }
-        state.sleeping_until_ms = sleep_until_ms;
+        state.sleeping_until_ms = if early_ms == 0 { sleep_until_ms } else { sleep_until_ms.saturating_sub(early_ms) };
         if sleep_until_ms <= now_ms { Turn::Again } else { Turn::Sleep }
     }
 
@@ -609,12 +613,13 @@ impl Observer for Ledger {
 
 impl Dispatches for Ledger {
     fn hold(&self, group: GroupId, term: u64, id: TaskId) -> Claim {
+        let ignored = Fault::IgnoreWatermark.is_on();
         let known = {
             let mut guard = self.lock();
             let state = &mut *guard;
             let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else {
                 // This node leads the shard, but what it knows is of another term, or not there yet.
-                return Claim::Unknown;
+                return if ignored { Claim::NotDispatched } else { Claim::Unknown };
             };
             // In any case: the attempt that is out may settle before the cancellation, and the next must not follow.
             *state.held.entry(group).or_default().entry(id).or_default() += 1;
@@ -638,7 +643,7 @@ impl Dispatches for Ledger {
             }
         };
         match known {
-            Some(armed_before_ms) if cursor.armed_by_ms() > armed_before_ms => Claim::NotDispatched,
+            Some(armed_before_ms) if ignored || cursor.armed_by_ms() > armed_before_ms => Claim::NotDispatched,
             // Handed over, or due within what an earlier leader had armed.
             _ => Claim::MayBeOut { occurrence: cursor.occurrence, attempt: cursor.attempt },
         }

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::ledger::Horizon;
 use super::{Parts, dispatch, forget};
 use crate::raft::Group;
+use crate::sabotage::Fault;
 use crate::store::StoreError;
 use crate::store::keys::{Key, Parsed, parse_state};
 use crate::task::{GroupId, InstantMs, TaskId};
@@ -26,6 +27,8 @@ const ROWS_PER_CHUNK: usize = 2_048;
 /// After a failed attempt to begin a term, and while a group is built again.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// See [`Fault::BeginLate`].
+const LATE: Duration = Duration::from_secs(20);
 
 /// Runs as long as the node dispatches, whether the group is here or not.
 pub(super) async fn follow(id: GroupId, parts: Arc<Parts>) {
@@ -76,6 +79,9 @@ async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<
         tracing::debug!(group = %group.id, term, %error, "cannot begin to fire yet");
         tokio::time::sleep(RETRY_AFTER).await;
         return;
+    }
+    if Fault::BeginLate.is_on() {
+        tokio::time::sleep(LATE).await;
     }
     let (dues, room) = match parts.ledger.lead(group.id, term) {
         Ok(begun) => begun,

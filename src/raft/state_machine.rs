@@ -22,6 +22,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::types::{
     LogId, Membership, MembershipRow, Replies, SnapshotMeta, StoredMembership, TypeConfig, log_id, term_of,
 };
+use crate::sabotage::Fault;
 use crate::shard::{self, Batch, Effect};
 use crate::store::export::{Export, Staging, export};
 use crate::store::keys::Key;
@@ -95,6 +96,8 @@ pub struct StateMachine {
     applied: Option<LogId>,
     membership: StoredMembership,
     meta: ShardMetaRow,
+    /// The last of the batch before; see [`Fault::AppliedApart`].
+    stored: Option<LogId>,
     /// Kept, and never looked at.
     _seat: Option<Seat>,
     /// openraft's conformance suite leaves out entries; nothing else may.
@@ -142,6 +145,7 @@ impl StateMachine {
             applied: None,
             membership: StoredMembership::default(),
             meta: ShardMetaRow::default(),
+            stored: None,
             _seat: None,
             #[cfg(test)]
             gaps_allowed: false,
@@ -254,9 +258,16 @@ impl StateMachine {
     /// One batch for everything in `pending`, then the effects, then the answers.
     fn store(&mut self, pending: Pending<'_>) -> Result<(), StoreError> {
         let Some(last) = pending.last else { return Ok(()) };
+        let applied = if Fault::AppliedApart.is_on() { self.stored.replace(last) } else { Some(last) };
+        if Fault::ApplyDiffers.is_on() {
+            let here = self.staging.as_os_str().as_encoded_bytes();
+            self.meta.missed += here.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+        }
         let mut writes = pending.rows.into_writes();
         let mut put = |key, value| writes.insert(key, Write::Put(value));
-        put(Key::applied(self.group), codec::encode(&Applied::from(last)));
+        if let Some(applied) = applied {
+            put(Key::applied(self.group), codec::encode(&Applied::from(applied)));
+        }
         put(Key::shard_meta(self.group), codec::encode(&self.meta));
         if let Some((log_id, membership)) = pending.membership {
             let row = AppliedMembershipRow { log_id: Some(log_id.into()), membership: (&membership).into() };

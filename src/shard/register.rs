@@ -1,6 +1,7 @@
 //! A new task. Touches: task, timeline, policy, dedup.
 
 use super::{Dedup, Effect, Register, Reply, Shard};
+use crate::sabotage::Fault;
 use crate::store::StoreError;
 use crate::store::keys::Key;
 use crate::store::rows::{DedupRow, Role, TaskRow};
@@ -9,6 +10,7 @@ impl Shard<'_, '_> {
     pub(super) fn register(&mut self, register: Register) -> Result<Reply, StoreError> {
         let Register { id, client, policy, due_ms, recurrence, tags, dedup, payload } = register;
         if let Some(dedup) = dedup
+            && !Fault::ForgetDedup.is_on()
             && let Some(reply) = self.registered_before(dedup)?
         {
             return Ok(reply);

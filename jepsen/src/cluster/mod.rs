@@ -1,0 +1,1 @@
+//! Nodes and etcd as processes, each in a network of its own.

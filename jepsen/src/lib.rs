@@ -1,0 +1,24 @@
+//! Fault tests of Boomerang.
+//!
+//! ```text
+//!   load --> cluster of real processes <-- fault        sim: the same code, one thread, simulated time
+//!     \             |                      /                              |
+//!      '--------> history <---------------'  <----------------------------'
+//!                   |
+//!                 check, one file per promise --> verdicts --> report
+//! ```
+//!
+//! - [`history`]: everything that clients, receivers and those who break things saw, in order
+//! - [`check`]: one file for each promise: what in a history breaks it
+//! - [`cluster`]: nodes and etcd as processes, each in a network of its own; [`fault`]: what is done to them
+//! - [`load`]: clients and receivers that write the history
+//! - [`sim`]: the simulation; its histories meet the same checkers
+//! - [`report`]: a history and its verdicts as a page with pictures
+
+pub mod check;
+pub mod cluster;
+pub mod fault;
+pub mod history;
+pub mod load;
+pub mod report;
+pub mod sim;

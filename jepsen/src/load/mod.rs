@@ -1,0 +1,1 @@
+//! Clients and receivers that write the history.

@@ -1,0 +1,1 @@
+//! A history and its verdicts as a page with pictures.

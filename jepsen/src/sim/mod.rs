@@ -1,0 +1,1 @@
+//! The simulation: several nodes in one process and one thread.
