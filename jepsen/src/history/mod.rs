@@ -105,8 +105,8 @@ pub struct Registration {
     pub due: Due,
     /// Every so many milliseconds; `None` for a task that is due once.
     pub every_ms: Option<u64>,
-    /// What becomes of due instants at which it could not start.
-    pub missed: Option<Missed>,
+    /// What becomes of missed occurrences; of no meaning for a task that is due once.
+    pub missed: Missed,
     /// It ends after so many due instants.
     pub count: Option<u64>,
     /// Registrations with the same key are the same task: that of the first one's token.

@@ -23,7 +23,6 @@ pub(super) async fn run(worker: &mut Worker) {
         let registration = Registration {
             due,
             every_ms: again.map(|recurrence| recurrence.interval_ms),
-            missed: again.map(|recurrence| recurrence.missed),
             count: again.and_then(|recurrence| recurrence.count),
             ..worker.registration(payload, ATTEMPTS)
         };

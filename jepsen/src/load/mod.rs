@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use boomerang::client::{Client, ClientError, ClientSettings, Credentials, Options};
-use boomerang::task::{Callback, CallbackOptions, ClientId, Invalid, Protocol, Retry};
+use boomerang::task::{Callback, CallbackOptions, ClientId, Invalid, Missed, Protocol, Retry};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
@@ -156,7 +156,7 @@ impl Worker {
             client: self.asker.client_id(),
             due: Due::In(0),
             every_ms: None,
-            missed: None,
+            missed: Missed::Once,
             count: None,
             key: None,
             attempts,

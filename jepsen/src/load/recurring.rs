@@ -30,7 +30,7 @@ pub(super) async fn run(worker: &mut Worker) {
         let registration = Registration {
             due: Due::In(worker.rng.random_range(FIRST_IN_MS)),
             every_ms: Some(every_ms),
-            missed: Some(missed),
+            missed,
             count: Some(count),
             ..worker.registration(payload, ATTEMPTS)
         };
