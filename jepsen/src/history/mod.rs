@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use boomerang::task::Fence;
+use boomerang::task::{Fence, Missed};
 
 /// A task as the load knows it: given by the load, unique in a run.
 pub type Token = u64;
@@ -105,6 +105,10 @@ pub struct Registration {
     pub due: Due,
     /// Every so many milliseconds; `None` for a task that is due once.
     pub every_ms: Option<u64>,
+    /// What becomes of missed occurrences; of no meaning for a task that is due once.
+    pub missed: Missed,
+    /// It ends after so many due instants.
+    pub count: Option<u64>,
     /// Registrations with the same key are the same task: that of the first one's token.
     pub key: Option<String>,
     /// So many attempts before it becomes a dead letter.
