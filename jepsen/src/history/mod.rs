@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use boomerang::task::Fence;
+use boomerang::task::{Fence, Missed};
 
 /// A task as the load knows it: given by the load, unique in a run.
 pub type Token = u64;
@@ -17,6 +17,9 @@ pub type Token = u64;
 pub type TaskId = String;
 /// Who asks: one operation at a time each.
 pub type Process = u32;
+
+/// Of the payload of a task that was never edited.
+pub const FIRST_VERSION: u32 = 1;
 
 /// What is checked.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -79,7 +82,8 @@ pub enum Call {
         token: Token,
         task: TaskId,
     },
-    /// Moves the task to another due instant, and its payload to another version.
+    /// Moves the task to another due instant, and its payload to another version: one that no other edit of this task
+    /// has, and not [`FIRST_VERSION`].
     Edit {
         token: Token,
         task: TaskId,
@@ -105,6 +109,8 @@ pub struct Registration {
     pub due: Due,
     /// Every so many milliseconds; `None` for a task that is due once.
     pub every_ms: Option<u64>,
+    /// What becomes of missed occurrences; of no meaning for a task that is due once.
+    pub missed: Missed,
     /// Registrations with the same key are the same task: that of the first one's token.
     pub key: Option<String>,
     /// So many attempts before it becomes a dead letter.
@@ -147,6 +153,7 @@ pub enum Answer {
         due_ms: u64,
         occurrence: u64,
         attempt: u32,
+        /// Of the payload, as in [`Delivery::version`].
         version: u32,
     },
     /// Every page of it, one after the other.
