@@ -7,6 +7,19 @@ use serde::Serialize;
 
 use crate::history::History;
 
+mod answers;
+mod digests;
+mod early;
+mod fences;
+#[cfg(test)]
+mod hand_made;
+mod lateness;
+mod lost;
+mod occurrences;
+mod reads;
+mod tasks;
+mod unique;
+
 /// How much of what depends on time is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Limits {
@@ -16,6 +29,15 @@ pub struct Limits {
     pub heal_within_us: u64,
     /// What is normal: the lateness of whatever is due after that.
     pub late_us: u64,
+    /// A delivery may be so long on its way (a paused sender, a cut link) and still come: until then, one that was
+    /// overtaken by what followed it breaks no promise.
+    pub stale_us: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { early_us: 0, heal_within_us: 15_000_000, late_us: 500_000, stale_us: 60_000_000 }
+    }
 }
 
 /// What a checker found.
@@ -45,3 +67,50 @@ impl Verdict {
 }
 
 pub type Checker = fn(&History, &Limits) -> Verdict;
+
+/// Every promise, by the name of its checker.
+pub const ALL: [(&str, Checker); 9] = [
+    ("lost", lost::check),
+    ("early", early::check),
+    ("occurrences", occurrences::check),
+    ("answers", answers::check),
+    ("fences", fences::check),
+    ("unique", unique::check),
+    ("digests", digests::check),
+    ("lateness", lateness::check),
+    ("reads", reads::check),
+];
+
+/// What all of them say.
+pub fn all(history: &History, limits: &Limits) -> Vec<Verdict> {
+    ALL.iter().map(|(_, checker)| checker(history, limits)).collect()
+}
+
+/// More violations than this are counted, not described: one broken promise can break for every task of a run.
+const DESCRIBED_MAX: usize = 100;
+
+/// What a checker gathers while it looks.
+struct Findings {
+    checker: &'static str,
+    promise: &'static str,
+    violations: Vec<Violation>,
+    found: u64,
+}
+
+impl Findings {
+    fn new(checker: &'static str, promise: &'static str) -> Self {
+        Self { checker, promise, violations: Vec::new(), found: 0 }
+    }
+
+    fn add(&mut self, events: impl IntoIterator<Item = u64>, what: String) {
+        self.found += 1;
+        if self.violations.len() < DESCRIBED_MAX {
+            self.violations.push(Violation { what, events: events.into_iter().collect() });
+        }
+    }
+
+    fn verdict(self, mut counts: Vec<(&'static str, u64)>) -> Verdict {
+        counts.push(("violations", self.found));
+        Verdict { checker: self.checker, promise: self.promise, counts, violations: self.violations }
+    }
+}

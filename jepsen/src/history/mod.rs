@@ -18,6 +18,9 @@ pub type TaskId = String;
 /// Who asks: one operation at a time each.
 pub type Process = u32;
 
+/// Of the payload of a task that was never edited.
+pub const FIRST_VERSION: u32 = 1;
+
 /// What is checked.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
@@ -79,7 +82,8 @@ pub enum Call {
         token: Token,
         task: TaskId,
     },
-    /// Moves the task to another due instant, and its payload to another version.
+    /// Moves the task to another due instant, and its payload to another version: one that no other edit of this task
+    /// has, and not [`FIRST_VERSION`].
     Edit {
         token: Token,
         task: TaskId,
@@ -151,6 +155,7 @@ pub enum Answer {
         due_ms: u64,
         occurrence: u64,
         attempt: u32,
+        /// Of the payload, as in [`Delivery::version`].
         version: u32,
     },
     /// Every page of it, one after the other.
