@@ -11,9 +11,9 @@ use boomerang::propose::{Ask, Due as AskDue, Refused};
 use boomerang::server::route::Access;
 use boomerang::shard::{self, Change, Reply};
 use boomerang::store::StoreError;
+use boomerang::store::codec;
 use boomerang::store::keys::{Key, Parsed, parse_state};
 use boomerang::store::rows::{Role, TaskRow};
-use boomerang::store::codec;
 use boomerang::task::{
     Backoff, Callback, ClientId, DedupHash, GroupId, Missed, Policy, Protocol, Recurrence, Retry, TaskId,
 };
@@ -52,7 +52,6 @@ const TRIES_MAX: u32 = 50;
 struct Own {
     payload: Payload,
     task: TaskId,
-    due_ms: u64,
     recurring: bool,
     next_version: u32,
 }
@@ -169,6 +168,7 @@ impl Client {
             due: self.due(),
             every_ms: None,
             missed: Missed::Once,
+            count: None,
             key: None,
             attempts,
             refusals: 0,
@@ -188,8 +188,9 @@ impl Client {
         let registration = self.registration("recurring", 3);
         let missed = [Missed::Once, Missed::Skip, Missed::All { max: 3 }][self.rng.random_range(0..3)];
         let every_ms = Some(self.rng.random_range(200..1_500));
+        let count = self.rng.random_bool(0.5).then(|| self.rng.random_range(2..8));
         let payload = Payload { token: registration.token, version: 1, refusals: 0, fenced: false };
-        self.register(Registration { every_ms, missed, ..registration }, payload).await;
+        self.register(Registration { every_ms, missed, count, ..registration }, payload).await;
     }
 
     /// The same again, until it is answered, and now and then once more.
@@ -222,9 +223,9 @@ impl Client {
             Some((hash, _)) => GroupId::of_shard(hash.shard(self.world.plan.shards)),
             None => GroupId(self.rng.random_range(1..=self.world.plan.shards)),
         };
-        let recurrence = registration
-            .every_ms
-            .map(|every_ms| Recurrence { missed: registration.missed, ..Recurrence::every(every_ms) });
+        let (missed, count) = (registration.missed, registration.count);
+        let recurrence =
+            registration.every_ms.map(|every_ms| Recurrence { missed, count, ..Recurrence::every(every_ms) });
         let due = match registration.due {
             Due::In(delay_ms) => AskDue::After(delay_ms),
             Due::At(due_ms) => AskDue::At(due_ms),
@@ -244,7 +245,7 @@ impl Client {
         match self.ask(group, ask).await {
             Ok(Reply::Registered { id, due_ms, duplicate }) => {
                 if !self.own.iter().any(|own| own.task == id) {
-                    self.own.push(Own { payload, task: id, due_ms, recurring, next_version: 2 });
+                    self.own.push(Own { payload, task: id, recurring, next_version: 2 });
                 }
                 self.ok(Answer::Registered { task: id.to_string(), due_ms, duplicate });
                 true
@@ -385,19 +386,14 @@ impl Client {
     }
 
     /// `None` when nobody may answer, for long.
-    async fn read<T>(
-        &mut self,
-        group: GroupId,
-        read: impl Fn(&Life) -> Result<T, StoreError>,
-    ) -> Option<T> {
+    async fn read<T>(&mut self, group: GroupId, read: impl Fn(&Life) -> Result<T, StoreError>) -> Option<T> {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             sleep(self.some_ms(WAY_MS)).await;
             if let Some(life) = self.pick(group) {
                 let router = &life.router;
-                let may = async {
-                    router.may_serve(group, Access::Read) || router.can_serve(group, Access::Read).await
-                };
+                let may =
+                    async { router.may_serve(group, Access::Read) || router.can_serve(group, Access::Read).await };
                 let may = tokio::select! {
                     biased;
                     () = life.gone.cancelled() => false,
