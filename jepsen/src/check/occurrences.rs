@@ -88,7 +88,9 @@ fn seen<'a, 'h>(task: &'a Task<'h>, findings: &mut Findings) -> BTreeMap<u64, Se
             known.accepted |= arrival.delivery.accepted;
             continue;
         }
+        // Overtaken on its way, it may come late: its sender is gone, and the next one has merged it into a later one.
         if let Some((later, before)) = seen.range(n..).next()
+            && arrival.fence() > before.first.fence()
             && !task.is_dead(n)
         {
             let what = format!("{}: occurrence {n} comes first after occurrence {later}", task.name());
