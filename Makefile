@@ -9,7 +9,8 @@ BIN := $(CARGO_TARGET_DIR)/debug
 BENCH_BIN := $(CARGO_TARGET_DIR)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run cluster cluster-down test verify fix bench release fuzz clean-data
+.PHONY: help setup build run cluster cluster-down test verify fix bench release fuzz clean-data \
+        jepsen jepsen-smoke jepsen-hour sim
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,9 +36,22 @@ cluster: build ## Start etcd and three nodes on this machine, logs in .boomerang
 cluster-down: ## Stop them
 	@scripts/cluster.sh down
 
-test: setup ## Run every test
+test: setup ## Run every test, and the fault tests for a minute
 	@[ -d $(BIN)/deps ] || echo "First build: RocksDB compiles for about 14 minutes on two cores, once."
 	cargo test
+	$(MAKE) jepsen-smoke
+
+jepsen: build ## Five nodes under mixed faults for three minutes, and what their clients and receivers saw
+	$(BIN)/jepsen run --time 3m $(ARGS)
+
+jepsen-smoke: build ## The same for a minute
+	$(BIN)/jepsen run --time 25s --after 15s --faults kill,pause,partition --out $(CARGO_TARGET_DIR)/jepsen-smoke $(ARGS)
+
+jepsen-hour: build release ## The same for an hour, with what is shipped
+	$(BIN)/jepsen run --time 1h --binaries $(BENCH_BIN) $(ARGS)
+
+sim: build ## Ten thousand simulated schedules
+	$(BIN)/jepsen sim --schedules 10000 $(ARGS)
 
 verify: setup ## Check everything and change nothing: format, lints, documentation, tests (what CI does)
 	cargo fmt --check

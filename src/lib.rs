@@ -21,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod blocking;
 pub mod callback;
 pub mod client;
 pub mod clock;
@@ -31,6 +32,7 @@ pub mod node;
 pub mod placement;
 pub mod propose;
 pub mod raft;
+pub mod random;
 pub mod sabotage;
 pub mod server;
 pub mod settings;

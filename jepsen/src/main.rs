@@ -1,3 +1,223 @@
-//! `jepsen`: runs, simulates, checks and reports. Parses and calls; the code is in the library.
+//! `jepsen`: runs, simulates and checks. Parses and calls; the code is in the library.
+//!
+//! Exit codes: 0 every promise was kept, 1 one was broken or the run failed, 2 wrong usage.
 
-fn main() {}
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use boomerang::sabotage::Fault;
+use boomerang::when::parse_duration;
+use clap::{Args, Parser, Subcommand};
+use jepsen::check::{self, Limits, Verdict};
+use jepsen::cluster::ClusterSettings;
+use jepsen::fault::{self, FaultSettings};
+use jepsen::load::{self, LoadSettings};
+use jepsen::run::{self, RunSettings};
+use tracing_subscriber::EnvFilter;
+
+/// Fault tests of Boomerang: a real cluster under faults, or a simulated one, and checkers that say which promise was broken.
+#[derive(Parser)]
+#[command(
+    name = "jepsen",
+    version,
+    after_help = "\
+Examples:
+  jepsen run --time 5m
+  jepsen run --time 1h --seed 7 --faults kill,partition,clock
+  jepsen sim --schedules 10000 --seed 1
+  jepsen check jepsen-report/history.edn"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log, for example 'info' or 'jepsen=debug'
+    #[arg(long, global = true, value_name = "FILTER", default_value = "warn")]
+    log: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a cluster of real processes under load and faults, each node in a network namespace of its own
+    #[command(after_help = "\
+Needs root for namespaces, /dev/net/tun and loop mounts; without them everything runs on loopback, and only what can be
+done to processes is done. The same seed makes the same choices; what comes of them also depends on the machine.")]
+    Run(Run),
+    /// Run simulated clusters, one schedule per seed, in one thread each
+    #[command(after_help = "A schedule that breaks a promise is named by its seed: `jepsen sim --seed N --schedules 1` runs it again.")]
+    Sim(Sim),
+    /// Judge a history that was written before
+    Check {
+        /// The file history.edn of a report
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// So much before its due instant a delivery may come
+        #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
+        early: Duration,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// How long faults go on
+    #[arg(long, value_name = "DURATION", default_value = "3m", value_parser = parse_duration)]
+    time: Duration,
+    /// Makes the choices; made up and shown when there is none
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Which faults, or 'mixed' for all of them
+    #[arg(long, value_name = "KIND,KIND", default_value = "mixed", value_delimiter = ',')]
+    faults: Vec<String>,
+    /// Which loads
+    #[arg(long, value_name = "LOAD,LOAD", value_delimiter = ',', default_values = load::NAMES)]
+    loads: Vec<String>,
+    /// Operations per second of all loads together
+    #[arg(long, value_name = "N", default_value_t = 80)]
+    rate: u32,
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    nodes: usize,
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    shards: u16,
+    /// How long the load goes on when all is healed
+    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = parse_duration)]
+    after: Duration,
+    /// Folder of boomerang and boomtool [default: that of this program]
+    #[arg(long, value_name = "FOLDER")]
+    binaries: Option<PathBuf>,
+    /// Where the report goes: a page, the history as EDN, the verdicts, the logs of all nodes
+    #[arg(long, value_name = "FOLDER", default_value = "jepsen-report")]
+    out: PathBuf,
+    /// No namespaces, even where they are permitted
+    #[arg(long)]
+    loopback: bool,
+    /// What the nodes are broken by on purpose, in a build with assertions
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    sabotage: Vec<Fault>,
+}
+
+#[derive(Args)]
+struct Sim {
+    /// The seed of the first schedule; those that follow have the next ones. Made up and shown when there is none
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    schedules: u64,
+    /// Threads, each with schedules of its own [default: one per core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// What the nodes are broken by on purpose, in a build with assertions
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    sabotage: Vec<Fault>,
+    /// Where the history of a broken schedule is written
+    #[arg(long, value_name = "FOLDER", default_value = "jepsen-report")]
+    out: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match EnvFilter::try_new(&cli.log) {
+        Ok(filter) => tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init(),
+        Err(error) => return usage(&format!("--log: {error}")),
+    }
+    match cli.command {
+        Command::Run(run) => start(run),
+        Command::Sim(sim) => simulate(sim),
+        Command::Check { file, early } => judge(&file, early),
+    }
+}
+
+fn usage(error: &str) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(2)
+}
+
+fn failed(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::FAILURE
+}
+
+fn start(asked: Run) -> ExitCode {
+    let seed = asked.seed.unwrap_or_else(|| rand::random_range(0..1 << 32));
+    let kinds = match fault::kinds(&asked.faults) {
+        Ok(kinds) => kinds,
+        Err(why) => return usage(&format!("--faults: {why}")),
+    };
+    if let Some(name) = asked.loads.iter().find(|name| !load::NAMES.contains(&name.as_str())) {
+        return usage(&format!("--loads: nothing is called '{name}'; there are {}", load::NAMES.join(", ")));
+    }
+    let here = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_owned));
+    let Some(binaries) = asked.binaries.clone().or(here) else {
+        return usage("--binaries: is needed, since it is not known where this program is");
+    };
+    for program in ["boomerang", "boomtool"] {
+        if !binaries.join(program).is_file() {
+            return usage(&format!("--binaries: there is no {program} in {}; `cargo build` makes it", binaries.display()));
+        }
+    }
+    let command = format!(
+        "jepsen run --seed {seed} --time {}s --faults {} --loads {} --rate {} --nodes {} --shards {}",
+        asked.time.as_secs(),
+        asked.faults.join(","),
+        asked.loads.join(","),
+        asked.rate,
+        asked.nodes,
+        asked.shards
+    );
+    println!("{command}");
+    let settings = RunSettings {
+        cluster: ClusterSettings {
+            nodes: asked.nodes,
+            shards: asked.shards,
+            seed,
+            sabotage: asked.sabotage,
+            loopback: asked.loopback,
+            logs: Some(asked.out.join("logs")),
+            ..ClusterSettings::new(binaries)
+        },
+        load: LoadSettings { loads: asked.loads, seed, rate: asked.rate },
+        fault: FaultSettings { seed, time: asked.time, kinds },
+        after: asked.after,
+        out: asked.out,
+        command,
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("the system has room for a runtime");
+    let began = std::time::Instant::now();
+    let say = |text: &str| println!("{:>6.1} s  {text}", began.elapsed().as_secs_f64());
+    match runtime.block_on(run::run(settings, say)) {
+        Err(error) => failed(&error),
+        Ok(outcome) => {
+            show(&outcome.verdicts);
+            println!("{} events; {}", outcome.events, outcome.report.display());
+            if outcome.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Violations shown of each checker; the report has all of them.
+const SHOWN: usize = 5;
+
+fn show(verdicts: &[Verdict]) {
+    for verdict in verdicts {
+        let counts: Vec<String> = verdict.counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        let holds = if verdict.holds() { "holds " } else { "BROKEN" };
+        println!("{holds}  {:<12} {}", verdict.checker, counts.join(", "));
+        for violation in verdict.violations.iter().take(SHOWN) {
+            println!("          {}", violation.what);
+        }
+        if verdict.violations.len() > SHOWN {
+            println!("          and {} more", verdict.violations.len() - SHOWN);
+        }
+    }
+}
+
+fn judge(file: &Path, early: Duration) -> ExitCode {
+    let history = match jepsen::history::edn::read_file(file) {
+        Ok(history) => history,
+        Err(error) => return failed(&format!("cannot read {}: {error}", file.display())),
+    };
+    let early_us = u64::try_from(early.as_micros()).unwrap_or(u64::MAX);
+    let verdicts = check::all(&history, &Limits { early_us, ..Limits::default() });
+    show(&verdicts);
+    if verdicts.iter().all(Verdict::holds) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

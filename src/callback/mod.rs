@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use destinations::Destinations;
 pub use destinations::{CallbackCounts, Name as DestinationName, Permit};
+use futures::future::BoxFuture;
 use grpc::Grpc;
 use http::Http;
 use names::Names;
@@ -118,6 +119,23 @@ pub struct Callbacks {
 struct Inner {
     settings: CallbackSettings,
     destinations: Destinations,
+    ways: Ways,
+}
+
+/// How attempts leave.
+enum Ways {
+    Sockets(Box<Sockets>),
+    Carried(Arc<dyn Carrier>),
+}
+
+/// Takes attempts to their receivers in a simulation, where there are no sockets. Places, lines and breakers are the
+/// same.
+pub trait Carrier: Send + Sync + 'static {
+    fn carry(&self, delivery: Delivery, within: Duration) -> BoxFuture<'static, Result<(), Failure>>;
+}
+
+struct Sockets {
+    settings: CallbackSettings,
     names: Names,
     tcp: Mutex<HashMap<Endpoint, Arc<tcp::Destination>>>,
     grpc: Grpc,
@@ -133,15 +151,26 @@ impl Callbacks {
 
     fn trusting(settings: CallbackSettings, trust: Trust) -> Self {
         let names = Names::new();
-        let inner = Arc::new(Inner {
+        Self::leaving(
             settings,
-            destinations: Destinations::new(settings),
-            tcp: Mutex::default(),
-            grpc: Grpc::new(settings, trust.clone()),
-            http: Http::new(settings, names.clone(), trust),
-            udp: Udp::new(names.clone()),
-            names,
-        });
+            Ways::Sockets(Box::new(Sockets {
+                settings,
+                tcp: Mutex::default(),
+                grpc: Grpc::new(settings, trust.clone()),
+                http: Http::new(settings, names.clone(), trust),
+                udp: Udp::new(names.clone()),
+                names,
+            })),
+        )
+    }
+
+    /// By `carrier`, whatever the protocol.
+    pub fn carried(settings: CallbackSettings, carrier: Arc<dyn Carrier>) -> Self {
+        Self::leaving(settings, Ways::Carried(carrier))
+    }
+
+    fn leaving(settings: CallbackSettings, ways: Ways) -> Self {
+        let inner = Arc::new(Inner { settings, destinations: Destinations::new(settings), ways });
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             let mut rounds = tokio::time::interval(settings.idle_timeout / 2);
@@ -173,20 +202,12 @@ impl Callbacks {
     /// One attempt.
     pub async fn deliver(&self, mut permit: Permit, delivery: Delivery) -> Outcome {
         let inner = &self.inner;
-        let callback = &delivery.policy.callback;
+        let policy = delivery.policy.clone();
+        let callback = &policy.callback;
         let within = callback.options.timeout_ms.map_or(inner.settings.answer_timeout, Duration::from_millis);
-        let mut pipelined = false;
-        let ended = match callback.protocol {
-            Protocol::Tcp => {
-                let destination = inner.tcp_destination(&callback.endpoint);
-                let ended = destination.deliver(&delivery, within).await;
-                pipelined = destination.is_pipelined();
-                ended
-            }
-            // In boxes: what they keep while they wait is large, and every attempt over TCP would carry room for it.
-            Protocol::Grpc => Box::pin(inner.grpc.deliver(&delivery, within)).await,
-            Protocol::Http => Box::pin(inner.http.deliver(&delivery, within)).await,
-            Protocol::Udp => Box::pin(inner.udp.deliver(&delivery, within)).await,
+        let (ended, pipelined) = match &inner.ways {
+            Ways::Sockets(sockets) => sockets.deliver(&delivery, within).await,
+            Ways::Carried(carrier) => (carrier.carry(delivery, within).await, true),
         };
         permit.note(callback, &ended, pipelined);
         match ended {
@@ -197,6 +218,32 @@ impl Callbacks {
 }
 
 impl Inner {
+    fn keep_house(&self) {
+        self.destinations.forget_idle(self.settings.idle_timeout);
+        if let Ways::Sockets(sockets) = &self.ways {
+            sockets.keep_house();
+        }
+    }
+}
+
+impl Sockets {
+    /// How it ended, and whether the receiver keeps many requests apart on one connection.
+    async fn deliver(&self, delivery: &Delivery, within: Duration) -> (Attempt, bool) {
+        let callback = &delivery.policy.callback;
+        let ended = match callback.protocol {
+            Protocol::Tcp => {
+                let destination = self.tcp_destination(&callback.endpoint);
+                let ended = destination.deliver(delivery, within).await;
+                return (ended, destination.is_pipelined());
+            }
+            // In boxes: what they keep while they wait is large, and every attempt over TCP would carry room for it.
+            Protocol::Grpc => Box::pin(self.grpc.deliver(delivery, within)).await,
+            Protocol::Http => Box::pin(self.http.deliver(delivery, within)).await,
+            Protocol::Udp => Box::pin(self.udp.deliver(delivery, within)).await,
+        };
+        (ended, false)
+    }
+
     fn tcp_destination(&self, endpoint: &Endpoint) -> Arc<tcp::Destination> {
         let mut destinations = self.tcp.lock().expect("no panic under this lock");
         if let Some(destination) = destinations.get(endpoint) {
@@ -208,7 +255,6 @@ impl Inner {
     }
 
     fn keep_house(&self) {
-        self.destinations.forget_idle(self.settings.idle_timeout);
         self.names.forget_old();
         self.grpc.close_idle();
         let mut destinations = self.tcp.lock().expect("no panic under this lock");

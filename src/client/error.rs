@@ -1,8 +1,8 @@
 //! Everything that can go wrong between a caller and a node, told apart by what the caller can do about it.
 //!
 //! Errors are cloneable, because one broken connection is the answer to thousands of requests. Every text says whether
-//! the request can have taken effect: after [`ClientError::ConnectionLost`] and [`ClientError::Timeout`] it can, after
-//! all others it did not.
+//! the request can have taken effect: after [`ClientError::ConnectionLost`], [`ClientError::Timeout`] and a refusal that is
+//! `maybe_done` it can, after all others it did not. [`ClientError::is_unknown`] tells them apart.
 
 use std::io;
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub enum ClientError {
         message: String,
         /// With `OVERLOADED`: wait this long before the next try.
         retry_after: Option<Duration>,
+        /// The node does not know either: the request may have taken effect, or may still.
+        maybe_done: bool,
     },
     /// The request was sent and not answered in time.
     #[error("no answer within {after:?}; the outcome is unknown: the request may still take effect")]
@@ -74,6 +76,15 @@ impl ClientError {
         match self {
             ClientError::Server { status, .. } => Some(*status),
             _ => None,
+        }
+    }
+
+    /// Whether the request may have taken effect all the same, or may still.
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            ClientError::ConnectionLost { .. } | ClientError::Timeout { .. } => true,
+            ClientError::Server { maybe_done, .. } => *maybe_done,
+            _ => false,
         }
     }
 
@@ -153,16 +164,18 @@ impl<'a> Verdict<'a> {
             return Ok(());
         }
         let retry_after = self.detail.filter(|detail| detail.retry_after_ms > 0);
+        let maybe_done = self.detail.is_some_and(|detail| detail.maybe_done);
         let retry_after = retry_after.map(|detail| Duration::from_millis(detail.retry_after_ms));
         Err(match Status::try_from(self.status) {
             Ok(status) => {
                 let message = if self.message.is_empty() { "the node gave no reason" } else { self.message };
-                ClientError::Server { status, message: message.to_owned(), retry_after }
+                ClientError::Server { status, message: message.to_owned(), retry_after, maybe_done }
             }
             Err(_) => ClientError::Server {
                 status: Status::Error,
                 message: format!("status {}, unknown to this client: {}", self.status, self.message),
                 retry_after,
+                maybe_done,
             },
         })
     }
@@ -171,7 +184,7 @@ impl<'a> Verdict<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::proto::ErrorResponse;
+    use crate::wire::proto::{CancellationResponse, ErrorResponse};
 
     fn refusal(status: Status, message: &str) -> Payload {
         Payload::ErrorResponse(ErrorResponse { status: status.into(), error_message: message.to_owned() })
@@ -203,6 +216,7 @@ mod tests {
         let error = Verdict::of(&payload).unwrap().check().unwrap_err();
         assert_eq!(error.to_string(), "OVERLOADED: queue is full");
         assert!(matches!(error, ClientError::Server { retry_after: Some(after), .. } if after.as_millis() == 250));
+        assert!(!error.is_unknown());
 
         let payload = Payload::ErrorResponse(ErrorResponse { status: 99, error_message: "new".into() });
         let text = Verdict::of(&payload).unwrap().check().unwrap_err().to_string();
@@ -213,6 +227,12 @@ mod tests {
     fn unknown_outcomes_say_so() {
         let lost = ClientError::ConnectionLost { address: "h:1".into(), reason: "reset".into() }.to_string();
         assert!(lost.contains("h:1") && lost.contains("outcome is unknown"), "{lost}");
+        let maybe = Payload::CancellationResponse(CancellationResponse {
+            status: Status::Error.into(),
+            error_message: "no answer in time".into(),
+            detail: Some(Detail { maybe_done: true, ..Default::default() }),
+        });
+        assert!(Verdict::of(&maybe).unwrap().check().unwrap_err().is_unknown());
         let slow = ClientError::Timeout { after: Duration::from_secs(3) }.to_string();
         assert!(slow.contains("3s") && slow.contains("outcome is unknown"), "{slow}");
     }

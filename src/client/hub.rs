@@ -178,7 +178,7 @@ impl Hub {
         let keyed_here = self.options.retry_registrations && give_keys(&mut payload);
         let first = self.send(payload, deadline).await?;
         Ok(async move {
-            let mut answer = self.follow(first, deadline).await;
+            let mut answer = self.follow(first, deadline, None).await;
             if keyed_here && let Ok(Payload::RegistrationResponse(answer)) = &mut answer {
                 // The key was not the caller's.
                 answer.duplicate = false;
@@ -187,8 +187,14 @@ impl Hub {
         })
     }
 
-    /// Waits for the answer, and sends the request again as long as that is of use and does no harm.
-    async fn follow(self: &Arc<Self>, first: (Arc<Connection>, Sent), deadline: Instant) -> AnswerResult {
+    /// Waits for the answer, and sends the request again as long as that is of use and does no harm. `unknown`: what
+    /// was heard when it was sent before and may have been done. Then only a yes says more than that.
+    async fn follow(
+        self: &Arc<Self>,
+        first: (Arc<Connection>, Sent),
+        deadline: Instant,
+        mut unknown: Option<AnswerResult>,
+    ) -> AnswerResult {
         let (mut connection, mut sent) = first;
         let mut pauses = Pauses::new();
         let mut sessions = 0;
@@ -199,16 +205,16 @@ impl Hub {
             };
             let answer = answer.unwrap_or_else(|_| Err(ClientError::Closed));
             match Judgement::of(&sent.payload, &answer) {
-                Judgement::Final => return answer,
+                Judgement::Final => return worth_more(answer, unknown),
                 Judgement::NewSession => {
                     sessions += 1;
                     if sessions == SESSIONS_MAX {
-                        return answer;
+                        return worth_more(answer, unknown);
                     }
                     match session::renew(&connection, &self.options, sent.session_number).await {
                         // A new connection brings a new session.
                         Ok(()) | Err(ClientError::ConnectionLost { .. } | ClientError::Protocol(_)) => {}
-                        Err(error) => return Err(error),
+                        Err(error) => return worth_more(Err(error), unknown),
                     }
                 }
                 Judgement::Redirected(detail) => {
@@ -220,17 +226,19 @@ impl Hub {
                     pauses.count += 1;
                 }
                 Judgement::Again => {
+                    // A question that was asked twice has one answer.
+                    unknown = is_registration(&sent.payload).then(|| answer.clone());
                     pauses.wait(0, deadline).await;
                     self.refresh_map(sent_at, deadline).await;
                 }
             }
             if Instant::now() >= deadline {
-                return answer;
+                return worth_more(answer, unknown);
             }
             // What became of it before is worth more to the caller than that it could not be sent once more.
             match self.send(sent.payload, deadline).await {
                 Ok(next) => (connection, sent) = next,
-                Err(_) => return answer,
+                Err(_) => return worth_more(answer, unknown),
             }
         }
     }
@@ -435,7 +443,7 @@ impl Hub {
         let first = self.send(payload, deadline).await?;
         Ok(async move {
             let count = tasks.len();
-            match self.follow(first, deadline).await {
+            match self.follow(first, deadline, None).await {
                 Ok(Payload::RegistrationBatchResponse(answer)) if answer.responses.len() == count => {
                     let answers = answer.responses.into_iter().zip(tasks);
                     let settled = answers.map(|(answer, task)| self.settle_one(answer, task, deadline));
@@ -463,15 +471,16 @@ impl Hub {
     ) -> AnswerOfOne {
         let payload = Payload::RegistrationRequest(task);
         let wrapped = Ok(Payload::RegistrationResponse(answer));
+        let mut unknown = None;
         match Judgement::of(&payload, &wrapped) {
             Judgement::Redirected(detail) => {
                 self.learn(&detail);
             }
-            Judgement::Again => {}
+            Judgement::Again => unknown = Some(wrapped.clone()),
             Judgement::Final | Judgement::NewSession => return only_answer(wrapped),
         }
         match self.send(payload, deadline).await {
-            Ok(first) => only_answer(self.follow(first, deadline).await),
+            Ok(first) => only_answer(self.follow(first, deadline, unknown).await),
             Err(_) => only_answer(wrapped),
         }
     }
@@ -514,6 +523,19 @@ pub(super) fn give_key(task: &mut proto::Task) -> bool {
     });
     task.dedup_ttl_ms = OWN_KEY_TTL_MS;
     true
+}
+
+fn is_registration(payload: &Payload) -> bool {
+    matches!(payload, Payload::RegistrationRequest(_) | Payload::RegistrationBatch(_))
+}
+
+/// That a request was refused does not say that it was not done when it was sent before.
+fn worth_more(answer: AnswerResult, unknown: Option<AnswerResult>) -> AnswerResult {
+    let yes = |answer: &Payload| Verdict::of(answer).is_some_and(|verdict| verdict.status == Status::Ok as i32);
+    match unknown {
+        Some(unknown) if !answer.as_ref().is_ok_and(yes) => unknown,
+        _ => answer,
+    }
 }
 
 /// Done twice, it has the same effect as done once.
@@ -632,6 +654,16 @@ mod tests {
             let gone = Ok(fake::refused(Status::SessionExpired, "gone"));
             assert_eq!(Judgement::of(request, &gone), Judgement::NewSession);
         }
+    }
+
+    #[test]
+    fn a_refusal_after_an_answer_that_was_lost_is_no_proof() {
+        let lost = || Err(ClientError::ConnectionLost { address: "h:1".into(), reason: "reset".into() });
+        let refused = || Ok(fake::refused(Status::NotLeader, "nobody leads"));
+        assert!(worth_more(refused(), Some(lost())).unwrap_err().is_unknown());
+        assert!(worth_more(Err(ClientError::Closed), Some(lost())).unwrap_err().is_unknown());
+        assert_eq!(worth_more(Ok(fake::registered(7)), Some(lost())).unwrap(), fake::registered(7));
+        assert_eq!(worth_more(refused(), None).unwrap(), refused().unwrap());
     }
 
     #[tokio::test]

@@ -9,13 +9,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Parts;
 use super::ledger::{Due, Handed};
+use crate::blocking;
 use crate::callback::{DestinationName, Permit, Ticket};
 use crate::propose::{Ask, Refused};
 use crate::raft::Group;
@@ -41,7 +43,7 @@ const FAILING_MAX: Duration = Duration::from_millis(500);
 const POLICIES_MAX: usize = 1_024;
 
 /// Raises a shard's watermark when the driver asks for it.
-pub(super) fn armer(parts: Arc<Parts>) -> impl Fn(GroupId, InstantMs) + Send + 'static {
+pub(super) fn armer(parts: Arc<Parts>) -> impl Fn(GroupId, InstantMs) + Send + Sync + 'static {
     let runtime = tokio::runtime::Handle::current();
     move |group, up_to| {
         let parts = parts.clone();
@@ -209,7 +211,7 @@ fn ready(
     // To tell the runtime costs more than to read a few rows.
     let standing = match due.len() {
         ..=READ_WITHOUT_A_WORD_MAX => read(&parts.store, group, due, policies)?,
-        _ => tokio::task::block_in_place(|| read(&parts.store, group, due, policies))?,
+        _ => blocking::in_place(|| read(&parts.store, group, due, policies))?,
     };
     let mut all = Vec::with_capacity(due.len());
     for ((due_ms, id), standing) in due.iter().copied().zip(standing) {

@@ -1,18 +1,30 @@
-//! The thread that fires: it sleeps to the next busy slot of the wheels, not tick by tick, and hands over what is due.
+//! What fires: it sleeps to the next busy slot of the wheels, not tick by tick, and hands over what is due.
 //!
 //! A thread of its own, since on a busy runtime a timer is as late as the task before it is long. It does nothing but
-//! take the ledger's lock, move ids into a channel and sleep.
+//! take the ledger's lock, move ids into a channel and sleep. On a runtime of one thread, which is a simulation's, it is a
+//! task, so that its turns have a place in the one order of everything.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use super::ledger::{Ledger, Turn};
+use crate::blocking;
 use crate::task::{GroupId, InstantMs};
 
-pub(super) fn start(ledger: Arc<Ledger>, arm: impl Fn(GroupId, InstantMs) + Send + 'static) -> JoinHandle<()> {
-    std::thread::Builder::new()
-        .name("wheel-driver".into())
-        .spawn(move || {
+pub(super) enum Driver {
+    Thread(std::thread::JoinHandle<()>),
+    Task(tokio::task::JoinHandle<()>),
+}
+
+impl Driver {
+    pub fn start(ledger: Arc<Ledger>, arm: impl Fn(GroupId, InstantMs) + Send + Sync + 'static) -> Self {
+        match blocking::on_one_thread() {
+            true => Driver::Task(tokio::spawn(run(ledger, arm))),
+            false => Self::on_a_thread(ledger, arm),
+        }
+    }
+
+    pub fn on_a_thread(ledger: Arc<Ledger>, arm: impl Fn(GroupId, InstantMs) + Send + 'static) -> Self {
+        let thread = std::thread::Builder::new().name("wheel-driver".into()).spawn(move || {
             loop {
                 match ledger.turn(&arm) {
                     Turn::Again => {}
@@ -20,6 +32,26 @@ pub(super) fn start(ledger: Arc<Ledger>, arm: impl Fn(GroupId, InstantMs) + Send
                     Turn::Stop => return,
                 }
             }
-        })
-        .expect("the system has room for a thread")
+        });
+        Driver::Thread(thread.expect("the system has room for a thread"))
+    }
+
+    /// After the ledger was stopped.
+    pub fn join(self) {
+        match self {
+            Driver::Thread(thread) => thread.join().expect("the driver does not panic"),
+            // It does nothing more.
+            Driver::Task(task) => task.abort(),
+        }
+    }
+}
+
+async fn run(ledger: Arc<Ledger>, arm: impl Fn(GroupId, InstantMs) + Send + Sync + 'static) {
+    loop {
+        match ledger.turn(&arm) {
+            Turn::Again => tokio::task::yield_now().await,
+            Turn::Sleep => ledger.slept().await,
+            Turn::Stop => return,
+        }
+    }
 }

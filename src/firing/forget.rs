@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Parts;
+use crate::blocking;
 use crate::propose::Ask;
 use crate::shard::{Forget, Request};
 use crate::store::StoreError;
@@ -21,7 +22,7 @@ const KEYS_MAX: usize = 1_000;
 pub(super) async fn run(group: GroupId, parts: &Arc<Parts>) -> Result<Infallible, StoreError> {
     let mut from = Key::dedup_end_range(group, 0).0;
     loop {
-        let found = tokio::task::block_in_place(|| find(group, parts, &mut from))?;
+        let found = blocking::in_place(|| find(group, parts, &mut from))?;
         let more = match found {
             None => false,
             Some(forget) => {

@@ -163,11 +163,25 @@ pub(super) enum Turn {
     Stop,
 }
 
+/// Wakes the driver, which is a thread or a task.
+#[derive(Default)]
+struct Wake {
+    thread: Condvar,
+    task: Notify,
+}
+
+impl Wake {
+    fn notify_one(&self) {
+        self.thread.notify_one();
+        self.task.notify_one();
+    }
+}
+
 pub struct Ledger {
     /// Whose turn it is to settle attempts that fail without being sent.
     pub(super) failing: tokio::sync::Mutex<()>,
     state: Mutex<State>,
-    wake: Condvar,
+    wake: Wake,
     store: Store,
     clock: Arc<dyn Clock>,
     settings: FiringSettings,
@@ -187,7 +201,7 @@ impl Ledger {
             stopped: false,
         };
         let failing = tokio::sync::Mutex::new(());
-        Arc::new(Self { failing, state: Mutex::new(state), wake: Condvar::new(), store, clock, settings })
+        Arc::new(Self { failing, state: Mutex::new(state), wake: Wake::default(), store, clock, settings })
     }
 
     pub fn settings(&self) -> &FiringSettings {
@@ -370,14 +384,36 @@ impl Ledger {
         while !state.stopped {
             let until_ms = state.sleeping_until_ms;
             if until_ms == InstantMs::MAX {
-                state = self.wake.wait(state).expect("no panic under this lock");
+                state = self.wake.thread.wait(state).expect("no panic under this lock");
                 continue;
             }
             let left = self.clock.until(until_ms);
             if left.is_zero() {
                 return;
             }
-            state = self.wake.wait_timeout(state, left).expect("no panic under this lock").0;
+            state = self.wake.thread.wait_timeout(state, left).expect("no panic under this lock").0;
+        }
+    }
+
+    /// The same, for a driver without a thread.
+    pub(super) async fn slept(&self) {
+        loop {
+            let until_ms = {
+                let state = self.lock();
+                if state.stopped {
+                    return;
+                }
+                state.sleeping_until_ms
+            };
+            if until_ms == InstantMs::MAX {
+                self.wake.task.notified().await;
+                continue;
+            }
+            let left = self.clock.until(until_ms);
+            if left.is_zero() {
+                return;
+            }
+            let _ = tokio::time::timeout(left, self.wake.task.notified()).await;
         }
     }
 
@@ -528,7 +564,7 @@ impl Ledger {
     /// Nothing is dispatched from now on.
     pub(super) fn stop(&self) {
         self.lock().stopped = true;
-        self.wake.notify_all();
+        self.wake.notify_one();
     }
 
     pub fn counts(&self) -> Counts {

@@ -14,7 +14,7 @@
 //! before every batch, which keeps duplicates rare and is not what correctness rests on (the fence is).
 //!
 //! - [`ledger`]: what this node knows as leader, under one lock; it hears what is applied
-//! - [`driver`]: the thread that sleeps to the next busy slot
+//! - [`driver`]: what sleeps to the next busy slot
 //! - [`window`]: follows leadership, and reads the timeline ahead
 //! - [`dispatch`]: from a due id to a delivery and its outcome
 //! - [`forget`]: what has been kept long enough
@@ -33,6 +33,7 @@ mod window;
 
 use std::sync::Arc;
 
+use driver::Driver;
 pub use ledger::Ledger;
 
 use crate::callback::Callbacks;
@@ -87,7 +88,7 @@ pub struct Parts {
 /// Runs until it is dropped: then nothing more is dispatched.
 pub struct Firing {
     ledger: Arc<Ledger>,
-    driver: Option<std::thread::JoinHandle<()>>,
+    driver: Option<Driver>,
     deliveries: TaskTracker,
     followers: tokio::task::JoinSet<()>,
 }
@@ -101,7 +102,7 @@ impl Firing {
             followers.spawn(window::follow(group, parts.clone()));
         }
         let (ledger, deliveries) = (parts.ledger.clone(), parts.deliveries.clone());
-        let driver = driver::start(ledger.clone(), dispatch::armer(parts));
+        let driver = Driver::start(ledger.clone(), dispatch::armer(parts));
         Self { ledger, driver: Some(driver), deliveries, followers }
     }
 
@@ -116,7 +117,7 @@ impl Firing {
         self.followers.abort_all();
         self.ledger.stop();
         if let Some(driver) = self.driver.take() {
-            driver.join().expect("the driver does not panic");
+            driver.join();
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 use super::FiringSettings;
-use super::driver;
+use super::driver::Driver;
 use super::ledger::{Due, Handed, Ledger};
 use crate::callback::{Ticket, Waiters};
 use crate::clock::{Clock, ManualClock, SystemClock};
@@ -476,7 +476,7 @@ fn feeding_from_several_threads_while_the_clock_runs() {
             }
         }
     });
-    let driver = driver::start(ledger.clone(), move |_, up_to| {
+    let driver = Driver::on_a_thread(ledger.clone(), move |_, up_to| {
         let _ = arm_out.send(up_to);
     });
     let feeders: Vec<_> = (0..THREADS)
@@ -524,6 +524,6 @@ fn feeding_from_several_threads_while_the_clock_runs() {
     let counts = ledger.counts();
     assert_eq!((counts.timers, counts.in_flight), (0, wanted.len()));
     ledger.stop();
-    driver.join().unwrap();
+    driver.join();
     armer.join().unwrap();
 }

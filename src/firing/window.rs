@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use super::ledger::Horizon;
 use super::{Parts, dispatch, forget};
+use crate::blocking;
 use crate::raft::Group;
 use crate::sabotage::Fault;
 use crate::store::StoreError;
@@ -104,6 +105,7 @@ async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<
         }
     };
     tokio::select! {
+        biased;
         () = changed => {}
         result = read_ahead(group.id, term, parts, &room) => {
             if let Err(error) = result {
@@ -153,7 +155,7 @@ async fn load(
     let until = Key::timeline_from(group, until.0);
     loop {
         let (store, chunk_from, chunk_until) = (parts.store.clone(), from.clone(), until.clone());
-        let read = tokio::task::spawn_blocking(move || store.scan_state(&chunk_from, &chunk_until, ROWS_PER_CHUNK));
+        let read = blocking::aside(move || store.scan_state(&chunk_from, &chunk_until, ROWS_PER_CHUNK));
         let rows = read.await.expect("a scan does not panic")?;
         let last = rows.len() < ROWS_PER_CHUNK;
         let rows: Vec<(InstantMs, TaskId)> = rows

@@ -19,12 +19,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
-use rand::{Rng, SeedableRng, rngs::SmallRng};
+use rand::{Rng, rngs::SmallRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::clock::Clock;
 use crate::raft::types::{Command, leader_of};
 use crate::raft::{Group, Groups};
+use crate::random;
 use crate::shard::{
     Batch, Cancel, Change, Claim, Dedup, Detach, Edit, Pause, Register, Replay, Reply, Request, Settle,
 };
@@ -299,7 +300,7 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         last_stamp: 0,
         armed_ms: 0,
         keep_history: parts.keep_history,
-        random: SmallRng::from_rng(&mut rand::rng()),
+        random: random::source(),
     };
     let mut disk = parts.disk.clone();
     let mut waiting = Vec::with_capacity(REQUESTS_PER_ENTRY_MAX);

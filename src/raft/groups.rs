@@ -28,6 +28,7 @@ use super::pacer::Heard;
 use super::state_machine::{Observer, Seat, StateMachine};
 use super::types::{LogId, Member, Raft, ReplicaId};
 use super::{HEARTBEAT, LEASE, pacer};
+use crate::blocking;
 use crate::sabotage::Fault;
 use crate::store::keys::Key;
 use crate::store::overlay::Write;
@@ -522,7 +523,7 @@ impl Groups {
             }
         }
         let store = self.inner.parts.store.clone();
-        tokio::task::spawn_blocking(move || store.flush_state(true)).await.expect("a flush does not panic")?;
+        blocking::aside(move || store.flush_state(true)).await.expect("a flush does not panic")?;
         Ok(())
     }
 }
@@ -530,7 +531,7 @@ impl Groups {
 /// Everything stored of a group that was let go of, and last of all the note that it was.
 async fn erase(store: &Store, id: GroupId) -> Result<(), StoreError> {
     let store = store.clone();
-    let erased = tokio::task::spawn_blocking(move || {
+    let erased = blocking::aside(move || {
         let (from, until) = Key::group_range(id);
         store.write_state([(from.clone(), Write::DeleteRange(until.clone()))])?;
         store.flush_state(true)?;

@@ -11,7 +11,7 @@
 //! - [`pacer`]: heartbeats and elections of all groups, by one clock
 //! - [`heartbeats`]: what is sent to one node at one moment, in one message
 //! - [`network`]: what a replica sends to those on other nodes; [`peer_service`]: what it hears from them;
-//!   [`peer_tls`]: how they know each other; [`peer_messages`]: openraft's messages as those of `proto/peer.proto`, and back
+//!   [`dial`]: another way than TCP; [`peer_tls`]: how they know each other; [`peer_messages`]: openraft's messages as those of `proto/peer.proto`, and back
 //!
 //! What must hold for the log to be the write-ahead log of the state (the tests named keep it):
 //!
@@ -21,6 +21,7 @@
 //! - A restarted leader begins a new term (`enable_leader_restore` is off), so its fences grow.
 //! - A replica id is used once in a group: it is stored with the log and goes with it.
 
+pub mod dial;
 pub mod groups;
 mod heartbeats;
 pub mod log_store;

@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status, Streaming};
 
+use super::dial::{Dial, Dialer};
 use super::heartbeats::Heartbeats;
 use super::peer_messages::{
     MESSAGE_BYTES_MAX, from_append_response, from_vote, from_vote_response, to_append, to_snapshot_header, to_transfer,
@@ -104,6 +105,8 @@ struct Inner {
     /// Our own: nothing is ever sent there.
     node_id: u64,
     tls: Option<PeerTls>,
+    /// Another way than TCP.
+    dial: Option<Arc<dyn Dial>>,
     remotes: RwLock<BTreeMap<u64, Arc<Remote>>>,
 }
 
@@ -111,6 +114,7 @@ struct Inner {
 struct Remote {
     address: String,
     tls: Option<PeerTls>,
+    dial: Option<Arc<dyn Dial>>,
     connections: OnceLock<Connections>,
     /// When it could not be connected to last.
     failed_at: Mutex<Option<Instant>>,
@@ -134,7 +138,17 @@ impl PeerNetwork {
 
     /// With TLS, everything to other nodes goes through it.
     pub fn with_tls(cluster: &str, node_id: u64, tls: Option<PeerTls>) -> Self {
-        Self { inner: Arc::new(Inner { cluster: cluster.to_owned(), node_id, tls, remotes: RwLock::default() }) }
+        Self::make(cluster, node_id, tls, None)
+    }
+
+    /// Connections come from `dial`.
+    pub fn dialing(cluster: &str, node_id: u64, dial: Arc<dyn Dial>) -> Self {
+        Self::make(cluster, node_id, None, Some(dial))
+    }
+
+    fn make(cluster: &str, node_id: u64, tls: Option<PeerTls>, dial: Option<Arc<dyn Dial>>) -> Self {
+        let remotes = RwLock::default();
+        Self { inner: Arc::new(Inner { cluster: cluster.to_owned(), node_id, tls, dial, remotes }) }
     }
 
     /// From now on `node_id` is at `address` (`host:port`). A node that moves loses what was under way to it.
@@ -146,6 +160,7 @@ impl PeerNetwork {
         let remote = Remote {
             address: address.to_owned(),
             tls: self.inner.tls.clone(),
+            dial: self.inner.dial.clone(),
             connections: OnceLock::new(),
             failed_at: Mutex::new(None),
             gone: CancellationToken::new(),
@@ -227,7 +242,10 @@ impl Remote {
             .http2_keep_alive_interval(KEEPALIVE_EVERY)
             .keep_alive_timeout(KEEPALIVE_WITHIN)
             .keep_alive_while_idle(true);
-        let connect = || endpoint.connect_lazy();
+        let connect = || match &self.dial {
+            None => endpoint.connect_lazy(),
+            Some(dial) => endpoint.connect_with_connector_lazy(Dialer(dial.clone())),
+        };
         let control = connect();
         Ok(self.connections.get_or_init(|| Connections {
             heartbeats: Heartbeats::start(control.clone()),
@@ -326,6 +344,7 @@ impl ReplicaClient {
             remote.check_reachable()?;
             let request = to_append(Some(self.to.clone()), &request);
             let answer = tokio::select! {
+                biased;
                 answer = remote.connections()?.heartbeats.send(request) => answer,
                 () = remote.gone.cancelled() => return Err(unreachable("the node is not there any more").into()),
             };
@@ -564,6 +583,7 @@ impl NetSnapshot<TypeConfig> for ReplicaClient {
         };
         // Whatever ends this early, the stream goes without its last part, and the other side forgets it.
         let answer = tokio::select! {
+            biased;
             closed = cancel => return Err(closed.into()),
             () = remote.gone.cancelled() => return Err(unreachable("the node is not there any more").into()),
             answer = exchange => answer?,

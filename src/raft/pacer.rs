@@ -13,17 +13,19 @@
 //! after it keeps two of them from asking at once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::rt::WatchReceiver as _;
 use rand::RngExt;
+use rand::rngs::SmallRng;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::groups::{Group, WeakGroups};
 use super::{HEARTBEAT, LEASE};
+use crate::random;
 use crate::task::GroupId;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -34,21 +36,21 @@ const ELECTION: Duration = Duration::from_millis(150);
 
 /// When a replica last heard its leader, or gave its vote to one that may become it.
 #[derive(Debug, Clone)]
-pub struct Heard(Arc<AtomicU64>);
-
-static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+pub struct Heard {
+    /// In milliseconds since then.
+    since: Instant,
+    at: Arc<AtomicU64>,
+}
 
 impl Heard {
     /// As if just now: a replica that starts gives the leader time to speak.
     pub fn now() -> Self {
-        let heard = Self(Arc::default());
-        heard.note();
-        heard
+        Self { since: Instant::now(), at: Arc::default() }
     }
 
     pub fn note(&self) {
-        let millis = u64::try_from(BEGINNING.elapsed().as_millis()).expect("a process does not run for an eternity");
-        self.0.store(millis, Ordering::Relaxed);
+        let millis = u64::try_from(self.since.elapsed().as_millis()).expect("a process does not run for an eternity");
+        self.at.store(millis, Ordering::Relaxed);
     }
 
     pub fn within(&self, span: Duration) -> bool {
@@ -56,7 +58,7 @@ impl Heard {
     }
 
     fn at(&self) -> Instant {
-        *BEGINNING + Duration::from_millis(self.0.load(Ordering::Relaxed))
+        self.since + Duration::from_millis(self.at.load(Ordering::Relaxed))
     }
 }
 
@@ -73,6 +75,7 @@ struct Pace {
 /// Runs as long as the groups do.
 pub(super) async fn run(groups: WeakGroups) {
     let mut paces: BTreeMap<GroupId, Pace> = BTreeMap::new();
+    let mut beats = Beats { beginning: Instant::now(), random: random::source() };
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -81,12 +84,12 @@ pub(super) async fn run(groups: WeakGroups) {
         paces.retain(|id, _| all.binary_search_by_key(id, |group| group.id).is_ok());
         let now = Instant::now();
         for group in all {
-            let pace = paces.entry(group.id).or_insert_with(|| Pace::new(&group, now));
+            let pace = paces.entry(group.id).or_insert_with(|| Pace::new(&group, now, &mut beats));
             if pace.life != group.life {
-                *pace = Pace::new(&group, now);
+                *pace = Pace::new(&group, now, &mut beats);
             }
             // A group that has ended is somebody else's business.
-            let _ = match pace.look(&group, now) {
+            let _ = match pace.look(&group, now, &mut beats) {
                 Some(Due::Beat) => group.raft.trigger().heartbeat().await,
                 Some(Due::Election) => {
                     tracing::debug!(group = %group.id, "no leader is heard; asking for votes");
@@ -103,22 +106,30 @@ enum Due {
     Election,
 }
 
-/// The same moment for all groups.
-fn next_beat(now: Instant) -> Instant {
-    let beats = now.duration_since(*BEGINNING).as_millis() / HEARTBEAT.as_millis();
-    *BEGINNING + HEARTBEAT * u32::try_from(beats + 1).unwrap_or(u32::MAX)
+/// What all groups of a node have in common.
+struct Beats {
+    beginning: Instant,
+    random: SmallRng,
 }
 
-fn jitter() -> Duration {
-    rand::rng().random_range(Duration::ZERO..JITTER)
+impl Beats {
+    /// The same moment for all groups.
+    fn next(&self, now: Instant) -> Instant {
+        let beats = now.duration_since(self.beginning).as_millis() / HEARTBEAT.as_millis();
+        self.beginning + HEARTBEAT * u32::try_from(beats + 1).unwrap_or(u32::MAX)
+    }
+
+    fn jitter(&mut self) -> Duration {
+        self.random.random_range(Duration::ZERO..JITTER)
+    }
 }
 
 impl Pace {
-    fn new(group: &Group, now: Instant) -> Self {
-        Self { life: group.life, beat_at: now, jitter: jitter(), asked_at: None }
+    fn new(group: &Group, now: Instant, beats: &mut Beats) -> Self {
+        Self { life: group.life, beat_at: now, jitter: beats.jitter(), asked_at: None }
     }
 
-    fn look(&mut self, group: &Group, now: Instant) -> Option<Due> {
+    fn look(&mut self, group: &Group, now: Instant, beats: &mut Beats) -> Option<Due> {
         // Most looks end here: nothing is due that does not depend on more.
         let silent_until = group.heard.at() + LEASE + self.jitter;
         let next = self.asked_at.map_or(silent_until, |asked| silent_until.max(asked + ELECTION + self.jitter));
@@ -135,17 +146,17 @@ impl Pace {
                 if alone || now < self.beat_at || !group.may_lead() {
                     return None;
                 }
-                self.beat_at = next_beat(now);
+                self.beat_at = beats.next(now);
                 Some(Due::Beat)
             }
             ServerState::Follower | ServerState::Candidate if now >= next && group.may_lead() => {
                 let is_voter = metrics.membership_config.voter_ids().any(|voter| voter == group.replica);
                 self.asked_at = Some(now);
-                self.jitter = jitter();
+                self.jitter = beats.jitter();
                 is_voter.then_some(Due::Election)
             }
             _ => {
-                self.beat_at = next_beat(now);
+                self.beat_at = beats.next(now);
                 None
             }
         }

@@ -31,6 +31,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::dial::Wire;
 use super::groups::{Group, Groups};
 use super::pacer::Heard;
 use super::peer_messages::{
@@ -40,6 +41,7 @@ use super::peer_messages::{
 use super::peer_tls::PeerTls;
 use super::state_machine::SnapshotData;
 use super::types::{LogId, Raft, SnapshotMeta, TypeConfig, Vote};
+use crate::blocking;
 use crate::store::export::{Staged, Staging};
 use crate::store::keys::Key;
 use crate::store::rows::Applied;
@@ -102,12 +104,7 @@ pub async fn serve(
     if let Some(tls) = tls {
         server = server.tls_config(tls.server())?;
     }
-    let server = server
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
-        .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
+    let server = flow_controlled(server)
         .add_routes(others)
         .add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop);
@@ -119,6 +116,27 @@ pub async fn serve(
         served = server => served,
         () = late => Ok(()),
     }
+}
+
+/// The same on connections that come another way, without TLS, until it is dropped.
+pub async fn serve_wires(
+    wires: impl Stream<Item = Wire> + Send + 'static,
+    service: PeerService,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = wires.map(Ok::<Wire, std::io::Error>);
+    flow_controlled(Server::builder())
+        .add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .serve_with_incoming(incoming)
+        .await
+}
+
+fn flow_controlled(server: Server) -> Server {
+    server
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
 }
 
 fn stopped() -> Status {
@@ -252,6 +270,7 @@ impl Peer for PeerService {
         request: Request<Streaming<peer::SnapshotRequest>>,
     ) -> Result<Response<peer::SnapshotResponse>, Status> {
         tokio::select! {
+            biased;
             answer = self.receive(request.into_inner()) => answer.map(Response::new),
             () = self.inner.stopping.cancelled() => Err(stopped()),
         }
@@ -358,7 +377,8 @@ impl PeerService {
         let id = group.id;
         let number = self.inner.staged.fetch_add(1, Ordering::Relaxed);
         let folder: PathBuf = self.inner.groups.parts().staging.join(format!("{id}-{}-{number}", group.replica));
-        let mut staging = on_disk(move || Staging::begin(id, folder)).await?;
+        let store = self.inner.groups.parts().store.clone();
+        let mut staging = on_disk(move || Staging::begin(&store, id, folder)).await?;
         let mut received = 0;
         let mut applied = None;
         let announced = loop {
@@ -439,7 +459,7 @@ fn find_applied(group: GroupId, rows: &[Row]) -> Result<Option<LogId>, Status> {
 async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Status> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = blocking::aside(work).await;
     done.map_err(|error| Status::internal(format!("staging a snapshot: {error}")))?.map_err(|error| in_store(&error))
 }
 

@@ -191,7 +191,7 @@ impl StateMachine {
     }
 
     async fn stage(&self, mut export: Export) -> Result<crate::store::export::Staged, StoreError> {
-        let mut staging = Staging::begin(self.group, self.staging.join(format!("{}-own", self.group)))?;
+        let mut staging = Staging::begin(&self.store, self.group, self.staging.join(format!("{}-own", self.group)))?;
         while let Some(chunk) = export.chunks.recv().await {
             staging.add(&chunk?)?;
         }

@@ -346,7 +346,17 @@ fn status_of(answer: &mut Payload) -> Option<&mut i32> {
 
 /// Nothing of the request was done, because this node does not lead.
 pub(super) fn is_not_leader(answer: &Payload) -> bool {
-    let status = match answer {
+    status_of_change(answer) == Some(Status::NotLeader as i32)
+}
+
+/// It was done.
+pub(super) fn is_yes(answer: &Payload) -> bool {
+    status_of_change(answer) == Some(Status::Ok as i32)
+}
+
+/// Of an answer to what changes something.
+fn status_of_change(answer: &Payload) -> Option<i32> {
+    Some(match answer {
         Payload::RegistrationResponse(answer) => answer.status,
         Payload::CancellationResponse(answer) => answer.status,
         Payload::UpdateTaskResponse(answer) => answer.status,
@@ -358,9 +368,8 @@ pub(super) fn is_not_leader(answer: &Payload) -> bool {
         Payload::ApiKeyResponse(answer) => answer.status,
         Payload::ApiKeyRevocationResponse(answer) => answer.status,
         // The others never come to the proposer, and what is left of a batch is looked at one by one.
-        _ => return false,
-    };
-    status == Status::NotLeader as i32
+        _ => return None,
+    })
 }
 
 /// For a client of the original protocol, which knows five statuses.

@@ -15,12 +15,14 @@ use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::rt::WatchReceiver as _;
+use rand::RngExt;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::requests::Problem;
 use crate::placement::{Cluster, LeaderAt};
+use crate::random;
 use crate::sabotage::Fault;
 use crate::task::GroupId;
 use crate::wire::proto::{self, Status};
@@ -48,7 +50,7 @@ pub(super) enum Route {
 
 /// What a request needs of the node that answers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
+pub enum Access {
     Read,
     Write,
 }
@@ -76,7 +78,7 @@ impl Router {
             shards,
             readable: (0..=shards).map(|_| AtomicU64::new(0)).collect(),
             led: RwLock::new(Led { until: Instant::now(), groups: Arc::new([]) }),
-            turn: AtomicU64::new(rand::random()),
+            turn: AtomicU64::new(random::source().random()),
             forwarded: Arc::new(Semaphore::new(FORWARDED_MAX)),
         }
     }
@@ -104,7 +106,7 @@ impl Router {
     }
 
     /// Whether this node is sure now that it may answer for the group.
-    pub(super) fn may_serve(&self, group: GroupId, access: Access) -> bool {
+    pub fn may_serve(&self, group: GroupId, access: Access) -> bool {
         if access == Access::Read && Fault::StaleReads.is_on() && self.cluster.groups().get(group).is_some() {
             return true;
         }
@@ -113,7 +115,7 @@ impl Router {
     }
 
     /// The same, after finding out what is not known yet.
-    pub(super) async fn can_serve(&self, group: GroupId, access: Access) -> bool {
+    pub async fn can_serve(&self, group: GroupId, access: Access) -> bool {
         if access == Access::Write || self.may_serve(group, access) {
             return self.leads(group).is_some();
         }

@@ -28,7 +28,7 @@ use super::auth::random_hex;
 use super::forward::{self, Forwarded};
 use super::letters::{self, Choice};
 use super::list::{self, ITEM_BYTES};
-use super::requests::{Problem, Respond, is_not_leader, refusal, refused, serve, served};
+use super::requests::{Problem, Respond, is_not_leader, is_yes, refusal, refused, serve, served};
 use super::route::{Access, Patience, Route, shown};
 use super::sessions::Session;
 use super::tasks::{self, BATCH_TASKS_MAX};
@@ -243,25 +243,37 @@ async fn seek(
 ) -> Payload {
     let mut patience = Patience::new();
     let mut past = None;
+    // Once nobody knows whether it was done, only a yes says more than that.
+    let mut unknown = None;
+    let worth_more = |answer: Payload, unknown: Option<Problem>| match unknown {
+        Some(problem) if !is_yes(&answer) => refused(&payload, problem),
+        _ => answer,
+    };
     loop {
         match service.router.route(group, past) {
             Route::Here if service.router.can_serve(group, access).await => {
                 let answer = served(service, session.clone(), payload.clone()).await;
                 if !is_not_leader(&answer) {
-                    return answer;
+                    return worth_more(answer, unknown);
                 }
             }
             Route::Here | Route::Nobody => past = None,
             Route::At(node_id) => match forward::send(service, node_id, session, payload.clone()).await {
-                Forwarded::Answer(answer) => return answer,
+                Forwarded::Answer(answer) => return worth_more(answer, unknown),
                 Forwarded::Elsewhere => past = None,
                 Forwarded::NotSent => past = Some(node_id),
-                Forwarded::Unknown(_) if may_be_done_twice(&payload) => past = Some(node_id),
-                Forwarded::Unknown(why) => return refused(&payload, lost(node_id, &why)),
+                Forwarded::Unknown(why) => {
+                    if !may_be_done_twice(&payload) {
+                        return refused(&payload, lost(node_id, &why));
+                    }
+                    // A question that is asked twice has one answer.
+                    unknown = access.eq(&Access::Write).then(|| lost(node_id, &why));
+                    past = Some(node_id);
+                }
             },
         }
         if !patience.wait(&service.router, group).await {
-            return refused(&payload, service.router.not_leader(group));
+            return worth_more(refused(&payload, service.router.not_leader(group)), unknown);
         }
     }
 }
@@ -377,12 +389,14 @@ struct Batch {
     open: BTreeMap<usize, proto::Task>,
     /// Those that have a key from this node.
     keyed_here: BTreeSet<usize>,
+    /// By place: it may have been done already, and is asked for again.
+    unknown: BTreeMap<usize, Problem>,
     done: BTreeMap<usize, proto::RegistrationResponse>,
 }
 
 impl Batch {
     fn new(open: BTreeMap<usize, proto::Task>) -> Self {
-        Self { open, keyed_here: BTreeSet::new(), done: BTreeMap::new() }
+        Self { open, keyed_here: BTreeSet::new(), unknown: BTreeMap::new(), done: BTreeMap::new() }
     }
 
     /// Returns an answer to each, by place.
@@ -424,6 +438,13 @@ impl Batch {
                     self.done.insert(place, refusal!(RegistrationResponse, service.router.not_leader(group)));
                 }
                 break;
+            }
+        }
+        for (place, problem) in std::mem::take(&mut self.unknown) {
+            let answer = self.done.get_mut(&place).expect("everything is answered by now");
+            // That it was refused later does not say that it was not done before.
+            if answer.status != Status::Ok as i32 {
+                *answer = refusal!(RegistrationResponse, problem);
             }
         }
         for place in &self.keyed_here {
@@ -493,6 +514,8 @@ impl Batch {
             if self.open[place].dedup_key.is_empty() {
                 self.open.remove(place);
                 self.done.insert(*place, refusal!(RegistrationResponse, lost(node_id, why)));
+            } else {
+                self.unknown.insert(*place, lost(node_id, why));
             }
         }
     }

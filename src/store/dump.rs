@@ -24,7 +24,7 @@ use super::rows::{
     ApiKeyRow, Applied, ClientRow, CursorRow, DeadLetterRow, DedupRow, HistoryRow, PolicyRow, Role, ShardMetaRow,
     StandInsRow, TaskRow, TimelineRow,
 };
-use super::{Store, StoreError, codec};
+use super::{Backend, Store, StoreError, codec};
 use crate::raft::state_machine::decode_membership;
 use crate::raft::types::{ReplicaId, Vote, VoteRow, decode_entry, term_of};
 use crate::shard::Batch;
@@ -35,14 +35,22 @@ const PAYLOAD_BYTES_SHOWN: usize = 32;
 
 /// Writes every row, `state` first, in the order of the keys.
 pub fn dump(store: &Store, out: &mut impl Write) -> io::Result<()> {
-    let mut iterator = store.db.raw_iterator_cf(&store.state());
+    let rocks = match &store.backend {
+        Backend::Rocks(rocks) => rocks,
+        Backend::Memory(memory) => {
+            let (state, log) = memory.all();
+            state.iter().try_for_each(|(key, value)| writeln!(out, "state {}", state_line(key, value)))?;
+            return log.iter().try_for_each(|(key, value)| writeln!(out, "log   {}", log_line(key, value)));
+        }
+    };
+    let mut iterator = rocks.db.raw_iterator_cf(&rocks.state());
     iterator.seek_to_first();
     while let Some((key, value)) = iterator.item() {
         writeln!(out, "state {}", state_line(key, value))?;
         iterator.next();
     }
     iterator.status().map_err(StoreError::rocks("scan", "state"))?;
-    let mut iterator = store.db.raw_iterator_cf(&store.log());
+    let mut iterator = rocks.db.raw_iterator_cf(&rocks.log());
     iterator.seek_to_first();
     while let Some((key, value)) = iterator.item() {
         writeln!(out, "log   {}", log_line(key, value))?;
@@ -291,29 +299,42 @@ pub fn digest(store: &Store, group: GroupId) -> Result<Digest, StoreError> {
 fn digest_pinned(store: &Store, group: GroupId, pinned: impl FnOnce()) -> Result<Digest, StoreError> {
     let (from, until) = Key::group_range(group);
     let applied_key = Key::applied(group);
-    let mut options = ReadOptions::default();
-    options.set_iterate_upper_bound(until.as_ref());
-    options.fill_cache(false);
     let mut digest = Digest { applied: None, rows: 0, hash: [0; 32] };
     let mut hash = Sha256::new();
-    // An iterator sees the database as it was when it was made.
-    let mut iterator = store.db.raw_iterator_cf_opt(&store.state(), options);
-    pinned();
-    iterator.seek(&from);
-    while let Some((key, value)) = iterator.item() {
+    let mut add = |key: &[u8], value: &[u8]| {
         if key == applied_key.as_ref() {
             digest.applied = Some(codec::decode("last applied", value)?);
-        } else {
-            digest.rows += 1;
-            // Lengths first, so that no byte can move from a key to its value unseen.
-            for part in [key, value] {
-                hash.update((part.len() as u64).to_be_bytes());
-                hash.update(part);
-            }
+            return Ok(());
         }
-        iterator.next();
+        digest.rows += 1;
+        // Lengths first, so that no byte can move from a key to its value unseen.
+        for part in [key, value] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Ok::<(), StoreError>(())
+    };
+    match &store.backend {
+        Backend::Rocks(rocks) => {
+            let mut options = ReadOptions::default();
+            options.set_iterate_upper_bound(until.as_ref());
+            options.fill_cache(false);
+            // An iterator sees the database as it was when it was made.
+            let mut iterator = rocks.db.raw_iterator_cf_opt(&rocks.state(), options);
+            pinned();
+            iterator.seek(&from);
+            while let Some((key, value)) = iterator.item() {
+                add(key, value)?;
+                iterator.next();
+            }
+            iterator.status().map_err(StoreError::rocks("scan", "state"))?;
+        }
+        Backend::Memory(memory) => {
+            let rows = memory.scan_state(&from, &until, usize::MAX);
+            pinned();
+            rows.iter().try_for_each(|(key, value)| add(key, value))?;
+        }
     }
-    iterator.status().map_err(StoreError::rocks("scan", "state"))?;
     digest.hash = hash.finalize().into();
     Ok(digest)
 }

@@ -19,10 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::keys::Key;
 use super::rows::Applied;
-use super::{Row, Store, StoreError, codec};
+use super::{Backend, Rocks, Row, Store, StoreError, codec};
 use crate::task::GroupId;
 
 const CHUNK_BYTES: usize = 256 * 1024;
+/// The same in memory, where there is little.
+const ROWS_PER_CHUNK: usize = 16;
 /// Chunks on their way from disk to whoever takes them.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -38,25 +40,42 @@ pub struct Export {
 
 /// Pins `group` as it is now. `head` names rows that are wanted before the rest.
 pub async fn export(store: Store, group: GroupId, head: Vec<Key>) -> Result<Export, StoreError> {
-    let (head_out, head_in) = oneshot::channel();
     let (out, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    let rocks = match store.backend {
+        Backend::Rocks(rocks) => rocks,
+        Backend::Memory(memory) => {
+            let head = head.iter().map(|key| memory.get_state(key)).collect();
+            let (from, until) = Key::group_range(group);
+            tokio::spawn(send_chunks(memory.scan_state(&from, &until, usize::MAX), out));
+            return Ok(Export { head, chunks });
+        }
+    };
+    let (head_out, head_in) = oneshot::channel();
     let spawned = std::thread::Builder::new().name(format!("export-{group}")).spawn(move || {
-        read_pinned(&store, group, &head, head_out, &out);
+        read_pinned(&rocks, group, &head, head_out, &out);
     });
     spawned.map_err(StoreError::file("start a thread for", Path::new("an export")))?;
     let head = head_in.await.map_err(|_| StoreError::damaged("an export", "its thread died"))??;
     Ok(Export { head, chunks })
 }
 
+async fn send_chunks(rows: Vec<Row>, out: mpsc::Sender<Chunk>) {
+    for chunk in rows.chunks(ROWS_PER_CHUNK) {
+        if out.send(Ok(chunk.to_vec())).await.is_err() {
+            return;
+        }
+    }
+}
+
 fn read_pinned(
-    store: &Store,
+    rocks: &Rocks,
     group: GroupId,
     head: &[Key],
     head_out: oneshot::Sender<Result<Vec<Option<Vec<u8>>>, StoreError>>,
     out: &mpsc::Sender<Chunk>,
 ) {
-    let state = store.state();
-    let pinned = store.db.snapshot();
+    let state = rocks.state();
+    let pinned = rocks.db.snapshot();
     let head = head.iter().map(|key| pinned.get_cf(&state, key).map_err(StoreError::rocks("read", "state")));
     if head_out.send(head.collect()).is_err() {
         return;
@@ -90,18 +109,39 @@ fn read_pinned(
 /// Rows of a shard on their way in; nothing of it counts before [`Store::ingest`]. Its files go when it is dropped.
 pub struct Staging {
     group: GroupId,
-    folder: PathBuf,
-    writer: Option<SstFileWriter<'static>>,
+    place: Place,
     last: Option<Vec<u8>>,
     applied: Option<Applied>,
 }
 
-/// All rows, in files.
+enum Place {
+    Files {
+        // Closed before its folder goes.
+        writer: Option<SstFileWriter<'static>>,
+        folder: Folder,
+    },
+    Memory(Vec<Row>),
+}
+
+/// Goes with everything in it.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// All rows of a shard.
 pub struct Staged {
     group: GroupId,
-    folder: PathBuf,
-    files: Vec<PathBuf>,
+    rows: StagedRows,
     applied: Option<Applied>,
+}
+
+enum StagedRows {
+    Files { files: Vec<PathBuf>, _folder: Folder },
+    Memory(Vec<Row>),
 }
 
 impl Staged {
@@ -112,12 +152,18 @@ impl Staged {
 }
 
 impl Staging {
-    /// `folder` must not be in use by another.
-    pub fn begin(group: GroupId, folder: PathBuf) -> Result<Self, StoreError> {
-        // Left over from a process that was killed.
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).map_err(StoreError::file("create", &folder))?;
-        Ok(Self { group, folder, writer: None, last: None, applied: None })
+    /// For `store`, which is to take it in. `folder` must not be in use by another.
+    pub fn begin(store: &Store, group: GroupId, folder: PathBuf) -> Result<Self, StoreError> {
+        let place = match &store.backend {
+            Backend::Rocks(_) => {
+                // Left over from a process that was killed.
+                let _ = std::fs::remove_dir_all(&folder);
+                std::fs::create_dir_all(&folder).map_err(StoreError::file("create", &folder))?;
+                Place::Files { writer: None, folder: Folder(folder) }
+            }
+            Backend::Memory(_) => Place::Memory(Vec::new()),
+        };
+        Ok(Self { group, place, last: None, applied: None })
     }
 
     pub fn add(&mut self, rows: &[Row]) -> Result<(), StoreError> {
@@ -130,11 +176,16 @@ impl Staging {
             if self.last.as_ref().is_some_and(|last| last >= key) {
                 return Err(StoreError::damaged("a snapshot", "its rows are not in order"));
             }
-            let writer = match &mut self.writer {
-                Some(writer) => writer,
-                none => none.insert(open_writer(&self.folder.join("rows.sst"))?),
-            };
-            writer.put(key, value).map_err(StoreError::rocks("write", "a snapshot"))?;
+            match &mut self.place {
+                Place::Files { writer, folder } => {
+                    let writer = match writer {
+                        Some(writer) => writer,
+                        none => none.insert(open_writer(&folder.0.join("rows.sst"))?),
+                    };
+                    writer.put(key, value).map_err(StoreError::rocks("write", "a snapshot"))?;
+                }
+                Place::Memory(kept) => kept.push((key.clone(), value.clone())),
+            }
             if key == applied_key.as_ref() {
                 self.applied = Some(codec::decode("last applied", value)?);
             }
@@ -143,21 +194,34 @@ impl Staging {
         Ok(())
     }
 
-    pub fn finish(mut self) -> Result<Staged, StoreError> {
-        let clear = self.folder.join("clear.sst");
-        let (from, until) = Key::group_range(self.group);
-        let mut writer = open_writer(&clear)?;
-        writer
-            .delete_range(from.as_ref(), until.as_ref())
-            .and_then(|()| writer.finish())
-            .map_err(StoreError::rocks("write", "a snapshot"))?;
-        let mut files = vec![clear];
-        if let Some(mut writer) = self.writer.take() {
-            writer.finish().map_err(StoreError::rocks("write", "a snapshot"))?;
-            files.push(self.folder.join("rows.sst"));
-        }
-        Ok(Staged { group: self.group, folder: std::mem::take(&mut self.folder), files, applied: self.applied })
+    pub fn finish(self) -> Result<Staged, StoreError> {
+        let Self { group, place, applied, .. } = self;
+        let rows = match place {
+            Place::Files { writer, folder } => finish_files(group, folder, writer)?,
+            Place::Memory(rows) => StagedRows::Memory(rows),
+        };
+        Ok(Staged { group, rows, applied })
     }
+}
+
+fn finish_files(
+    group: GroupId,
+    folder: Folder,
+    rows: Option<SstFileWriter<'static>>,
+) -> Result<StagedRows, StoreError> {
+    let clear = folder.0.join("clear.sst");
+    let (from, until) = Key::group_range(group);
+    let mut writer = open_writer(&clear)?;
+    writer
+        .delete_range(from.as_ref(), until.as_ref())
+        .and_then(|()| writer.finish())
+        .map_err(StoreError::rocks("write", "a snapshot"))?;
+    let mut files = vec![clear];
+    if let Some(mut writer) = rows {
+        writer.finish().map_err(StoreError::rocks("write", "a snapshot"))?;
+        files.push(folder.0.join("rows.sst"));
+    }
+    Ok(StagedRows::Files { files, _folder: folder })
 }
 
 fn open_writer(path: &Path) -> Result<SstFileWriter<'static>, StoreError> {
@@ -168,29 +232,23 @@ fn open_writer(path: &Path) -> Result<SstFileWriter<'static>, StoreError> {
 }
 
 impl Store {
-    /// Takes in what was staged, in one step: after a crash the shard is as before, or all new.
+    /// Takes in what was staged for it, in one step: after a crash the shard is as before, or all new.
     pub fn ingest(&self, staged: Staged) -> Result<(), StoreError> {
         tracing::info!(group = %staged.group, "taking in a snapshot");
-        let mut options = IngestExternalFileOptions::default();
-        options.set_move_files(true);
-        let files = staged.files.clone();
-        self.db
-            .ingest_external_file_cf_opts(&self.state(), &options, files)
-            .map_err(StoreError::rocks("ingest", "a snapshot"))
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if !self.folder.as_os_str().is_empty() {
-            self.writer = None;
-            let _ = std::fs::remove_dir_all(&self.folder);
+        match (&self.backend, staged.rows) {
+            (Backend::Rocks(rocks), StagedRows::Files { files, _folder }) => {
+                let mut options = IngestExternalFileOptions::default();
+                options.set_move_files(true);
+                rocks
+                    .db
+                    .ingest_external_file_cf_opts(&rocks.state(), &options, files)
+                    .map_err(StoreError::rocks("ingest", "a snapshot"))
+            }
+            (Backend::Memory(memory), StagedRows::Memory(rows)) => {
+                memory.ingest(Key::group_range(staged.group), rows);
+                Ok(())
+            }
+            _ => Err(StoreError::damaged("a snapshot", "it was staged for another store")),
         }
     }
 }

@@ -15,7 +15,7 @@
 //! - [`keys`]: the order of everything stored; [`rows`]: what the values hold; [`codec`]: their bytes
 //! - [`overlay`]: the writes of one `apply`, readable before they are stored
 //! - [`syncer`]: one fsync for all groups of a node; [`folder`]: who may open a data folder; [`space`]: room on the disk
-//! - [`wal`]: damage that RocksDB would not get past
+//! - [`wal`]: damage that RocksDB would not get past; [`memory`]: a disk in memory, for a simulation
 //! - [`export`]: a shard's rows as a stream, and back; [`dump`]: everything stored, for people
 
 pub mod codec;
@@ -23,6 +23,7 @@ pub mod dump;
 pub mod export;
 pub mod folder;
 pub mod keys;
+pub mod memory;
 pub mod overlay;
 pub mod rows;
 pub mod space;
@@ -100,7 +101,52 @@ pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
 /// A handle on the node's database; cheap to clone.
 #[derive(Clone)]
 pub struct Store {
+    backend: Backend,
+}
+
+/// Where it is.
+#[derive(Clone)]
+enum Backend {
+    Rocks(Rocks),
+    /// In a simulation.
+    Memory(memory::Mounted),
+}
+
+#[derive(Clone)]
+struct Rocks {
     db: Arc<Db>,
+}
+
+impl Rocks {
+    fn log(&self) -> Arc<BoundColumnFamily<'_>> {
+        self.db.cf_handle(LOG_FAMILY).expect("opened with this family")
+    }
+
+    fn state(&self) -> Arc<BoundColumnFamily<'_>> {
+        self.db.cf_handle(STATE_FAMILY).expect("opened with this family")
+    }
+
+    fn scan(
+        &self,
+        family: &Arc<BoundColumnFamily<'_>>,
+        from: &Key,
+        until: &Key,
+        limit: usize,
+        what: &'static str,
+    ) -> Result<Vec<Row>, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(until.as_ref());
+        let mut rows = Vec::with_capacity(limit.min(1024));
+        let mut iterator = self.db.raw_iterator_cf_opt(family, options);
+        iterator.seek(from);
+        while rows.len() < limit {
+            let Some((key, value)) = iterator.item() else { break };
+            rows.push((key.to_vec(), value.to_vec()));
+            iterator.next();
+        }
+        iterator.status().map_err(StoreError::rocks("scan", what))?;
+        Ok(rows)
+    }
 }
 
 /// One key and its value, as an iterator finds them.
@@ -132,23 +178,22 @@ impl Store {
         ];
         let db =
             Db::open_cf_descriptors(&options, path, families).map_err(StoreError::rocks("open", "the database"))?;
-        let store = Self { db: Arc::new(db) };
+        let store = Self { backend: Backend::Rocks(Rocks { db: Arc::new(db) }) };
         // A persisted read skips the memtables only once a write without WAL has completed since the start.
         store.write_state(std::iter::once((Key::node_opened(), Write::Put(Vec::new()))))?;
         Ok(store)
     }
 
-    fn log(&self) -> Arc<BoundColumnFamily<'_>> {
-        self.db.cf_handle(LOG_FAMILY).expect("opened with this family")
-    }
-
-    fn state(&self) -> Arc<BoundColumnFamily<'_>> {
-        self.db.cf_handle(STATE_FAMILY).expect("opened with this family")
-    }
-
     /// Stores all of `writes` or, after a crash, none.
     pub fn write_state(&self, writes: impl IntoIterator<Item = (Key, Write)>) -> Result<(), StoreError> {
-        let state = self.state();
+        let rocks = match &self.backend {
+            Backend::Rocks(rocks) => rocks,
+            Backend::Memory(memory) => {
+                memory.write_state(writes);
+                return Ok(());
+            }
+        };
+        let state = rocks.state();
         let mut batch = WriteBatch::default();
         for (key, write) in writes {
             match write {
@@ -164,16 +209,23 @@ impl Store {
         }
         let mut options = WriteOptions::default();
         options.disable_wal(true);
-        self.db.write_opt(batch, &options).map_err(StoreError::rocks("write", "state"))
+        rocks.db.write_opt(batch, &options).map_err(StoreError::rocks("write", "state"))
     }
 
     pub fn get_state(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
-        self.db.get_cf(&self.state(), key).map_err(StoreError::rocks("read", "state"))
+        match &self.backend {
+            Backend::Rocks(rocks) => rocks.db.get_cf(&rocks.state(), key).map_err(StoreError::rocks("read", "state")),
+            Backend::Memory(memory) => Ok(memory.get_state(key)),
+        }
     }
 
     /// The values of `keys`, in their order.
     pub fn get_state_many(&self, keys: &[Key]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        let values = self.db.batched_multi_get_cf_opt(&self.state(), keys, false, &ReadOptions::default());
+        let rocks = match &self.backend {
+            Backend::Rocks(rocks) => rocks,
+            Backend::Memory(memory) => return Ok(keys.iter().map(|key| memory.get_state(key)).collect()),
+        };
+        let values = rocks.db.batched_multi_get_cf_opt(&rocks.state(), keys, false, &ReadOptions::default());
         values
             .into_iter()
             .map(|value| Ok(value.map_err(StoreError::rocks("read", "state"))?.map(|slice| slice.to_vec())))
@@ -182,15 +234,22 @@ impl Store {
 
     /// At most `limit` rows from `from` on and before `until`, in key order.
     pub fn scan_state(&self, from: &Key, until: &Key, limit: usize) -> Result<Vec<Row>, StoreError> {
-        self.scan(&self.state(), from, until, limit, "state")
+        match &self.backend {
+            Backend::Rocks(rocks) => rocks.scan(&rocks.state(), from, until, limit, "state"),
+            Backend::Memory(memory) => Ok(memory.scan_state(from, until, limit)),
+        }
     }
 
     /// At most `limit` rows before `until` and down to `from`, the last one first.
     pub fn scan_state_back(&self, from: &Key, until: &Key, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let rocks = match &self.backend {
+            Backend::Rocks(rocks) => rocks,
+            Backend::Memory(memory) => return Ok(memory.scan_state_back(from, until, limit)),
+        };
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(from.as_ref());
         let mut rows = Vec::new();
-        let mut iterator = self.db.raw_iterator_cf_opt(&self.state(), options);
+        let mut iterator = rocks.db.raw_iterator_cf_opt(&rocks.state(), options);
         iterator.seek_for_prev(until);
         while rows.len() < limit {
             let Some((key, value)) = iterator.item() else { break };
@@ -203,55 +262,52 @@ impl Store {
         Ok(rows)
     }
 
-    fn scan(
-        &self,
-        family: &Arc<BoundColumnFamily<'_>>,
-        from: &Key,
-        until: &Key,
-        limit: usize,
-        what: &'static str,
-    ) -> Result<Vec<Row>, StoreError> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(until.as_ref());
-        let mut rows = Vec::with_capacity(limit.min(1024));
-        let mut iterator = self.db.raw_iterator_cf_opt(family, options);
-        iterator.seek(from);
-        while rows.len() < limit {
-            let Some((key, value)) = iterator.item() else { break };
-            rows.push((key.to_vec(), value.to_vec()));
-            iterator.next();
-        }
-        iterator.status().map_err(StoreError::rocks("scan", what))?;
-        Ok(rows)
-    }
-
     /// What `group` had applied in the state that would be there after losing power now.
     pub fn durable_applied(&self, group: GroupId) -> Result<Option<Applied>, StoreError> {
-        let mut options = ReadOptions::default();
-        options.set_read_tier(ReadTier::Persisted);
-        let value = self
-            .db
-            .get_cf_opt(&self.state(), Key::applied(group), &options)
-            .map_err(StoreError::rocks("read", "the durable state"))?;
+        let value = match &self.backend {
+            Backend::Rocks(rocks) => {
+                let mut options = ReadOptions::default();
+                options.set_read_tier(ReadTier::Persisted);
+                let value = rocks.db.get_cf_opt(&rocks.state(), Key::applied(group), &options);
+                value.map_err(StoreError::rocks("read", "the durable state"))?
+            }
+            Backend::Memory(memory) => memory.get_durable_state(&Key::applied(group)),
+        };
         value.map(|bytes| codec::decode("last applied", &bytes)).transpose()
     }
 
     /// Makes everything applied so far durable; waits for it when `wait` is set.
     pub fn flush_state(&self, wait: bool) -> Result<(), StoreError> {
+        let rocks = match &self.backend {
+            Backend::Rocks(rocks) => rocks,
+            Backend::Memory(memory) => {
+                memory.flush_state();
+                return Ok(());
+            }
+        };
         let mut options = FlushOptions::default();
         options.set_wait(wait);
-        self.db.flush_cf_opt(&self.state(), &options).map_err(StoreError::rocks("flush", "state"))
+        rocks.db.flush_cf_opt(&rocks.state(), &options).map_err(StoreError::rocks("flush", "state"))
     }
 
     /// Merges every file of `state`, so that a test meets what compaction makes of it.
     #[cfg(test)]
     pub fn compact_state(&self) {
-        self.db.compact_range_cf(&self.state(), None::<&[u8]>, None::<&[u8]>);
+        if let Backend::Rocks(rocks) = &self.backend {
+            rocks.db.compact_range_cf(&rocks.state(), None::<&[u8]>, None::<&[u8]>);
+        }
     }
 
     /// Writes to the log without waiting for the disk: readable at once, durable after the next [`Store::sync_log`].
     pub fn write_log(&self, changes: Vec<LogWrite>) -> Result<(), StoreError> {
-        let log = self.log();
+        let rocks = match &self.backend {
+            Backend::Rocks(rocks) => rocks,
+            Backend::Memory(memory) => {
+                memory.write_log(changes);
+                return Ok(());
+            }
+        };
+        let log = rocks.log();
         let mut batch = WriteBatch::default();
         for change in changes {
             match change {
@@ -259,7 +315,7 @@ impl Store {
                 LogWrite::DeleteRange(from, until) => batch.delete_range_cf(&log, from, until),
             }
         }
-        self.db.write_opt(batch, &WriteOptions::default()).map_err(StoreError::rocks("write", "the log"))
+        rocks.db.write_opt(batch, &WriteOptions::default()).map_err(StoreError::rocks("write", "the log"))
     }
 
     /// Waits until everything written to the log so far is on disk.
@@ -267,20 +323,36 @@ impl Store {
         if Fault::SkipFsync.is_on() {
             return Ok(());
         }
-        self.db.flush_wal(true).map_err(StoreError::rocks("sync", "the log"))
+        match &self.backend {
+            Backend::Rocks(rocks) => rocks.db.flush_wal(true).map_err(StoreError::rocks("sync", "the log")),
+            Backend::Memory(memory) => {
+                memory.sync_log();
+                Ok(())
+            }
+        }
     }
 
     pub fn get_log(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
-        self.db.get_cf(&self.log(), key).map_err(StoreError::rocks("read", "the log"))
+        match &self.backend {
+            Backend::Rocks(rocks) => rocks.db.get_cf(&rocks.log(), key).map_err(StoreError::rocks("read", "the log")),
+            Backend::Memory(memory) => Ok(memory.get_log(key)),
+        }
     }
 
     pub fn scan_log(&self, from: &Key, until: &Key, limit: usize) -> Result<Vec<Row>, StoreError> {
-        self.scan(&self.log(), from, until, limit, "the log")
+        match &self.backend {
+            Backend::Rocks(rocks) => rocks.scan(&rocks.log(), from, until, limit, "the log"),
+            Backend::Memory(memory) => Ok(memory.scan_log(from, until, limit)),
+        }
     }
 
     /// The last row before `until`, if it is not before `from`.
     pub fn last_log(&self, from: &Key, until: &Key) -> Result<Option<Row>, StoreError> {
-        let mut iterator = self.db.raw_iterator_cf(&self.log());
+        let rocks = match &self.backend {
+            Backend::Rocks(rocks) => rocks,
+            Backend::Memory(memory) => return Ok(memory.last_log(from, until)),
+        };
+        let mut iterator = rocks.db.raw_iterator_cf(&rocks.log());
         iterator.seek_for_prev(until);
         // `until` itself is out of the range; keys of that form are never stored, so one step back is enough.
         let row = iterator
@@ -293,15 +365,17 @@ impl Store {
 
     /// Bytes of memory RocksDB holds for what is not yet flushed.
     pub fn memtable_bytes(&self) -> u64 {
+        let Backend::Rocks(rocks) = &self.backend else { return 0 };
         let of = |family| {
-            self.db.property_int_value_cf(family, "rocksdb.cur-size-all-mem-tables").ok().flatten().unwrap_or(0)
+            rocks.db.property_int_value_cf(family, "rocksdb.cur-size-all-mem-tables").ok().flatten().unwrap_or(0)
         };
-        of(&self.log()) + of(&self.state())
+        of(&rocks.log()) + of(&rocks.state())
     }
 
     /// Whether RocksDB makes writers wait: for a flush, or until there is room on the disk.
     pub fn writes_stopped(&self) -> bool {
-        self.db.property_int_value("rocksdb.is-write-stopped").ok().flatten().unwrap_or(0) != 0
+        let Backend::Rocks(rocks) = &self.backend else { return false };
+        rocks.db.property_int_value("rocksdb.is-write-stopped").ok().flatten().unwrap_or(0) != 0
     }
 }
 

@@ -8,8 +8,10 @@
 //! is answered everything written before it, by any group, is durable as well.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+
+use tokio::sync::Notify;
 
 use super::{Store, StoreError};
 
@@ -27,6 +29,8 @@ struct Queue {
 struct Shared {
     queue: Mutex<Queue>,
     arrived: Condvar,
+    /// The same, for one who does not have a thread.
+    told: Notify,
     syncs: AtomicU64,
     requests: AtomicU64,
 }
@@ -62,6 +66,7 @@ impl Syncer {
         // The thread looks at the queue again before it sleeps; only the first of a round has to wake it.
         if queue.waiting.len() == 1 {
             self.shared.arrived.notify_one();
+            self.shared.told.notify_one();
         }
     }
 
@@ -104,23 +109,31 @@ fn answer(store: &Store, shared: &Shared, round: Vec<Callback>) {
     }
 }
 
-/// The syncer's rounds, one by one, for tests of what must wait for them.
-#[cfg(test)]
+/// The syncer's rounds, one by one: for tests of what must wait for them, and for a simulation.
 pub struct Rounds {
     store: Store,
     shared: Arc<Shared>,
 }
 
-#[cfg(test)]
 impl Rounds {
+    /// Waits until somebody waits.
+    pub async fn arrived(&self) {
+        while self.queue().waiting.is_empty() {
+            self.shared.told.notified().await;
+        }
+    }
+
     /// Syncs once, and answers whoever waits.
     pub fn round(&self) {
-        let round = std::mem::take(&mut self.shared.queue.lock().unwrap().waiting);
+        let round = std::mem::take(&mut self.queue().waiting);
         answer(&self.store, &self.shared, round);
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.shared.queue.lock().expect("the syncer never panics under its lock")
     }
 }
 
-#[cfg(test)]
 impl Syncer {
     /// A syncer without a thread.
     pub fn by_hand(store: Store) -> (Self, Rounds) {

@@ -35,6 +35,7 @@ pub fn one_shot(token: Token, due_at: u64) -> Registration {
         due: Due::At(due(due_at)),
         every_ms: None,
         missed: Missed::Once,
+        count: None,
         key: None,
         attempts: 3,
         refusals: 0,

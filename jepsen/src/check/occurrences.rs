@@ -41,6 +41,7 @@ struct Recurring<'a, 'h> {
     acknowledged: Acknowledged<'h>,
     every_ms: u64,
     missed: Missed,
+    count: Option<u64>,
     seen: BTreeMap<u64, Seen<'a, 'h>>,
 }
 
@@ -54,7 +55,8 @@ pub(super) fn check(history: &History, limits: &Limits) -> Verdict {
         let (Some(asked), Some(acknowledged)) = (task.asked(), task.acknowledged()) else { continue };
         let Some(every_ms) = asked.every_ms else { continue };
         let seen = seen(task, &mut findings);
-        let recurring = Recurring { tasks: &tasks, limits, task, acknowledged, every_ms, missed: asked.missed, seen };
+        let (missed, count) = (asked.missed, asked.count);
+        let recurring = Recurring { tasks: &tasks, limits, task, acknowledged, every_ms, missed, count, seen };
         counts.tasks += 1;
         counts.delivered += recurring.seen.len() as u64;
         counts.accepted += recurring.seen.values().filter(|seen| seen.accepted).count() as u64;
@@ -172,6 +174,9 @@ impl<'h> Recurring<'_, 'h> {
             return;
         };
         let Some(calm_us) = self.tasks.calm_us(self.limits.heal_within_us) else { return };
+        if self.has_ended(calm_us) {
+            return;
+        }
         // By the rule `skip`, what was overdue comes at the next instant.
         let skipped_us = if self.missed == Missed::Skip { self.every_ms * 1000 } else { 0 };
         let asked_us = since.map_or(self.acknowledged.at_us, |arrival| arrival.at_us);
@@ -192,6 +197,18 @@ impl<'h> Recurring<'_, 'h> {
         let events = since.map_or(self.acknowledged.index, |arrival| arrival.index);
         let what = format!("{}: was due at {due_ms}, and nothing came any more", self.task.name());
         findings.add(std::iter::once(events).chain(left), what);
+    }
+
+    /// The last of its due instants came, or may have been left out.
+    fn has_ended(&self, calm_us: u64) -> bool {
+        let Some(count) = self.count else { return false };
+        let last = self.seen.last_key_value();
+        let skipped = || {
+            let (n, due_ms) = last.map_or((0, self.acknowledged.due_ms), |(n, seen)| (*n, seen.last.delivery.due_ms));
+            let last_ms = due_ms + count.saturating_sub(n + 1) * self.every_ms;
+            self.missed == Missed::Skip && self.tasks.history.since_began_us(last_ms) < calm_us
+        };
+        last.is_some_and(|(n, _)| n + 1 >= count) || skipped()
     }
 
     /// When the next one is due after the last that came, and that one; `None` if nobody can know.
@@ -228,7 +245,7 @@ impl<'h> Recurring<'_, 'h> {
 mod tests {
     use super::*;
     use crate::check::hand_made::*;
-    use crate::history::{Answer, Delivery, End, Stage};
+    use crate::history::{Answer, Delivery, End, Registration, Stage};
 
     /// Due every two seconds from second 2 on.
     fn every_two(missed: Missed) -> HandMade {
@@ -267,6 +284,19 @@ mod tests {
         // Not before it must be calm again.
         broken(on_time(every_two(Missed::Once), 0..3)).healed(30_000).until(40_000).passes(check);
         broken(on_time(every_two(Missed::Once), 0..3)).until(40_000).passes(check);
+    }
+
+    #[test]
+    fn after_the_last_of_a_few_nothing_is_due() {
+        let few = |missed| {
+            let registration = Registration { count: Some(6), ..recurring(1, 2_000, 2_000, missed) };
+            HandMade::new().acknowledged(0, registration)
+        };
+        on_time(few(Missed::Once), 0..6).until(40_000).passes(check);
+        on_time(few(Missed::Once), 0..5).until(40_000).fails(check, "nothing came any more");
+        // What was missed to the end is run as one by `once`, and not at all by `skip`.
+        broken(on_time(few(Missed::Once), 0..3)).healed(20_000).until(60_000).fails(check, "nothing came any more");
+        broken(on_time(few(Missed::Skip), 0..3)).healed(20_000).until(60_000).passes(check);
     }
 
     #[test]

@@ -113,6 +113,8 @@ pub struct Registration {
     pub every_ms: Option<u64>,
     /// What becomes of missed occurrences; of no meaning for a task that is due once.
     pub missed: Missed,
+    /// It ends after so many due instants.
+    pub count: Option<u64>,
     /// Registrations with the same key are the same task: that of the first one's token.
     pub key: Option<String>,
     /// So many attempts before it becomes a dead letter.

@@ -269,7 +269,7 @@ async fn stage(folder: &Path, seed: u64, ingest: bool) {
     apply(&mut bench.machine(NEIGHBOUR), World::new(seed, NEIGHBOUR).take(ROWS_BEFORE)).await;
     bench.store.flush_state(true).unwrap();
     let rows = other_rows(seed);
-    let mut staging = Staging::begin(GROUP, folder.join("staging").join("in")).unwrap();
+    let mut staging = Staging::begin(&bench.store, GROUP, folder.join("staging").join("in")).unwrap();
     let (first, second) = rows.split_at(rows.len() / 2);
     staging.add(first).unwrap();
     if !ingest {
@@ -311,7 +311,7 @@ async fn a_kill_while_a_snapshot_is_staged_has_no_effect_and_the_next_try_succee
     assert!(folder.exists(), "something is left over");
     let bench = Bench::open(temp.path());
     assert_before(&bench.store, seed);
-    let mut staging = Staging::begin(GROUP, folder.clone()).unwrap();
+    let mut staging = Staging::begin(&bench.store, GROUP, folder.clone()).unwrap();
     staging.add(&other_rows(seed)).unwrap();
     bench.store.ingest(staging.finish().unwrap()).unwrap();
     assert_after(&bench.store, seed);

@@ -38,8 +38,8 @@ async fn rows_in(mut export: Export) -> Vec<Row> {
     rows
 }
 
-fn staged(folder: &Path, rows: &[Row]) -> Staged {
-    let mut staging = Staging::begin(GROUP, folder.join("staging").join("in")).unwrap();
+fn staged(store: &Store, folder: &Path, rows: &[Row]) -> Staged {
+    let mut staging = Staging::begin(store, GROUP, folder.join("staging").join("in")).unwrap();
     // In pieces, as they come from a peer.
     rows.chunks(17).for_each(|rows| staging.add(rows).unwrap());
     staging.finish().unwrap()
@@ -123,7 +123,7 @@ async fn an_installed_snapshot_replaces_its_group_and_no_other() {
     apply(&mut neighbour_machine, neighbour.take(150)).await;
 
     let rows = rows_of(&from.store, GROUP);
-    let staged = staged(to_temp.path(), &rows);
+    let staged = staged(&to.store, to_temp.path(), &rows);
     other.assert_stored(&to.store);
     machine.install_snapshot(&meta_at(399), SnapshotData::Staged(staged)).await.unwrap();
     assert_eq!(machine.applied_state().await.unwrap(), (meta_at(399).last_log_id, meta_at(399).last_membership));
@@ -153,7 +153,7 @@ async fn an_installed_snapshot_replaces_its_group_and_no_other() {
     world.assert_stored(&to.store);
     neighbour.assert_stored(&to.store);
     // A group can come twice; the second time it meets what the first one brought.
-    let staged = self::staged(to_temp.path(), &rows);
+    let staged = self::staged(&to.store, to_temp.path(), &rows);
     to.machine(GROUP).install_snapshot(&meta_at(399), SnapshotData::Staged(staged)).await.unwrap();
     World::at(seed, GROUP, 400).assert_stored(&to.store);
     to.store.compact_state();
@@ -169,7 +169,8 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
     apply(&mut bench.machine(NEIGHBOUR), World::new(seed, NEIGHBOUR).take(5)).await;
     let mut rows = rows_of(&bench.store, GROUP);
     let folder = temp.path().join("staging").join("in");
-    let refused = |rows: &[Row]| Staging::begin(GROUP, folder.clone()).unwrap().add(rows).unwrap_err().to_string();
+    let refused =
+        |rows: &[Row]| Staging::begin(&bench.store, GROUP, folder.clone()).unwrap().add(rows).unwrap_err().to_string();
     assert!(refused(&rows_of(&bench.store, NEIGHBOUR)).contains("another group"));
     rows.swap(3, 4);
     assert!(refused(&rows).contains("not in order"));
@@ -182,7 +183,7 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
     assert!(marker.contains("holds no rows"), "{marker}");
     let rows = rows_of(&bench.store, GROUP);
     // Refused before anything is lost: the shard is as it was.
-    let staged = staged(temp.path(), &rows[..rows.len() - 3]);
+    let staged = staged(&bench.store, temp.path(), &rows[..rows.len() - 3]);
     let error = machine.install_snapshot(&meta_at(60), SnapshotData::Staged(staged)).await.unwrap_err().to_string();
     assert!(error.contains("it says it holds"), "{error}");
     World::at(seed, GROUP, 50).assert_stored(&bench.store);
@@ -245,7 +246,7 @@ async fn every_way_to_an_index_leads_to_the_same_state() {
     for temp in &temps[2..] {
         let bench = Bench::open(temp.path());
         let mut machine = bench.machine(GROUP);
-        let staged = staged(temp.path(), &rows);
+        let staged = staged(&bench.store, temp.path(), &rows);
         machine.install_snapshot(&meta_at(middle - 1), SnapshotData::Staged(staged)).await.unwrap();
         apply(&mut machine, World::at(seed, GROUP, middle).take(ENTRIES - middle)).await;
         digests.push(digest(&bench.store, GROUP).unwrap());

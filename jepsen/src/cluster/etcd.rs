@@ -1,0 +1,78 @@
+//! etcd, alone on a machine of its own.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::ground::Ground;
+use super::http;
+use super::keeper::Run;
+use super::links::Host;
+use super::process::Process;
+
+const CLIENT_PORT: u16 = 2379;
+const PEER_PORT: u16 = 2380;
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+pub(super) struct Etcd {
+    host: Host,
+    client: String,
+    peer: String,
+    data: PathBuf,
+    log: PathBuf,
+    process: Mutex<Option<Process>>,
+}
+
+impl Etcd {
+    pub fn new(ground: &Ground, run: &Run, host: Host, logs: &Path) -> io::Result<Self> {
+        Ok(Self {
+            host,
+            client: ground.listen(host, CLIENT_PORT)?,
+            peer: ground.listen(host, PEER_PORT)?,
+            data: run.folder().join("etcd"),
+            log: logs.join("etcd.log"),
+            process: Mutex::new(None),
+        })
+    }
+
+    /// For `--etcd`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.client)
+    }
+
+    /// On what it held before, if anything.
+    pub fn start(&self, ground: &Ground, run: &Run) -> io::Result<()> {
+        let mut process = self.process.lock().expect("no panic under this lock");
+        if process.as_ref().is_some_and(|process| process.ended().is_none()) {
+            return Ok(());
+        }
+        let (client, peer) = (self.url(), format!("http://{}", self.peer));
+        let mut command = ground.command(run, self.host, Path::new("etcd"));
+        command.args(["--name", "jepsen", "--logger", "zap", "--log-level", "warn", "--data-dir"]).arg(&self.data);
+        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &format!("jepsen={peer}")]);
+        *process = Some(Process::start(&mut command, &self.log)?);
+        Ok(())
+    }
+
+    pub async fn kill(&self) {
+        let process = self.process.lock().expect("no panic under this lock").take();
+        if let Some(process) = process {
+            process.kill().await;
+        }
+    }
+
+    /// Whether it answers in time.
+    pub async fn ready(&self, within: Duration) -> bool {
+        let asking = async {
+            // It tells nobody when it is ready.
+            while http::get(&self.client, "/health", LOOK_WITHIN).await.is_none_or(|page| !page.contains("true")) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(within, asking).await.is_ok()
+    }
+}

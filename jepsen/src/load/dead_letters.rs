@@ -1,0 +1,31 @@
+//! Receivers that refuse: a few attempts, or all of them, and then the task is a dead letter, with a copy for somebody
+//! else.
+
+use boomerang::client::{OwnSettings, Registration as Request};
+use rand::RngExt;
+
+use super::Worker;
+use super::payload::{Manner, Payload};
+use crate::history::{Due, Registration};
+
+const DELAY_MS_MAX: u64 = 4_000;
+const ATTEMPTS: u32 = 4;
+
+pub(super) async fn run(worker: &mut Worker) {
+    while worker.turn().await {
+        let refusals = match worker.rng.random_range(0..4) {
+            0 => 1,
+            1 => ATTEMPTS - 1,
+            _ => u32::MAX,
+        };
+        let payload = Payload { token: worker.shared.token(), version: 1, refusals, manner: Manner::Plain };
+        let due = Due::In(worker.rng.random_range(0..DELAY_MS_MAX));
+        let registration = Registration { due, ..worker.registration(payload, ATTEMPTS) };
+        let callback = worker.callback();
+        let copies = worker.rng.random_ratio(1, 2).then(|| worker.shared.receivers.dead_letters());
+        let settings =
+            OwnSettings { callback: Some(callback), retry: Some(Worker::retry(ATTEMPTS)), dead_letters: copies };
+        let request = Request { payload: payload.bytes(), settings, ..Default::default() };
+        worker.asker.register(registration, request).await;
+    }
+}

@@ -1,0 +1,56 @@
+//! What is there when all is over: tasks that wait still, and dead letters.
+
+use std::time::Duration;
+
+use boomerang::client::{Client, ClientError, DeadLetterFilter, TaskFilter, TaskView};
+use tokio::time::Instant;
+
+use super::LoadError;
+use super::payload::Payload;
+use crate::history::{Left, LeftAs, Recorder, What};
+
+const PAGE: u32 = 1_000;
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Waits until no task is left, or `patience` is over, and writes down what there is.
+pub(super) async fn account(admin: &Client, recorder: &Recorder, patience: Duration) -> Result<(), LoadError> {
+    let until = Instant::now() + patience;
+    let tasks = loop {
+        match tasks(admin).await {
+            Ok(tasks) if tasks.is_empty() => break tasks,
+            Ok(tasks) if Instant::now() > until => break tasks,
+            Err(error) if Instant::now() > until => return Err(error.into()),
+            _ => tokio::time::sleep(LOOK_EVERY).await,
+        }
+    };
+    for task in tasks {
+        let token = Payload::read(&task.payload).map(|payload| payload.token);
+        let state = LeftAs::Pending { due_ms: task.due_ms, occurrence: task.occurrence };
+        recorder.record(What::Left(Left { token, task: task.task_id.to_string(), state }));
+    }
+    let mut from = String::new();
+    loop {
+        let page = admin.list_dead_letters(&DeadLetterFilter::default(), PAGE, &from).await?;
+        for letter in page.dead_letters {
+            let token = Payload::read(&letter.payload).map(|payload| payload.token);
+            let state = LeftAs::DeadLetter { occurrence: letter.occurrence, attempts: letter.attempts };
+            recorder.record(What::Left(Left { token, task: letter.task_id.to_string(), state }));
+        }
+        match page.next_token {
+            Some(next) => from = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn tasks(admin: &Client) -> Result<Vec<TaskView>, ClientError> {
+    let (mut all, mut token) = (Vec::new(), String::new());
+    loop {
+        let page = admin.list(TaskFilter { limit: PAGE, token, ..Default::default() }).await?;
+        all.extend(page.tasks);
+        match page.next_token {
+            Some(next) => token = next,
+            None => return Ok(all),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! One run against real processes, from the first process to the verdict.
+//!
+//! ```text
+//!   start cluster, load --> faults, for as long as asked --> heal --> load goes on --> stop --> what is left, digests
+//!                                                                                                   |
+//!                                                             report <-- verdicts <-- checkers <----'
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boomerang::clock::{Clock, SystemClock};
+
+use crate::check::{self, Limits, Verdict};
+use crate::cluster::{Cluster, ClusterError, ClusterSettings};
+use crate::fault::{self, FaultSettings};
+use crate::history::{Recorder, Watch};
+use crate::load::{Load, LoadError, LoadSettings, Target};
+use crate::report::{self, Meta};
+
+/// A node whose clock is further off leads nothing; what it may do before that is found out is added.
+const CLOCK_GUARD_US: u64 = 500_000;
+const CLOCK_FOUND_US: u64 = 600_000;
+/// The load before the first fault, to see that all is well.
+const CALM: Duration = Duration::from_secs(3);
+/// Tasks may be due so long after they were registered, and be tried again after that.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("cannot write the report to {folder}: {source}")]
+    Report { folder: PathBuf, source: std::io::Error },
+}
+
+pub struct RunSettings {
+    pub cluster: ClusterSettings,
+    pub load: LoadSettings,
+    pub fault: FaultSettings,
+    /// How long the load goes on after everything was healed.
+    pub after: Duration,
+    /// Where the report goes.
+    pub out: PathBuf,
+    /// As it was asked for, to be repeated.
+    pub command: String,
+}
+
+/// What came of a run.
+pub struct Outcome {
+    pub verdicts: Vec<Verdict>,
+    pub events: usize,
+    pub report: PathBuf,
+}
+
+impl Outcome {
+    pub fn holds(&self) -> bool {
+        self.verdicts.iter().all(Verdict::holds)
+    }
+}
+
+/// The clock of this process, which nobody sets wrong.
+struct RunWatch {
+    clock: SystemClock,
+    began_us: u64,
+}
+
+impl Watch for RunWatch {
+    fn now_us(&self) -> u64 {
+        self.clock.now_us().saturating_sub(self.began_us)
+    }
+}
+
+fn recorder() -> Recorder {
+    let clock = SystemClock::new();
+    // In whole milliseconds, as due instants are.
+    let began_ms = clock.now_ms();
+    Recorder::new(began_ms, RunWatch { clock, began_us: began_ms * 1000 })
+}
+
+/// What time allows in a run with such faults.
+pub fn limits(faults: &FaultSettings) -> Limits {
+    let early_us = if faults.sets_clocks() { CLOCK_GUARD_US + CLOCK_FOUND_US } else { 0 };
+    Limits { early_us, ..Limits::default() }
+}
+
+/// Runs once. `say` hears how far it is.
+pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, RunError> {
+    let recorder = recorder();
+    let RunSettings { cluster, load, fault, after, out, command } = settings;
+    let (nodes, seed, limits) = (cluster.nodes, fault.seed, limits(&fault));
+    say(&format!("starting {nodes} nodes and etcd"));
+    let cluster = Arc::new(Cluster::start(cluster, recorder.clone()).await?);
+    let target = Target {
+        addresses: cluster.addresses(),
+        password: cluster.password().to_owned(),
+        receiver_host: cluster.receiver_host(),
+    };
+    let mut load = Load::start(&target, &load, recorder.clone()).await?;
+    tokio::time::sleep(CALM).await;
+    say(&format!("faults for {:?}", fault.time));
+    fault::run(&cluster, &fault, &say).await?;
+    say("healing");
+    fault::heal(&cluster).await?;
+    say(&format!("all is healed; the load goes on for {after:?}"));
+    tokio::time::sleep(after).await;
+    load.stop().await;
+    say("waiting for what is left");
+    load.account(PATIENCE).await?;
+    cluster.record_digests().await?;
+    let history = recorder.so_far();
+    say(&format!("checking {} events", history.events.len()));
+    let verdicts = check::all(&history, &limits);
+    let meta = Meta { seed, command, nodes };
+    report::write(&out, &history, &verdicts, &meta)
+        .map_err(|source| RunError::Report { folder: out.clone(), source })?;
+    drop(load);
+    if let Ok(cluster) = Arc::try_unwrap(cluster) {
+        cluster.stop().await;
+    }
+    Ok(Outcome { verdicts, events: history.events.len(), report: out.join("index.html") })
+}

@@ -1,0 +1,82 @@
+//! How one node gets a connection to another, when it is not over TCP.
+//!
+//! A simulation connects nodes by bytes of its own, on which everything else runs as it always does: TLS aside, what
+//! travels is the same.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tonic::codegen::Service;
+use tonic::codegen::http::Uri;
+use tonic::transport::server::Connected;
+
+/// Bytes in both directions, and in order, as TCP has them.
+pub trait Bytes: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Bytes for T {}
+
+/// One end of a connection.
+pub struct Wire(Box<dyn Bytes>);
+
+impl Wire {
+    pub fn new(bytes: impl Bytes) -> Self {
+        Self(Box::new(bytes))
+    }
+}
+
+/// Who makes connections.
+pub trait Dial: Send + Sync + 'static {
+    /// `address` as it was given to [`super::PeerNetwork::set`].
+    fn dial(&self, address: String) -> BoxFuture<'static, io::Result<Wire>>;
+}
+
+/// A [`Dial`] as tonic takes it.
+#[derive(Clone)]
+pub(super) struct Dialer(pub Arc<dyn Dial>);
+
+impl Service<Uri> for Dialer {
+    type Response = TokioIo<Wire>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<TokioIo<Wire>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let address = uri.authority().map(ToString::to_string).unwrap_or_default();
+        let dialed = self.0.dial(address);
+        Box::pin(async { Ok(TokioIo::new(dialed.await?)) })
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_read(context, buf)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_shutdown(context)
+    }
+}
+
+impl Connected for Wire {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
