@@ -44,7 +44,9 @@ Needs root for namespaces, /dev/net/tun and loop mounts; without them everything
 done to processes is done. The same seed makes the same choices; what comes of them also depends on the machine.")]
     Run(Run),
     /// Run simulated clusters, one schedule per seed, in one thread each
-    #[command(after_help = "A schedule that breaks a promise is named by its seed: `jepsen sim --seed N --schedules 1` runs it again.")]
+    #[command(
+        after_help = "A schedule that breaks a promise is named by its seed: `jepsen sim --seed N --schedules 1` runs it again."
+    )]
     Sim(Sim),
     /// Judge a history that was written before
     Check {
@@ -152,7 +154,10 @@ fn start(asked: Run) -> ExitCode {
     };
     for program in ["boomerang", "boomtool"] {
         if !binaries.join(program).is_file() {
-            return usage(&format!("--binaries: there is no {program} in {}; `cargo build` makes it", binaries.display()));
+            return usage(&format!(
+                "--binaries: there is no {program} in {}; `cargo build` makes it",
+                binaries.display()
+            ));
         }
     }
     let command = format!(

@@ -75,6 +75,7 @@ fn any_call(rng: &mut StdRng) -> Call {
             due: if rng.random_bool(0.5) { Due::In(any_number(rng)) } else { Due::At(any_number(rng)) },
             every_ms: rng.random_bool(0.5).then(|| any_number(rng)),
             missed: [Missed::Skip, Missed::Once, Missed::All { max: rng.random() }][rng.random_range(0..3)],
+            count: rng.random_bool(0.5).then(|| any_number(rng)),
             key: rng.random_bool(0.5).then(|| any_text(rng)),
             attempts: rng.random(),
             refusals: if rng.random_bool(0.5) { u32::MAX } else { 0 },
@@ -114,6 +115,7 @@ fn any_delivery(rng: &mut StdRng) -> Delivery {
         accepted: rng.random(),
         effect: rng.random_bool(0.5).then(|| rng.random()),
         dead_letter: rng.random(),
+        datagram: rng.random(),
     }
 }
 
