@@ -62,7 +62,7 @@ fn first_broken_us(history: &History) -> Option<u64> {
 }
 
 /// So many of a hundred are no larger. Of nothing it is zero.
-pub(crate) fn percentile(sorted: &[u64], percent: usize) -> u64 {
+pub fn percentile(sorted: &[u64], percent: usize) -> u64 {
     let place = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
     sorted.get(place).copied().unwrap_or(0)
 }

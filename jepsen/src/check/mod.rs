@@ -20,6 +20,8 @@ mod reads;
 mod tasks;
 mod unique;
 
+pub use lateness::percentile;
+
 /// How much of what depends on time is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Limits {

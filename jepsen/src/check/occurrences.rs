@@ -184,7 +184,7 @@ impl<'h> Recurring<'_, 'h> {
         let due_us = self.tasks.history.since_began_us(due_ms).max(calm_us).max(asked_us);
         let cancelled = self.task.cancels.iter().filter(|cancel| super::tasks::may_have_cancelled(cancel));
         let end_us = cancelled.map(|cancel| cancel.called_us).min().unwrap_or(self.tasks.end_us);
-        if due_us + skipped_us + self.limits.late_us > end_us {
+        if due_us + skipped_us + self.limits.answer_us + self.limits.late_us > end_us {
             return;
         }
         if let Some((n, seen)) = self.seen.last_key_value()

@@ -169,6 +169,18 @@ fn line(index: usize, event: &Event, open: &mut BTreeMap<Process, &'static str>)
     let mut line = Map::new();
     line.number("index", index as u64);
     line.number("time", u128::from(event.at_us) * NANOS);
+    what(&mut line, event, open);
+    line.text()
+}
+
+/// One event for people, without place and time. Of an end it is not known what was asked.
+pub fn line_of(event: &Event) -> String {
+    let mut line = Map::new();
+    what(&mut line, event, &mut BTreeMap::new());
+    line.text()
+}
+
+fn what(line: &mut Map, event: &Event, open: &mut BTreeMap<Process, &'static str>) {
     match &event.what {
         What::Call(process, call) => {
             let (f, value) = of_call(call);
@@ -178,7 +190,7 @@ fn line(index: usize, event: &Event, open: &mut BTreeMap<Process, &'static str>)
             line.word("f", f);
             line.map("value", value);
         }
-        What::End(process, end) => of_end(&mut line, *process, open.remove(process).unwrap_or("nothing"), end),
+        What::End(process, end) => of_end(line, *process, open.remove(process).unwrap_or("nothing"), end),
         other => {
             let (process, f, value) = of_other(other);
             line.word("type", "info");
@@ -187,7 +199,6 @@ fn line(index: usize, event: &Event, open: &mut BTreeMap<Process, &'static str>)
             line.map("value", value);
         }
     }
-    line.text()
 }
 
 fn of_end(line: &mut Map, process: Process, f: &str, end: &End) {
