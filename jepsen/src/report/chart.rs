@@ -63,10 +63,10 @@ fn fits(text: &str, width: f64) -> bool {
     text.chars().count() as f64 * LETTER + 6.0 <= width
 }
 
-/// A whole number of 1, 2 or 5 times a power of ten that is no less.
+/// A number with one digit that counts, and no less.
 fn nice(value: f64) -> f64 {
     let power = 10f64.powf(value.max(1.0).log10().floor());
-    let steps = [1.0, 2.0, 5.0, 10.0];
+    let steps = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0];
     steps.into_iter().map(|step| step * power).find(|nice| *nice >= value).unwrap_or(10.0 * power)
 }
 
@@ -282,8 +282,9 @@ impl Drawing<'_> {
         let part = |late_us: &Option<u64>| late_us.map(|us| (us as f64 / LATE_FROM_US).max(1.0).log10() / decades);
         let [worst, p99] = [&self.series.late_max_us, &self.series.late_p99_us]
             .map(|values| values.iter().map(part).collect::<Vec<Option<f64>>>());
-        self.line("c-max", &worst);
+        // The broad one below: where little was due, both are the same.
         self.line("c-p99", &p99);
+        self.line("c-max", &worst);
         self.y += PANEL + GAP;
     }
 
@@ -333,16 +334,24 @@ impl Drawing<'_> {
         }
     }
 
-    /// The time axis through all pictures, and where all was healed.
-    fn finish(mut self) -> String {
-        let (top, bottom) = (TITLE, self.y - GAP);
+    /// The time axis through all pictures.
+    fn ticks(&mut self, top: f64, bottom: f64) {
         let step_us = tick_step(self.series.end_us);
         for at_us in (0..=self.series.end_us).step_by(usize::try_from(step_us).expect("a day fits")) {
             let x = short(self.x(at_us));
-            let (low, label) = (short(bottom + 5.0), short(bottom + 18.0));
-            self.put(format_args!(r#"<line class="grid" x1="{x}" x2="{x}" y1="{}" y2="{low}"/>"#, short(top)));
+            let (high, low, label) = (short(top), short(bottom + 5.0), short(bottom + 18.0));
+            self.put(format_args!(r#"<line class="grid" x1="{x}" x2="{x}" y1="{high}" y2="{low}"/>"#));
             self.put(format_args!(r#"<text class="small middle" x="{x}" y="{label}">{}</text>"#, clock(at_us)));
         }
+    }
+
+    /// The axis, and where all was healed.
+    fn finish(mut self) -> String {
+        let (top, bottom) = (TITLE, self.y - GAP);
+        // Below everything that is drawn already.
+        let pictures = std::mem::take(&mut self.body);
+        self.ticks(top, bottom);
+        self.body.push_str(&pictures);
         if let Some(healed_us) = self.series.healed_us {
             let x = self.x(healed_us);
             let at = short(x);
@@ -407,7 +416,7 @@ mod tests {
 
     #[test]
     fn axes_have_round_numbers() {
-        assert_eq!([0.0, 3.0, 12.0, 50.0, 51.0].map(nice), [1.0, 5.0, 20.0, 50.0, 100.0]);
+        assert_eq!([0.0, 3.0, 12.0, 50.0, 51.0].map(nice), [1.0, 3.0, 20.0, 50.0, 60.0]);
         assert_eq!([60, 600, 3_600].map(|seconds| tick_step(seconds * 1_000_000) / 1_000_000), [5, 60, 300]);
         assert_eq!([5_000_000, 125_000_000, 3_725_000_000].map(clock), ["0:05", "2:05", "1:02:05"]);
         assert_eq!([100, 1_000, 100_000, 10_000_000].map(tick), ["0.1 ms", "1 ms", "100 ms", "10 s"]);
