@@ -327,9 +327,7 @@ impl Cluster {
 
     pub async fn start_etcd(&self) -> Result<(), ClusterError> {
         let etcd = &self.inner.etcd;
-        let run = self.inner.run.lock().expect("no panic under this lock");
-        let started = etcd.start(&self.inner.ground, &run);
-        drop(run);
+        let started = self.with_run(|run| etcd.start(&self.inner.ground, run));
         started.map_err(ClusterError::io("start etcd, which scripts/setup.sh installs"))?;
         if etcd.ready(START_WITHIN).await {
             return Ok(());
@@ -349,11 +347,8 @@ impl Cluster {
         if machine.view().pid.is_some() {
             return Ok(());
         }
-        let mut command = self.inner.ground.command(
-            &self.inner.run.lock().expect("no panic under this lock"),
-            host,
-            &self.inner.settings.binaries.join("boomerang"),
-        );
+        let binary = self.inner.settings.binaries.join("boomerang");
+        let mut command = self.with_run(|run| self.inner.ground.command(run, host, &binary));
         self.serve(&mut command, machine);
         let skewed = machine.skewed();
         let started = Process::start(&mut command, &machine.log);
@@ -482,8 +477,12 @@ impl Cluster {
         &self.inner.stop
     }
 
+    fn with_run<T>(&self, with: impl FnOnce(&Run) -> T) -> T {
+        with(&self.inner.run.lock().expect("no panic under this lock"))
+    }
+
     fn adopt(&self, command: &mut std::process::Command) {
-        self.inner.run.lock().expect("no panic under this lock").adopt(command);
+        self.with_run(|run| run.adopt(command));
     }
 }
 

@@ -94,6 +94,15 @@ impl Wire {
         self.links.lock().expect("no panic under this lock").lift_all();
     }
 
+    pub fn etcd(&self) -> Host {
+        self.links.lock().expect("no panic under this lock").etcd()
+    }
+
+    /// This process.
+    pub fn clients(&self) -> Host {
+        self.links.lock().expect("no panic under this lock").clients()
+    }
+
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
