@@ -96,6 +96,18 @@ impl ClusterSettings {
     }
 }
 
+/// The folder of `boomerang` and `boomtool`: the one that `BIN` names, or else the one that this program, or a test, was
+/// built into.
+pub fn find_binaries() -> Option<PathBuf> {
+    let named = std::env::var_os("BIN").map(PathBuf::from);
+    let this = std::env::current_exe().unwrap_or_default();
+    let beside = this.ancestors().skip(1).take(2).map(Path::to_owned);
+    named
+        .into_iter()
+        .chain(beside)
+        .find(|folder| ["boomerang", "boomtool"].iter().all(|name| folder.join(name).exists()))
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     #[error("cannot {what}: {source}")]
