@@ -96,6 +96,18 @@ impl ClusterSettings {
     }
 }
 
+/// The folder of `boomerang` and `boomtool`: the one that `BIN` names, or else the one that this program, or a test, was
+/// built into.
+pub fn find_binaries() -> Option<PathBuf> {
+    let named = std::env::var_os("BIN").map(PathBuf::from);
+    let this = std::env::current_exe().unwrap_or_default();
+    let beside = this.ancestors().skip(1).take(2).map(Path::to_owned);
+    named
+        .into_iter()
+        .chain(beside)
+        .find(|folder| ["boomerang", "boomtool"].iter().all(|name| folder.join(name).exists()))
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     #[error("cannot {what}: {source}")]
@@ -327,9 +339,7 @@ impl Cluster {
 
     pub async fn start_etcd(&self) -> Result<(), ClusterError> {
         let etcd = &self.inner.etcd;
-        let run = self.inner.run.lock().expect("no panic under this lock");
-        let started = etcd.start(&self.inner.ground, &run);
-        drop(run);
+        let started = self.with_run(|run| etcd.start(&self.inner.ground, run));
         started.map_err(ClusterError::io("start etcd, which scripts/setup.sh installs"))?;
         if etcd.ready(START_WITHIN).await {
             return Ok(());
@@ -349,11 +359,8 @@ impl Cluster {
         if machine.view().pid.is_some() {
             return Ok(());
         }
-        let mut command = self.inner.ground.command(
-            &self.inner.run.lock().expect("no panic under this lock"),
-            host,
-            &self.inner.settings.binaries.join("boomerang"),
-        );
+        let binary = self.inner.settings.binaries.join("boomerang");
+        let mut command = self.with_run(|run| self.inner.ground.command(run, host, &binary));
         self.serve(&mut command, machine);
         let skewed = machine.skewed();
         let started = Process::start(&mut command, &machine.log);
@@ -482,8 +489,12 @@ impl Cluster {
         &self.inner.stop
     }
 
+    fn with_run<T>(&self, with: impl FnOnce(&Run) -> T) -> T {
+        with(&self.inner.run.lock().expect("no panic under this lock"))
+    }
+
     fn adopt(&self, command: &mut std::process::Command) {
-        self.inner.run.lock().expect("no panic under this lock").adopt(command);
+        self.with_run(|run| run.adopt(command));
     }
 }
 
