@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use boomerang::task::{Fence, Missed};
 
+pub mod edn;
+
 /// A task as the load knows it: given by the load, unique in a run.
 pub type Token = u64;
 /// A task as the cluster knows it.
