@@ -233,7 +233,7 @@ fn of_call(call: &Call) -> (&'static str, Map) {
 }
 
 fn of_registration(value: &mut Map, registration: &Registration) {
-    let Registration { token, load, client, due, every_ms, missed, key, attempts, refusals } = registration;
+    let Registration { token, load, client, due, every_ms, missed, count, key, attempts, refusals } = registration;
     value.number("token", *token);
     value.text_of("load", load);
     value.text_of("client", client);
@@ -242,6 +242,7 @@ fn of_registration(value: &mut Map, registration: &Registration) {
         Due::At(due_ms) => value.number("due-at-ms", *due_ms),
     }
     value.maybe("every-ms", *every_ms);
+    value.maybe("count", *count);
     match missed {
         Missed::Skip => value.word("missed", "skip"),
         Missed::Once => value.word("missed", "once"),
@@ -435,6 +436,7 @@ fn registration(value: &Fields<'_>) -> Result<Registration, String> {
         client: value.text("client")?.to_owned(),
         due,
         every_ms: value.maybe_number("every-ms")?,
+        count: value.maybe_number("count")?,
         missed,
         key: value.find("key").map(|_| value.text("key")).transpose()?.map(str::to_owned),
         attempts: value.number("attempts")?,

@@ -11,9 +11,9 @@ use boomerang::propose::{Ask, Due as AskDue, Refused};
 use boomerang::server::route::Access;
 use boomerang::shard::{self, Change, Reply};
 use boomerang::store::StoreError;
+use boomerang::store::codec;
 use boomerang::store::keys::{Key, Parsed, parse_state};
 use boomerang::store::rows::{Role, TaskRow};
-use boomerang::store::codec;
 use boomerang::task::{
     Backoff, Callback, ClientId, DedupHash, GroupId, Missed, Policy, Protocol, Recurrence, Retry, TaskId,
 };
@@ -169,6 +169,7 @@ impl Client {
             due: self.due(),
             every_ms: None,
             missed: Missed::Once,
+            count: None,
             key: None,
             attempts,
             refusals: 0,
@@ -385,19 +386,14 @@ impl Client {
     }
 
     /// `None` when nobody may answer, for long.
-    async fn read<T>(
-        &mut self,
-        group: GroupId,
-        read: impl Fn(&Life) -> Result<T, StoreError>,
-    ) -> Option<T> {
+    async fn read<T>(&mut self, group: GroupId, read: impl Fn(&Life) -> Result<T, StoreError>) -> Option<T> {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             sleep(self.some_ms(WAY_MS)).await;
             if let Some(life) = self.pick(group) {
                 let router = &life.router;
-                let may = async {
-                    router.may_serve(group, Access::Read) || router.can_serve(group, Access::Read).await
-                };
+                let may =
+                    async { router.may_serve(group, Access::Read) || router.can_serve(group, Access::Read).await };
                 let may = tokio::select! {
                     biased;
                     () = life.gone.cancelled() => false,

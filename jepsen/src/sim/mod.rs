@@ -34,7 +34,7 @@ mod world;
 
 use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Once};
+use std::sync::Once;
 use std::time::Duration;
 
 use boomerang::sabotage::{self, Fault};

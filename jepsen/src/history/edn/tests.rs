@@ -74,6 +74,7 @@ fn any_call(rng: &mut StdRng) -> Call {
             client: any_text(rng),
             due: if rng.random_bool(0.5) { Due::In(any_number(rng)) } else { Due::At(any_number(rng)) },
             every_ms: rng.random_bool(0.5).then(|| any_number(rng)),
+            count: rng.random::<bool>().then(|| rng.random()),
             missed: [Missed::Skip, Missed::Once, Missed::All { max: rng.random() }][rng.random_range(0..3)],
             key: rng.random_bool(0.5).then(|| any_text(rng)),
             attempts: rng.random(),
