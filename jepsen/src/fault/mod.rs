@@ -37,7 +37,7 @@ use rand::rngs::StdRng;
 
 use crate::cluster::{Cluster, ClusterError};
 
-pub use clock::SMALL_US_MAX;
+pub use clock::{SMALL_US_MAX, early_us};
 pub use heal::heal;
 
 /// What can be done to a cluster.
