@@ -419,6 +419,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// As if the power of these machines had been cut at one moment: what was not synced is lost. Their nodes are down
+    /// afterwards. Needs disks.
+    pub async fn cut_power(&self, hosts: &[Host]) -> Result<(), ClusterError> {
+        futures::future::try_join_all(hosts.iter().map(|host| self.kill_node(*host))).await?;
+        for host in hosts {
+            let machine = self.machine(*host)?;
+            let _busy = machine.busy.lock().await;
+            let (cluster, folder) = (self.clone(), machine.disk.with_file_name(""));
+            let losing = tokio::task::spawn_blocking(move || cluster.inner.ground.lose_unsynced(&folder));
+            let lost = losing.await.expect("copying a disk does not panic");
+            lost.map_err(ClusterError::io(format!("cut the power of machine {host}")))?;
+        }
+        Ok(())
+    }
+
     /// Asks the node to stop; its exit code, if it did so in time and by itself.
     pub async fn terminate_node(&self, host: Host, within: Duration) -> Result<Option<i32>, ClusterError> {
         let machine = self.machine(host)?;

@@ -6,7 +6,8 @@
 //! at that time.
 //!
 //! One machine of three that hold a shard may be away. So a schedule never breaks more than one at a time in a way that takes it
-//! away ([`Kind::is_hard`]), except for those kinds whose purpose it is to ask for more: `majority`, and some partitions.
+//! away ([`Kind::is_hard`]), except for those kinds whose purpose it is to ask for more: `majority`, `blackout`, and some
+//! partitions.
 
 mod clock;
 mod disk_full;
@@ -19,6 +20,7 @@ mod majority;
 mod moves;
 mod partition;
 mod pause;
+mod power;
 mod rolling;
 pub mod run;
 pub mod schedule;
@@ -35,7 +37,7 @@ use rand::rngs::StdRng;
 
 use crate::cluster::{Cluster, ClusterError};
 
-pub use clock::SMALL_US_MAX;
+pub use clock::{SMALL_US_MAX, early_us};
 pub use heal::heal;
 
 /// What can be done to a cluster.
@@ -58,11 +60,15 @@ pub enum Kind {
     Move,
     Wipe,
     TornLog,
+    /// What was not synced is lost, on one machine.
+    Power,
     Majority,
+    /// The same on all machines at once.
+    Blackout,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 18] = [
         Kind::Kill,
         Kind::Pause,
         Kind::Partition,
@@ -78,7 +84,9 @@ impl Kind {
         Kind::Move,
         Kind::Wipe,
         Kind::TornLog,
+        Kind::Power,
         Kind::Majority,
+        Kind::Blackout,
     ];
 
     pub fn name(self) -> &'static str {
@@ -98,7 +106,9 @@ impl Kind {
             Kind::Move => "move",
             Kind::Wipe => "wipe",
             Kind::TornLog => "torn-log",
+            Kind::Power => "power",
             Kind::Majority => "majority",
+            Kind::Blackout => "blackout",
         }
     }
 
@@ -113,7 +123,9 @@ impl Kind {
             | Kind::RollingRestart
             | Kind::Wipe
             | Kind::TornLog
-            | Kind::Majority => true,
+            | Kind::Power
+            | Kind::Majority
+            | Kind::Blackout => true,
             Kind::Slow | Kind::Lossy | Kind::Clock | Kind::EtcdKill | Kind::EtcdCut | Kind::Drain | Kind::Move => false,
         }
     }
@@ -124,7 +136,9 @@ impl Kind {
             Kind::Partition | Kind::Slow | Kind::Lossy | Kind::EtcdCut if !cluster.has_network() => {
                 Some("the machines have no network of their own")
             }
-            Kind::DiskFull if !cluster.has_disks() => Some("the machines have no disks of their own"),
+            Kind::DiskFull | Kind::Power | Kind::Blackout if !cluster.has_disks() => {
+                Some("the machines have no disks of their own")
+            }
             _ => None,
         }
     }
@@ -146,7 +160,9 @@ impl Kind {
             Kind::Move => moves::begin(cluster, rng).await,
             Kind::Wipe => wipe::begin(cluster, rng).await,
             Kind::TornLog => torn_log::begin(cluster, rng).await,
+            Kind::Power => power::one(cluster, rng).await,
             Kind::Majority => majority::begin(cluster, rng).await,
+            Kind::Blackout => power::all(cluster).await,
         }
     }
 }

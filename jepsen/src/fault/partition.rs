@@ -32,11 +32,13 @@ pub(super) fn begin(cluster: &Cluster, rng: &mut StdRng) -> Result<Begun, NotDon
     if without_clients {
         others.push(wire.clients());
     }
-    let more = [(without_etcd, " and from etcd"), (without_clients, " and from clients")];
-    let more: String = more.iter().filter(|(is, _)| *is).map(|(_, text)| *text).collect();
+    let more = |word: &str| {
+        let ends = [(without_etcd, "etcd"), (without_clients, "clients")];
+        ends.iter().filter(|(is, _)| *is).map(|(_, end)| format!(", {word} {end}")).collect::<String>()
+    };
     let (layer, detail): (Layer, String) = match shape {
         Shape::Leader => {
-            (cut_apart(&[host], &others), format!("{} cut off from the others{more}", named(cluster, host)))
+            (cut_apart(&[host], &others), format!("{} cut off from the others{}", named(cluster, host), more("from")))
         }
         Shape::Sides => {
             let (few, many) = nodes.split_at((count - 1) / 2);
@@ -49,11 +51,11 @@ pub(super) fn begin(cluster: &Cluster, rng: &mut StdRng) -> Result<Begun, NotDon
         Shape::Ring => (ring(&nodes), format!("each hears its neighbours only: {nodes:?}")),
         Shape::Deaf => {
             let layer = others.iter().map(|other| (*other, host, Link::CUT)).collect();
-            (layer, format!("{} hears nothing from the others{more}", named(cluster, host)))
+            (layer, format!("{} hears nothing from the others{}", named(cluster, host), more("from")))
         }
         Shape::Mute => {
             let layer = others.iter().map(|other| (host, *other, Link::CUT)).collect();
-            (layer, format!("{} is not heard by the others{more}", named(cluster, host)))
+            (layer, format!("{} is not heard by the others{}", named(cluster, host), more("by")))
         }
     };
     Ok(super::links::lay(cluster, wire, layer, detail))

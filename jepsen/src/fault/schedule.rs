@@ -131,7 +131,7 @@ impl Deck {
 
 /// What asks for more than a majority can bear is not what most of a run should be about.
 fn is_rare(kind: Kind) -> bool {
-    kind == Kind::Majority
+    matches!(kind, Kind::Majority | Kind::Blackout)
 }
 
 #[cfg(test)]
