@@ -21,9 +21,6 @@ use crate::history::{Recorder, Watch};
 use crate::load::{Load, LoadError, LoadSettings, Target};
 use crate::report;
 
-/// A node whose clock is further off leads nothing; what it may do before that is found out is added.
-const CLOCK_GUARD_US: u64 = 500_000;
-const CLOCK_FOUND_US: u64 = 600_000;
 /// The load before the first fault, to see that all is well.
 const CALM: Duration = Duration::from_secs(3);
 /// Tasks may be due so long after they were registered, and be tried again after that.
@@ -88,9 +85,7 @@ fn recorder() -> Recorder {
 
 /// What time allows in a run with such faults.
 fn limits(kinds: &[Kind]) -> Limits {
-    let sets_clocks = kinds.iter().any(|kind| matches!(kind, Kind::Clock | Kind::ClockWild));
-    let early_us = if sets_clocks { CLOCK_GUARD_US + CLOCK_FOUND_US } else { 0 };
-    Limits { early_us, ..Limits::default() }
+    Limits { early_us: fault::early_us(kinds), ..Limits::default() }
 }
 
 /// Runs once. `say` hears how far it is.

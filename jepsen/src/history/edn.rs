@@ -13,7 +13,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::{self, BufRead, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use boomerang::task::{Fence, Missed};
@@ -83,6 +85,11 @@ pub fn read(from: impl BufRead) -> Result<(History, Meta), EdnError> {
     }
     let nothing = || EdnError::Line { line: 1, why: "there is nothing in it".to_owned() };
     Ok((history, meta.ok_or_else(nothing)?))
+}
+
+/// Reads the history of a file; what it was recorded under is for people.
+pub fn read_file(file: &Path) -> Result<History, EdnError> {
+    Ok(read(BufReader::new(File::open(file)?))?.0)
 }
 
 // Writing.
@@ -347,7 +354,8 @@ fn of_other(what: &What) -> (&'static str, &'static str, Map) {
 }
 
 fn of_delivery(value: &mut Map, delivery: &Delivery) {
-    let Delivery { token, task, occurrence, attempt, version, due_ms, fence, accepted, effect, dead_letter } = delivery;
+    let Delivery { token, task, occurrence, attempt, version, due_ms, fence, accepted, effect, dead_letter, datagram } =
+        delivery;
     value.number("token", *token);
     value.text_of("task", task);
     value.number("occurrence", *occurrence);
@@ -361,6 +369,7 @@ fn of_delivery(value: &mut Map, delivery: &Delivery) {
         value.truth("effect", *effect);
     }
     value.truth("dead-letter", *dead_letter);
+    value.truth("datagram", *datagram);
 }
 
 fn stage_name(stage: Stage) -> &'static str {
@@ -514,6 +523,7 @@ fn delivery(value: &Fields<'_>) -> Result<Delivery, String> {
         accepted: value.truth("accepted")?,
         effect: value.find("effect").map(|_| value.truth("effect")).transpose()?,
         dead_letter: value.truth("dead-letter")?,
+        datagram: value.truth("datagram")?,
     })
 }
 

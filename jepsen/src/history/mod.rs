@@ -183,6 +183,8 @@ pub struct Delivery {
     pub effect: Option<bool>,
     /// A dead letter's copy, at its own destination.
     pub dead_letter: bool,
+    /// It came in a packet of its own, which a network may double.
+    pub datagram: bool,
 }
 
 /// What was broken or mended.

@@ -76,6 +76,7 @@ fn any_call(rng: &mut StdRng) -> Call {
             every_ms: rng.random_bool(0.5).then(|| any_number(rng)),
             count: rng.random::<bool>().then(|| rng.random()),
             missed: [Missed::Skip, Missed::Once, Missed::All { max: rng.random() }][rng.random_range(0..3)],
+            count: rng.random_bool(0.5).then(|| any_number(rng)),
             key: rng.random_bool(0.5).then(|| any_text(rng)),
             attempts: rng.random(),
             refusals: if rng.random_bool(0.5) { u32::MAX } else { 0 },
@@ -115,6 +116,7 @@ fn any_delivery(rng: &mut StdRng) -> Delivery {
         accepted: rng.random(),
         effect: rng.random_bool(0.5).then(|| rng.random()),
         dead_letter: rng.random(),
+        datagram: rng.random(),
     }
 }
 
