@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use boomerang::sabotage::Fault;
 use jepsen::cluster::links::cut_apart;
 use jepsen::cluster::{Cluster, ClusterSettings, State, find_binaries};
 use jepsen::fault::{self, Kind};
@@ -113,6 +114,43 @@ async fn on_loopback_processes_are_broken_and_networks_are_not() {
     });
     assert_eq!(notes, [("partition", Stage::Note), ("kill", Stage::Begin), ("kill", Stage::End)]);
     cluster.stop().await;
+}
+
+const TASKS: usize = 300;
+
+/// How many of [`TASKS`] acknowledged ones are there after the power was cut on every machine at once; `None` where it
+/// cannot be cut, or the server cannot be broken.
+async fn left_by_a_blackout(sabotage: &[Fault]) -> Option<usize> {
+    let cluster =
+        Cluster::start(ClusterSettings { sabotage: sabotage.to_vec(), ..settings()? }, recorder()).await.unwrap();
+    if !cluster.has_disks() {
+        eprintln!("skipped: no disks of their own here");
+        cluster.stop().await;
+        return None;
+    }
+    let tasks = TASKS.to_string();
+    let register = ["bench", "register", "--keep", "--quiet", "--connections", "1", "--tasks", &tasks];
+    let report = cluster.ok(&register).await.unwrap().lines.pop().unwrap();
+    assert_eq!(report["acknowledged"], TASKS);
+    if !sabotage.is_empty() && report["debug_assertions"] != true {
+        eprintln!("skipped: a server without assertions cannot be broken");
+        cluster.stop().await;
+        return None;
+    }
+    let hosts: Vec<usize> = cluster.places().collect();
+    cluster.cut_power(&hosts).await.unwrap();
+    fault::heal(&cluster).await.unwrap();
+    let left = cluster.ok(&["task", "list", "--all"]).await.unwrap().lines.len();
+    cluster.stop().await;
+    Some(left)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blackout_takes_nothing_that_was_synced_and_shows_when_it_was_not() {
+    let Some(left) = left_by_a_blackout(&[]).await else { return };
+    assert_eq!(left, TASKS);
+    let Some(left) = left_by_a_blackout(&[Fault::SkipFsync]).await else { return };
+    assert!(left < TASKS, "all of {left} are there, and nothing was synced");
 }
 
 /// Not a test: what [`nothing_is_left_of_a_harness_that_is_killed`] kills.

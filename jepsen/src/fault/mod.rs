@@ -1,8 +1,8 @@
 //! What is done to a cluster.
 //!
 //! One file for each [`Kind`]: it begins, which returns a [`Begun`], and that ends. A begun fault is always ended, whatever
-//! comes in between; [`heal`] takes back whatever may be left. [`schedule`] says what comes when, from a seed and from
-//! nothing else; [`run`](run::run) does it and writes it down. Whom it hits is chosen when it begins, among those who lead
+//! comes in between; [`heal()`] takes back whatever may be left. [`schedule`] says what comes when, from a seed and from
+//! nothing else; [`run`](run::run()) does it and writes it down. Whom it hits is chosen when it begins, among those who lead
 //! at that time.
 //!
 //! One machine of three that hold a shard may be away. So a schedule never breaks more than one at a time in a way that takes it

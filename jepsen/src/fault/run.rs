@@ -13,7 +13,7 @@ use crate::cluster::Cluster;
 use crate::history::{FaultNote, Stage, What};
 
 /// Does what `seed` says, of `kinds` those that are possible here, until `stop`; what has begun by then is ended before this
-/// returns. Returns how many faults have begun. [`heal`](super::heal) comes after it.
+/// returns. Returns how many faults have begun. [`heal`](super::heal()) comes after it.
 pub async fn run(cluster: &Cluster, seed: u64, kinds: &[Kind], stop: &CancellationToken) -> u64 {
     let mut possible = Vec::new();
     for kind in kinds {
