@@ -260,6 +260,7 @@ fn of_registration(value: &mut Map, registration: &Registration) {
         Due::At(due_ms) => value.number("due-at-ms", *due_ms),
     }
     value.maybe("every-ms", *every_ms);
+    value.maybe("count", *count);
     match missed {
         Missed::Skip => value.word("missed", "skip"),
         Missed::Once => value.word("missed", "once"),
@@ -268,7 +269,6 @@ fn of_registration(value: &mut Map, registration: &Registration) {
             value.number("missed-max", *max);
         }
     }
-    value.maybe("count", *count);
     if let Some(key) = key {
         value.text_of("key", key);
     }
@@ -456,8 +456,8 @@ fn registration(value: &Fields<'_>) -> Result<Registration, String> {
         client: value.text("client")?.to_owned(),
         due,
         every_ms: value.maybe_number("every-ms")?,
-        missed,
         count: value.maybe_number("count")?,
+        missed,
         key: value.find("key").map(|_| value.text("key")).transpose()?.map(str::to_owned),
         attempts: value.number("attempts")?,
         refusals: value.number("refusals")?,

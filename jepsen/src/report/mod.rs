@@ -19,22 +19,13 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::check::Verdict;
-use crate::history::{History, edn};
-
-/// How a run was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Meta {
-    pub seed: u64,
-    /// To be typed again.
-    pub command: String,
-    pub nodes: usize,
-}
+use crate::history::History;
+use crate::history::edn::{self, Meta};
 
 #[derive(Serialize)]
 struct Verdicts<'a> {
-    command: &'a str,
-    seed: u64,
-    nodes: usize,
+    seed: Option<u64>,
+    settings: &'a BTreeMap<String, String>,
     events: usize,
     holds: bool,
     verdicts: &'a [Verdict],
@@ -43,14 +34,10 @@ struct Verdicts<'a> {
 /// Writes all three files into `folder`, which is made if it is not there.
 pub fn write(folder: &Path, history: &History, verdicts: &[Verdict], meta: &Meta) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    let settings =
-        BTreeMap::from([("command".to_owned(), meta.command.clone()), ("nodes".to_owned(), meta.nodes.to_string())]);
-    let recorded = edn::Meta { seed: Some(meta.seed), settings };
-    edn::write(history, &recorded, BufWriter::new(File::create(folder.join("history.edn"))?))?;
+    edn::write(history, meta, BufWriter::new(File::create(folder.join("history.edn"))?))?;
     let all = Verdicts {
-        command: &meta.command,
         seed: meta.seed,
-        nodes: meta.nodes,
+        settings: &meta.settings,
         events: history.events.len(),
         holds: verdicts.iter().all(Verdict::holds),
         verdicts,

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use super::chart::{charts, clock, span};
 use super::figures::{Figures, figures};
 use super::series::series;
-use super::{Meta, edn};
 use crate::check::{Verdict, Violation};
+use crate::history::edn::{self, Meta};
 use crate::history::{Event, History};
 
 /// Violations of one checker that are shown; the file of verdicts has more.
@@ -41,7 +41,8 @@ pub fn page(history: &History, verdicts: &[Verdict], meta: &Meta) -> String {
     let mut page = String::new();
     page.push_str("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n");
     page.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n");
-    add(&mut page, format_args!("<title>Boomerang under faults, seed {}</title>\n", meta.seed));
+    let seed = meta.seed.map_or(String::new(), |seed| format!(", seed {seed}"));
+    add(&mut page, format_args!("<title>Boomerang under faults{seed}</title>\n"));
     add(&mut page, format_args!("<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"));
     head(&mut page, history, verdicts, meta);
     table(&mut page, verdicts);
@@ -69,18 +70,17 @@ fn head(page: &mut String, history: &History, verdicts: &[Verdict], meta: &Meta)
     };
     add(page, format_args!("<h1>Boomerang under faults</h1>\n<p class=\"banner {class}\">{say}</p>\n"));
     let lasted = history.events.last().map_or(0, |event| event.at_us);
-    add(page, format_args!("<p class=\"command\"><code>{}</code></p>\n", escaped(&meta.command)));
-    add(
-        page,
-        format_args!(
-            "<p class=\"muted\">{} nodes · seed {} · {} · {} events · began at {} ms since 1970</p>\n",
-            meta.nodes,
-            meta.seed,
-            clock(lasted),
-            history.events.len(),
-            history.began_ms
-        ),
-    );
+    // How it was asked for: what can be typed again first.
+    if let Some(command) = meta.settings.get("command") {
+        add(page, format_args!("<p class=\"command\"><code>{}</code></p>\n", escaped(command)));
+    }
+    let seed = meta.seed.map(|seed| ("seed".to_owned(), seed.to_string()));
+    let settings = meta.settings.iter().filter(|(name, _)| *name != "command");
+    let settings = seed.into_iter().chain(settings.map(|(name, value)| (name.clone(), value.clone())));
+    let settings: Vec<String> = settings.map(|(name, value)| escaped(&format!("{name} {value}"))).collect();
+    let (lasted, many, began_ms) = (clock(lasted), history.events.len(), history.began_ms);
+    add(page, format_args!("<p class=\"muted\">{}</p>\n", settings.join(" · ")));
+    add(page, format_args!("<p class=\"muted\">{lasted} · {many} events · began at {began_ms} ms since 1970</p>\n"));
 }
 
 fn table(page: &mut String, verdicts: &[Verdict]) {

@@ -81,7 +81,8 @@ fn task(events: &mut Vec<(u64, What)>, rng: &mut StdRng, token: u64, at_us: u64,
 }
 
 fn meta() -> Meta {
-    Meta { seed: 7, command: "jepsen run --seed 7 --faults 'a<b' & more".to_owned(), nodes: 5 }
+    let settings = [("command", "jepsen run --seed 7 --faults 'a<b' & more"), ("nodes", "5")];
+    Meta { seed: Some(7), settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into() }
 }
 
 fn written(history: &History, verdicts: &[Verdict]) -> (String, History, serde_json::Value) {
@@ -176,7 +177,8 @@ fn a_page_says_what_the_checkers_said() {
         assert!(page.contains(verdict.checker) && page.contains(verdict.promise), "{}", verdict.checker);
     }
     assert_eq!(json["holds"], false);
-    assert_eq!(json["seed"], 7);
+    assert_eq!((&json["seed"], &json["settings"]["nodes"]), (&7.into(), &"5".into()));
+    assert!(page.contains("--faults 'a&lt;b' &amp; more") && page.contains("seed 7 · nodes 5"));
     assert_eq!(json["verdicts"][4]["violations"][0]["events"][1], 50);
 }
 

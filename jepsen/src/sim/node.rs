@@ -1,0 +1,218 @@
+//! One life of a simulated node: the rooms of the server, put together as `boomerang::node` does it, on a disk in memory,
+//! a simulated network and a clock that may be wrong. Without group 0, placement, listeners for clients, and what looks
+//! after a real disk.
+//!
+//! A life that has crashed is a ghost: its tasks may still run, but its disk is read by nobody, its connections lead
+//! nowhere, and nothing it delivers leaves it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use boomerang::callback::{CallbackSettings, Callbacks};
+use boomerang::clock::Clock;
+use boomerang::firing::{self, Firing, FiringSettings, Ledger};
+use boomerang::metrics::Metrics;
+use boomerang::placement::Cluster;
+use boomerang::propose::{self, DiskState, Proposer};
+use boomerang::raft::groups::{GroupError, Parts};
+use boomerang::raft::{Begin, Groups, Member, PeerNetwork, PeerService, ReplicaId, peer_service};
+use boomerang::server::route::Router;
+use boomerang::store::Store;
+use boomerang::store::memory::MemoryDisk;
+use boomerang::store::syncer::{Rounds, Syncer};
+use boomerang::task::GroupId;
+use futures::stream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::BEGAN_MS;
+use super::net::{LifeId, Net, NodeId};
+use super::receivers::{Carrier, Receivers};
+
+const CLUSTER: &str = "sim";
+/// Short, so that tasks come into the window by themselves and by being read.
+const WINDOW_MS: u64 = 3_000;
+pub const ANSWER_WITHIN: Duration = Duration::from_millis(1_500);
+const COOL_DOWN_MIN: Duration = Duration::from_millis(200);
+const COOL_DOWN_MAX: Duration = Duration::from_secs(2);
+
+/// A clock that is off by what it is told, and runs too fast or too slow.
+pub struct NodeClock {
+    began: Instant,
+    offset_us: AtomicI64,
+    drift_ppm: i64,
+    last_us: AtomicU64,
+}
+
+impl NodeClock {
+    pub fn new(began: Instant, offset_us: i64, drift_ppm: i64) -> Self {
+        Self { began, offset_us: AtomicI64::new(offset_us), drift_ppm, last_us: AtomicU64::new(0) }
+    }
+
+    /// From now on it agrees with that of the run, but that it never goes back.
+    pub fn set_right(&self) {
+        let passed_us = i64::try_from(self.began.elapsed().as_micros()).expect("a run is short");
+        self.offset_us.store(-passed_us * self.drift_ppm / 1_000_000, Ordering::SeqCst);
+    }
+}
+
+impl Clock for NodeClock {
+    fn now_us(&self) -> u64 {
+        let passed_us = i64::try_from(self.began.elapsed().as_micros()).expect("a run is short");
+        let ahead_us = passed_us * self.drift_ppm / 1_000_000 + self.offset_us.load(Ordering::SeqCst);
+        let now_us = (BEGAN_MS * 1000 + passed_us.cast_unsigned()).saturating_add_signed(ahead_us);
+        self.last_us.fetch_max(now_us, Ordering::SeqCst).max(now_us)
+    }
+}
+
+/// How long the disk takes to sync, in milliseconds.
+pub struct DiskPace {
+    pub sync_ms: AtomicU64,
+}
+
+/// What a node is made of, life after life.
+pub struct Machine {
+    pub node: NodeId,
+    /// All nodes that hold replicas, from 1 up.
+    pub nodes: u64,
+    pub shards: u16,
+    pub disk: MemoryDisk,
+    pub pace: Arc<DiskPace>,
+    pub net: Net,
+    pub receivers: Arc<Receivers>,
+}
+
+pub struct Life {
+    pub id: LifeId,
+    pub node: NodeId,
+    pub store: Store,
+    pub groups: Groups,
+    pub ledger: Arc<Ledger>,
+    pub proposer: Proposer,
+    pub router: Router,
+    pub clock: Arc<NodeClock>,
+    /// Told when it is over.
+    pub gone: CancellationToken,
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    firing: Firing,
+    _tasks: JoinSet<()>,
+    _disk: watch::Sender<DiskState>,
+}
+
+impl Machine {
+    /// Returns when it holds its replicas.
+    pub async fn start(&self, id: LifeId, clock: NodeClock) -> Result<Life, GroupError> {
+        let (node, shards) = (self.node, self.shards);
+        let mut tasks = JoinSet::new();
+        let store = self.disk.open();
+        let (syncer, rounds) = Syncer::by_hand(store.clone());
+        tasks.spawn(sync(rounds, self.pace.clone()));
+        let clock = Arc::new(clock);
+        let network = PeerNetwork::dialing(CLUSTER, node, self.net.dialer(node, id));
+        let others = (1..=self.nodes).filter(|other| *other != node);
+        others.for_each(|other| network.set(other, &Net::address(other)));
+        let ledger = Ledger::new(store.clone(), clock.clone(), firing_settings());
+        let groups = Groups::start(Parts {
+            cluster: CLUSTER.to_owned(),
+            node_id: node,
+            shards,
+            store: store.clone(),
+            syncer,
+            // Nothing is put there.
+            staging: PathBuf::from(format!("no-folder-of-{node}")),
+            network: network.clone(),
+            observer: ledger.clone(),
+        })
+        .await?;
+        let wires = self.net.listen(node, id);
+        self.net.back(node);
+        let wires = stream::unfold(wires, async |mut wires| wires.recv().await.map(|wire| (wire, wires)));
+        let service = PeerService::new(groups.clone());
+        tasks.spawn(async move {
+            // It ends with this task.
+            let _ = peer_service::serve_wires(wires, service).await;
+        });
+        tasks.spawn(groups.clone().look_after());
+        let cluster = Cluster::new(groups.clone(), network);
+        let router = Router::new(cluster, shards);
+        let (disk_out, disk) = watch::channel(DiskState::Fine);
+        let proposer = Proposer::start(propose::Parts {
+            groups: groups.clone(),
+            clock: clock.clone(),
+            dispatches: ledger.clone(),
+            disk,
+            store: store.clone(),
+            shards,
+            keep_history: true,
+        });
+        let gone = CancellationToken::new();
+        let carrier = Carrier { receivers: self.receivers.clone(), node, gone: gone.clone() };
+        let firing = Firing::start(firing::Parts {
+            ledger: ledger.clone(),
+            clock: clock.clone(),
+            store: store.clone(),
+            groups: groups.clone(),
+            proposer: proposer.clone(),
+            callbacks: Callbacks::carried(callback_settings(), Arc::new(carrier)),
+            metrics: Arc::new(Metrics::new()),
+            deliveries: TaskTracker::new(),
+        });
+        // What was begun before a crash and did not reach the disk is begun again, with the very same members.
+        let members: BTreeMap<ReplicaId, Member> =
+            (1..=self.nodes).map(|node| (node, Member { node_id: node })).collect();
+        for group in (1..=shards).map(GroupId) {
+            groups.host(group, Begin::Together { replica: node, members: members.clone() }).await?;
+        }
+        let running = Mutex::new(Some(Running { firing, _tasks: tasks, _disk: disk_out }));
+        Ok(Life { id, node, store, groups, ledger, proposer, router, clock, gone, running })
+    }
+}
+
+impl Life {
+    /// What is left of it is a ghost.
+    pub fn end(&self) {
+        self.gone.cancel();
+        let running = self.running.lock().expect("no panic under this lock").take();
+        drop(running);
+        for group in self.groups.all() {
+            tokio::spawn(async move {
+                let _ = group.raft.shutdown().await;
+            });
+        }
+    }
+
+    /// The term in which it leads `group` now, as far as it knows.
+    pub fn leads(&self, group: GroupId) -> Option<u64> {
+        self.groups.get(group)?.leads(Duration::ZERO)
+    }
+}
+
+async fn sync(rounds: Rounds, pace: Arc<DiskPace>) {
+    loop {
+        rounds.arrived().await;
+        tokio::time::sleep(Duration::from_millis(pace.sync_ms.load(Ordering::SeqCst))).await;
+        rounds.round();
+    }
+}
+
+fn firing_settings() -> FiringSettings {
+    FiringSettings { window_ms: WINDOW_MS, ..FiringSettings::default() }
+}
+
+fn callback_settings() -> CallbackSettings {
+    CallbackSettings {
+        answer_timeout: ANSWER_WITHIN,
+        cool_down_min: COOL_DOWN_MIN,
+        cool_down_max: COOL_DOWN_MAX,
+        ..CallbackSettings::default()
+    }
+}
