@@ -22,6 +22,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
@@ -513,6 +514,12 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
             return Box::pin(async { Ok(self.beat(input).boxed()) });
         }
         let answers = async move {
+            // openraft holds its first request back while it is to wait after a failure. Whoever fails without asking for
+            // one is called again at once, and never rests.
+            let mut input = input.peekable();
+            if Pin::new(&mut input).peek().await.is_none() {
+                return Ok(futures::stream::empty().boxed());
+            }
             let lane = self.open_lane().await?;
             let home = &mut self.idle_lane;
             let session = Session { home, lane, input, input_ended: false, unanswered: Unanswered::new() };

@@ -52,7 +52,6 @@ const TRIES_MAX: u32 = 50;
 struct Own {
     payload: Payload,
     task: TaskId,
-    due_ms: u64,
     recurring: bool,
     next_version: u32,
 }
@@ -189,8 +188,9 @@ impl Client {
         let registration = self.registration("recurring", 3);
         let missed = [Missed::Once, Missed::Skip, Missed::All { max: 3 }][self.rng.random_range(0..3)];
         let every_ms = Some(self.rng.random_range(200..1_500));
+        let count = None;
         let payload = Payload { token: registration.token, version: 1, refusals: 0, fenced: false };
-        self.register(Registration { every_ms, missed, ..registration }, payload).await;
+        self.register(Registration { every_ms, missed, count, ..registration }, payload).await;
     }
 
     /// The same again, until it is answered, and now and then once more.
@@ -223,9 +223,9 @@ impl Client {
             Some((hash, _)) => GroupId::of_shard(hash.shard(self.world.plan.shards)),
             None => GroupId(self.rng.random_range(1..=self.world.plan.shards)),
         };
-        let recurrence = registration
-            .every_ms
-            .map(|every_ms| Recurrence { missed: registration.missed, ..Recurrence::every(every_ms) });
+        let (missed, count) = (registration.missed, registration.count);
+        let recurrence =
+            registration.every_ms.map(|every_ms| Recurrence { missed, count, ..Recurrence::every(every_ms) });
         let due = match registration.due {
             Due::In(delay_ms) => AskDue::After(delay_ms),
             Due::At(due_ms) => AskDue::At(due_ms),
@@ -245,7 +245,7 @@ impl Client {
         match self.ask(group, ask).await {
             Ok(Reply::Registered { id, due_ms, duplicate }) => {
                 if !self.own.iter().any(|own| own.task == id) {
-                    self.own.push(Own { payload, task: id, due_ms, recurring, next_version: 2 });
+                    self.own.push(Own { payload, task: id, recurring, next_version: 2 });
                 }
                 self.ok(Answer::Registered { task: id.to_string(), due_ms, duplicate });
                 true

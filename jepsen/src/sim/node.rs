@@ -89,7 +89,6 @@ pub struct Machine {
 }
 
 pub struct Life {
-    pub id: LifeId,
     pub node: NodeId,
     pub store: Store,
     pub groups: Groups,
@@ -103,7 +102,7 @@ pub struct Life {
 }
 
 struct Running {
-    firing: Firing,
+    _firing: Firing,
     _tasks: JoinSet<()>,
     _disk: watch::Sender<DiskState>,
 }
@@ -155,7 +154,7 @@ impl Machine {
             keep_history: true,
         });
         let gone = CancellationToken::new();
-        let carrier = Carrier { receivers: self.receivers.clone(), node, gone: gone.clone() };
+        let carrier = Carrier { receivers: self.receivers.clone(), gone: gone.clone() };
         let firing = Firing::start(firing::Parts {
             ledger: ledger.clone(),
             clock: clock.clone(),
@@ -172,8 +171,8 @@ impl Machine {
         for group in (1..=shards).map(GroupId) {
             groups.host(group, Begin::Together { replica: node, members: members.clone() }).await?;
         }
-        let running = Mutex::new(Some(Running { firing, _tasks: tasks, _disk: disk_out }));
-        Ok(Life { id, node, store, groups, ledger, proposer, router, clock, gone, running })
+        let running = Mutex::new(Some(Running { _firing: firing, _tasks: tasks, _disk: disk_out }));
+        Ok(Life { node, store, groups, ledger, proposer, router, clock, gone, running })
     }
 }
 

@@ -16,7 +16,6 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio_util::sync::CancellationToken;
 
-use super::net::NodeId;
 use super::payload::Payload;
 use crate::history::{self, Recorder, What};
 
@@ -112,7 +111,6 @@ impl Receivers {
 /// What takes the deliveries of one life there.
 pub struct Carrier {
     pub receivers: Arc<Receivers>,
-    pub node: NodeId,
     pub gone: CancellationToken,
 }
 
