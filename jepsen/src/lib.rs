@@ -13,7 +13,7 @@
 //! - [`cluster`]: nodes and etcd as processes, each in a network of its own; [`fault`]: what is done to them
 //! - [`load`]: clients and receivers that write the history
 //! - [`sim`]: the simulation; its histories meet the same checkers
-//! - [`report`]: a history and its verdicts as a page with pictures
+//! - [`report`]: a history and its verdicts as a page with pictures; [`run`]: all of it, from the first process on
 
 pub mod check;
 pub mod cluster;
@@ -21,4 +21,5 @@ pub mod fault;
 pub mod history;
 pub mod load;
 pub mod report;
+pub mod run;
 pub mod sim;

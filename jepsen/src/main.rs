@@ -2,6 +2,9 @@
 //!
 //! Exit codes: 0 every promise was kept, 1 one was broken or the run failed, 2 wrong usage.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,10 +13,13 @@ use boomerang::sabotage::Fault;
 use boomerang::when::parse_duration;
 use clap::{Args, Parser, Subcommand};
 use jepsen::check::{self, Limits, Verdict};
-use jepsen::cluster::ClusterSettings;
-use jepsen::fault::{self, FaultSettings};
+use jepsen::cluster::{ClusterSettings, find_binaries};
+use jepsen::fault::Kind;
+use jepsen::history::edn::{self, Meta};
 use jepsen::load::{self, LoadSettings};
+use jepsen::report;
 use jepsen::run::{self, RunSettings};
+use jepsen::sim::{self, Many};
 use tracing_subscriber::EnvFilter;
 
 /// Fault tests of Boomerang: a real cluster under faults, or a simulated one, and checkers that say which promise was broken.
@@ -141,35 +147,38 @@ fn failed(error: &dyn std::fmt::Display) -> ExitCode {
 
 fn start(asked: Run) -> ExitCode {
     let seed = asked.seed.unwrap_or_else(|| rand::random_range(0..1 << 32));
-    let kinds = match fault::kinds(&asked.faults) {
+    let kinds = match kinds(&asked.faults) {
         Ok(kinds) => kinds,
         Err(why) => return usage(&format!("--faults: {why}")),
     };
     if let Some(name) = asked.loads.iter().find(|name| !load::NAMES.contains(&name.as_str())) {
         return usage(&format!("--loads: nothing is called '{name}'; there are {}", load::NAMES.join(", ")));
     }
-    let here = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_owned));
-    let Some(binaries) = asked.binaries.clone().or(here) else {
-        return usage("--binaries: is needed, since it is not known where this program is");
+    let Some(binaries) = asked.binaries.clone().or_else(find_binaries) else {
+        return usage(
+            "--binaries: there is no boomerang and no boomtool beside this program; `cargo build` makes them",
+        );
     };
     for program in ["boomerang", "boomtool"] {
         if !binaries.join(program).is_file() {
-            return usage(&format!(
-                "--binaries: there is no {program} in {}; `cargo build` makes it",
-                binaries.display()
-            ));
+            return usage(&format!("--binaries: there is no {program} in {}", binaries.display()));
         }
     }
-    let command = format!(
-        "jepsen run --seed {seed} --time {}s --faults {} --loads {} --rate {} --nodes {} --shards {}",
-        asked.time.as_secs(),
-        asked.faults.join(","),
-        asked.loads.join(","),
-        asked.rate,
-        asked.nodes,
-        asked.shards
-    );
-    println!("{command}");
+    let named = [
+        ("seed", seed.to_string()),
+        ("time", format!("{}s", asked.time.as_secs())),
+        ("faults", asked.faults.join(",")),
+        ("loads", asked.loads.join(",")),
+        ("rate", asked.rate.to_string()),
+        ("nodes", asked.nodes.to_string()),
+        ("shards", asked.shards.to_string()),
+        ("after", format!("{}s", asked.after.as_secs())),
+        ("sabotage", asked.sabotage.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(",")),
+    ];
+    let named = named.into_iter().filter(|(_, value)| !value.is_empty());
+    let settings: BTreeMap<String, String> = named.map(|(name, value)| (name.to_owned(), value)).collect();
+    let flags: Vec<String> = settings.iter().map(|(name, value)| format!("--{name} {value}")).collect();
+    println!("jepsen run {}", flags.join(" "));
     let settings = RunSettings {
         cluster: ClusterSettings {
             nodes: asked.nodes,
@@ -181,10 +190,12 @@ fn start(asked: Run) -> ExitCode {
             ..ClusterSettings::new(binaries)
         },
         load: LoadSettings { loads: asked.loads, seed, rate: asked.rate },
-        fault: FaultSettings { seed, time: asked.time, kinds },
+        kinds,
+        time: asked.time,
+        seed,
         after: asked.after,
         out: asked.out,
-        command,
+        settings,
     };
     let runtime = tokio::runtime::Runtime::new().expect("the system has room for a runtime");
     let began = std::time::Instant::now();
@@ -196,6 +207,14 @@ fn start(asked: Run) -> ExitCode {
             println!("{} events; {}", outcome.events, outcome.report.display());
             if outcome.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
+    }
+}
+
+fn kinds(names: &[String]) -> Result<Vec<Kind>, String> {
+    match names {
+        [all] if all == "mixed" => Ok(Kind::ALL.to_vec()),
+        [none] if none == "none" => Ok(Vec::new()),
+        names => names.iter().map(|name| name.parse()).collect(),
     }
 }
 
@@ -216,10 +235,32 @@ fn show(verdicts: &[Verdict]) {
     }
 }
 
+fn simulate(asked: Sim) -> ExitCode {
+    let seed = asked.seed.unwrap_or_else(|| rand::random_range(0..1 << 32));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = asked.threads.unwrap_or(cores);
+    println!("jepsen sim --schedules {} --seed {seed}", asked.schedules);
+    let began = std::time::Instant::now();
+    let say = |text: &str| println!("{:>6.1} s  {text}", began.elapsed().as_secs_f64());
+    let summary = sim::many(&Many { seed, schedules: asked.schedules, threads, sabotage: asked.sabotage }, say);
+    let (schedules, events, took) = (summary.schedules, summary.events, summary.took.as_secs_f64());
+    println!("{schedules} schedules, {events} events, {took:.0} s");
+    let Some(broken) = summary.broken else { return ExitCode::SUCCESS };
+    show(&broken.outcome.verdicts);
+    println!("to see it again: {}", broken.command);
+    let meta = Meta { seed: Some(broken.outcome.seed), settings: BTreeMap::new() };
+    match report::write(&asked.out, &broken.outcome.history, &broken.outcome.verdicts, &meta) {
+        Ok(()) => println!("{}", asked.out.join("index.html").display()),
+        Err(error) => eprintln!("error: cannot write the report: {error}"),
+    }
+    ExitCode::FAILURE
+}
+
 fn judge(file: &Path, early: Duration) -> ExitCode {
-    let history = match jepsen::history::edn::read_file(file) {
-        Ok(history) => history,
-        Err(error) => return failed(&format!("cannot read {}: {error}", file.display())),
+    let read = || edn::read(BufReader::new(File::open(file)?));
+    let history = match read() {
+        Ok((history, _)) => history,
+        Err(error) => return failed(&format!("{}: {error}", file.display())),
     };
     let early_us = u64::try_from(early.as_micros()).unwrap_or(u64::MAX);
     let verdicts = check::all(&history, &Limits { early_us, ..Limits::default() });

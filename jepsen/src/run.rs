@@ -6,22 +6,21 @@
 //!                                                             report <-- verdicts <-- checkers <----'
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use boomerang::clock::{Clock, SystemClock};
+use tokio_util::sync::CancellationToken;
 
 use crate::check::{self, Limits, Verdict};
 use crate::cluster::{Cluster, ClusterError, ClusterSettings};
-use crate::fault::{self, FaultSettings};
+use crate::fault::{self, Kind};
+use crate::history::edn::Meta;
 use crate::history::{Recorder, Watch};
 use crate::load::{Load, LoadError, LoadSettings, Target};
-use crate::report::{self, Meta};
+use crate::report;
 
-/// A node whose clock is further off leads nothing; what it may do before that is found out is added.
-const CLOCK_GUARD_US: u64 = 500_000;
-const CLOCK_FOUND_US: u64 = 600_000;
 /// The load before the first fault, to see that all is well.
 const CALM: Duration = Duration::from_secs(3);
 /// Tasks may be due so long after they were registered, and be tried again after that.
@@ -40,13 +39,16 @@ pub enum RunError {
 pub struct RunSettings {
     pub cluster: ClusterSettings,
     pub load: LoadSettings,
-    pub fault: FaultSettings,
+    /// Which faults, and for how long.
+    pub kinds: Vec<Kind>,
+    pub time: Duration,
+    pub seed: u64,
     /// How long the load goes on after everything was healed.
     pub after: Duration,
     /// Where the report goes.
     pub out: PathBuf,
-    /// As it was asked for, to be repeated.
-    pub command: String,
+    /// As it was asked for, by name.
+    pub settings: BTreeMap<String, String>,
 }
 
 /// What came of a run.
@@ -82,18 +84,17 @@ fn recorder() -> Recorder {
 }
 
 /// What time allows in a run with such faults.
-pub fn limits(faults: &FaultSettings) -> Limits {
-    let early_us = if faults.sets_clocks() { CLOCK_GUARD_US + CLOCK_FOUND_US } else { 0 };
-    Limits { early_us, ..Limits::default() }
+fn limits(kinds: &[Kind]) -> Limits {
+    Limits { early_us: fault::early_us(kinds), ..Limits::default() }
 }
 
 /// Runs once. `say` hears how far it is.
 pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, RunError> {
     let recorder = recorder();
-    let RunSettings { cluster, load, fault, after, out, command } = settings;
-    let (nodes, seed, limits) = (cluster.nodes, fault.seed, limits(&fault));
+    let RunSettings { cluster, load, kinds, time, seed, after, out, settings } = settings;
+    let (nodes, limits) = (cluster.nodes, limits(&kinds));
     say(&format!("starting {nodes} nodes and etcd"));
-    let cluster = Arc::new(Cluster::start(cluster, recorder.clone()).await?);
+    let cluster = Cluster::start(cluster, recorder.clone()).await?;
     let target = Target {
         addresses: cluster.addresses(),
         password: cluster.password().to_owned(),
@@ -101,9 +102,15 @@ pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, R
     };
     let mut load = Load::start(&target, &load, recorder.clone()).await?;
     tokio::time::sleep(CALM).await;
-    say(&format!("faults for {:?}", fault.time));
-    fault::run(&cluster, &fault, &say).await?;
-    say("healing");
+    say(&format!("faults for {time:?}"));
+    let stop = CancellationToken::new();
+    let faults = fault::run::run(&cluster, seed, &kinds, &stop);
+    let over = async {
+        tokio::time::sleep(time).await;
+        stop.cancel();
+    };
+    let (begun, ()) = tokio::join!(faults, over);
+    say(&format!("{begun} faults; healing"));
     fault::heal(&cluster).await?;
     say(&format!("all is healed; the load goes on for {after:?}"));
     tokio::time::sleep(after).await;
@@ -114,12 +121,9 @@ pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, R
     let history = recorder.so_far();
     say(&format!("checking {} events", history.events.len()));
     let verdicts = check::all(&history, &limits);
-    let meta = Meta { seed, command, nodes };
+    let meta = Meta { seed: Some(seed), settings };
     report::write(&out, &history, &verdicts, &meta)
         .map_err(|source| RunError::Report { folder: out.clone(), source })?;
-    drop(load);
-    if let Ok(cluster) = Arc::try_unwrap(cluster) {
-        cluster.stop().await;
-    }
+    cluster.stop().await;
     Ok(Outcome { verdicts, events: history.events.len(), report: out.join("index.html") })
 }

@@ -37,7 +37,7 @@ pub(super) fn check(history: &History, limits: &Limits) -> Verdict {
         for operation in task.cancels.iter().chain(task.edits.iter().map(|edit| &edit.operation)) {
             count(operation, &mut counts);
             if matches!(operation.answer(), Some(Answer::NotFound)) {
-                not_found(task, operation, &mut findings);
+                not_found(&tasks, task, operation, limits, &mut findings);
             }
         }
         for cancel in &task.cancels {
@@ -144,13 +144,12 @@ fn ended_twice(task: &Task<'_>, findings: &mut Findings) {
 }
 
 /// It has ended by then, or may have, or was not certainly there before.
-fn not_found(task: &Task<'_>, operation: &Operation<'_>, findings: &mut Findings) {
+fn not_found(tasks: &Tasks<'_>, task: &Task<'_>, operation: &Operation<'_>, limits: &Limits, findings: &mut Findings) {
     let Some((_, _, ended)) = operation.end else { return };
     let Some(acknowledged) = task.acknowledged().filter(|there| there.index < operation.call_index) else { return };
     let cancels = task.cancels.iter().filter(|cancel| cancel.call_index != operation.call_index);
     let cancelled = cancels.into_iter().any(|cancel| may_have_cancelled(cancel) && cancel.call_index < ended);
-    let delivered = task.first_accepted().is_some_and(|arrival| arrival.index < ended);
-    if cancelled || task.every_ms().is_none() && (delivered || task.may_have_died()) {
+    if cancelled || tasks.settled_from(task, limits).is_some_and(|from| from < ended) {
         return;
     }
     let events = acknowledged.operation.events().into_iter().chain(operation.events());
@@ -356,6 +355,19 @@ mod tests {
         once().delivered(1_000, refused.clone()).cancel(1_001, 1_010, 1, not_found()).fails(check, "was not found");
         let dead = LeftAs::DeadLetter { occurrence: 0, attempts: 3 };
         once().delivered(1_000, refused).cancel(1_001, 1_010, 1, not_found()).left(9_000, 1, dead).passes(check);
+    }
+
+    #[test]
+    fn a_recurring_task_may_end_by_itself() {
+        let two = |missed| {
+            let registration = Registration { count: Some(2), ..recurring(1, 1_000, 1_000, missed) };
+            HandMade::new().acknowledged(0, registration).occurrence(1_000, 1, 0, 1_000)
+        };
+        two(Missed::Once).cancel(2_500, 2_510, 1, not_found()).fails(check, "was not found");
+        two(Missed::Once).occurrence(2_000, 1, 1, 2_000).cancel(2_500, 2_510, 1, not_found()).passes(check);
+        // The last one may have been left out.
+        two(Missed::Skip).cancel(2_500, 2_510, 1, not_found()).passes(check);
+        two(Missed::Skip).cancel(1_500, 1_510, 1, not_found()).fails(check, "was not found");
     }
 
     #[test]

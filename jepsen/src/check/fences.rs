@@ -2,7 +2,7 @@
 //!
 //! Of one occurrence no two deliveries have the same fence, and a later attempt has a larger one than all earlier
 //! attempts, whoever sent them: both hold in any order of arrival. A delivery that was overtaken by one with a larger fence
-//! is stale. That breaks nothing, since fences are there for it; but it must not be on its way for longer than
+//! is stale, and a datagram can be doubled by the network itself. That breaks nothing, since fences are there for it; but it must not be on its way for longer than
 //! [`Limits::stale_us`], or somebody still sends who should not.
 
 use std::collections::BTreeMap;
@@ -17,6 +17,7 @@ struct Counts {
     duplicates: u64,
     retries: u64,
     stale: u64,
+    doubled: u64,
     effects: u64,
 }
 
@@ -47,6 +48,7 @@ pub(super) fn check(history: &History, limits: &Limits) -> Verdict {
         ("duplicates", counts.duplicates),
         ("retries", counts.retries),
         ("stale", counts.stale),
+        ("doubled", counts.doubled),
         ("effects", counts.effects),
     ])
 }
@@ -58,18 +60,26 @@ fn grows(name: &dyn Fn() -> String, arrivals: &[&Arrival<'_>], counts: &mut Coun
     for pair in by_fence.windows(2) {
         let [one, two] = [pair[0], pair[1]];
         let events = [one.index, two.index];
-        match two.delivery.attempt {
-            attempt if attempt == one.delivery.attempt => counts.duplicates += 1,
-            _ => counts.retries += 1,
-        }
-        if one.fence() == two.fence() {
+        if is_doubled(one, two) {
+            counts.doubled += 1;
+        } else if one.fence() == two.fence() {
             findings.add(events, format!("{}: two deliveries have the fence {}", name(), shown(one)));
         } else if two.delivery.attempt < one.delivery.attempt {
             let (low, high) = (two.delivery.attempt, one.delivery.attempt);
             let what = format!("{}: attempt {low} has the fence {}", name(), shown(two));
             findings.add(events, format!("{what}, attempt {high} only {}", shown(one)));
+        } else if two.delivery.attempt == one.delivery.attempt {
+            counts.duplicates += 1;
+        } else {
+            counts.retries += 1;
         }
     }
+}
+
+/// One packet that the network has doubled: it is the same in all there is to it.
+fn is_doubled(one: &Arrival<'_>, two: &Arrival<'_>) -> bool {
+    let [a, b] = [one.delivery, two.delivery];
+    a.datagram && b.datagram && one.fence() == two.fence() && (a.attempt, a.version) == (b.attempt, b.version)
 }
 
 fn shown(arrival: &Arrival<'_>) -> String {
@@ -179,6 +189,14 @@ mod tests {
             .delivered(100, sent(1, 1, 5))
             .delivered(150, sent(2, 1, 5))
             .fails(check, "two deliveries have the fence");
+    }
+
+    #[test]
+    fn a_packet_may_be_doubled_on_its_way() {
+        let packet = |attempt| Delivery { datagram: true, ..sent(attempt, 1, 5) };
+        let verdict = task().delivered(100, packet(1)).delivered(101, packet(1)).passes(check);
+        assert!(verdict.counts.contains(&("doubled", 1)), "{:?}", verdict.counts);
+        task().delivered(100, packet(1)).delivered(101, packet(2)).fails(check, "two deliveries have the fence");
     }
 
     #[test]

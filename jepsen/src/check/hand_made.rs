@@ -18,7 +18,8 @@ pub fn due(at_ms: u64) -> u64 {
 }
 
 /// Nothing is early, all is calm 10 s after healing, half a second is late, what is 5 s on its way is no longer stale.
-pub const LIMITS: Limits = Limits { early_us: 0, heal_within_us: 10_000_000, late_us: 500_000, stale_us: 5_000_000 };
+pub const LIMITS: Limits =
+    Limits { early_us: 0, heal_within_us: 10_000_000, late_us: 500_000, answer_us: 200_000, stale_us: 5_000_000 };
 
 /// Gathers events in any order; [`HandMade::history`] puts them into theirs.
 #[derive(Default)]
@@ -63,6 +64,7 @@ pub fn delivery(token: Token, due_at: u64) -> Delivery {
         accepted: true,
         effect: None,
         dead_letter: false,
+        datagram: false,
     }
 }
 

@@ -20,6 +20,8 @@ mod reads;
 mod tasks;
 mod unique;
 
+pub use lateness::percentile;
+
 /// How much of what depends on time is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Limits {
@@ -29,6 +31,8 @@ pub struct Limits {
     pub heal_within_us: u64,
     /// What is normal: the lateness of whatever is due after that.
     pub late_us: u64,
+    /// So long a receiver may take for its answer; the next occurrence waits for it.
+    pub answer_us: u64,
     /// A delivery may be so long on its way (a paused sender, a cut link) and still come: until then, one that was
     /// overtaken by what followed it breaks no promise.
     pub stale_us: u64,
@@ -36,7 +40,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { early_us: 0, heal_within_us: 15_000_000, late_us: 500_000, stale_us: 60_000_000 }
+        Self { early_us: 0, heal_within_us: 15_000_000, late_us: 500_000, answer_us: 1_500_000, stale_us: 60_000_000 }
     }
 }
 

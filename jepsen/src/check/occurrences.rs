@@ -151,7 +151,8 @@ impl<'h> Recurring<'_, 'h> {
         let calm_us = self.tasks.calm_us(self.limits.heal_within_us)?;
         let late_max_us = LATE_US_MAX.max(self.every_ms * 1000);
         let done_us = before.map_or(self.acknowledged.at_us, |(_, seen)| seen.last.at_us);
-        let in_time = done_us + self.limits.late_us < due_us(n) && self.limits.late_us < late_max_us;
+        let in_time =
+            done_us + self.limits.answer_us + self.limits.late_us < due_us(n) && self.limits.late_us < late_max_us;
         (due_us(missing) >= calm_us && in_time)
             .then(|| format!("though all was calm and the one before was done long before {n} was due"))
     }
@@ -185,7 +186,7 @@ impl<'h> Recurring<'_, 'h> {
         let due_us = self.tasks.history.since_began_us(due_ms).max(calm_us).max(asked_us);
         let cancelled = self.task.cancels.iter().filter(|cancel| super::tasks::may_have_cancelled(cancel));
         let end_us = cancelled.map(|cancel| cancel.called_us).min().unwrap_or(self.tasks.end_us);
-        if due_us + skipped_us + self.limits.late_us > end_us {
+        if due_us + skipped_us + self.limits.answer_us + self.limits.late_us > end_us {
             return;
         }
         if let Some((n, seen)) = self.seen.last_key_value()

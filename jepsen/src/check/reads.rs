@@ -8,7 +8,7 @@
 //!                                 '--edit-->'
 //! ```
 //!
-//! The cluster ends a one-shot task at any time after its first accepted delivery, or as a dead letter. A write without an answer
+//! The cluster ends a task at any time after its last occurrence was accepted for the first time, or as a dead letter. A write without an answer
 //! takes effect at any time after its call, or never. A list asks each task whether it is pending. A delivery shows that the task
 //! had been registered, and had come to that attempt.
 //!
@@ -84,12 +84,14 @@ struct Move {
 /// A state that is possible, and which of the moves under way have been made in it.
 type Possible = (State, u64);
 
-pub(super) fn check(history: &History, _: &Limits) -> Verdict {
+pub(super) fn check(history: &History, limits: &Limits) -> Verdict {
     let tasks = Tasks::of(history);
     let promise = "No acknowledged write is missing from get and list; each task is linearizable";
     let mut findings = Findings::new("reads", promise);
-    let mut moves: Vec<Vec<Move>> = tasks.all.iter().map(moves_of).collect();
-    let strangers = add_lists(&tasks, &mut moves);
+    let settled: Vec<Option<u64>> = tasks.all.iter().map(|task| tasks.settled_from(task, limits)).collect();
+    let of_task = |(task, settled): (&Task<'_>, &Option<u64>)| moves_of(task, *settled);
+    let mut moves: Vec<Vec<Move>> = tasks.all.iter().zip(&settled).map(of_task).collect();
+    let strangers = add_lists(&tasks, &settled, &mut moves);
     let (mut made, mut undecided, mut judged) = (0, 0, 0);
     for (task, moves) in tasks.all.iter().zip(&moves) {
         if task.registrations.is_empty() {
@@ -116,7 +118,7 @@ pub(super) fn check(history: &History, _: &Limits) -> Verdict {
 }
 
 /// Everything but lists.
-fn moves_of(task: &Task<'_>) -> Vec<Move> {
+fn moves_of(task: &Task<'_>, settled: Option<u64>) -> Vec<Move> {
     let mut moves = Vec::new();
     let due_ms = match task.base(FIRST_VERSION) {
         Base::At(due_ms) => Some(due_ms),
@@ -159,7 +161,7 @@ fn moves_of(task: &Task<'_>) -> Vec<Move> {
         let (step, at) = (Step::Delivered { turn: arrival.turn() }, arrival.index);
         moves.push(Move { step, from: at, to: Some(at) });
     }
-    moves.extend(settled_from(task).map(|from| Move { step: Step::Settle, from, to: None }));
+    moves.extend(settled.map(|from| Move { step: Step::Settle, from, to: None }));
     moves
 }
 
@@ -178,18 +180,6 @@ fn add(
     }
 }
 
-/// From when on the cluster may be done with a task that is due once.
-fn settled_from(task: &Task<'_>) -> Option<u64> {
-    if task.every_ms().is_some() {
-        return None;
-    }
-    // Attempts of a dead letter may all have been on their way in vain.
-    if task.may_have_died() {
-        return Some(0);
-    }
-    task.first_accepted().map(|arrival| arrival.index)
-}
-
 /// A list, and whom it named.
 struct List {
     from: u64,
@@ -198,7 +188,7 @@ struct List {
 }
 
 /// What lists say of each task. Gives how many names nobody knows.
-fn add_lists(tasks: &Tasks<'_>, moves: &mut [Vec<Move>]) -> u64 {
+fn add_lists(tasks: &Tasks<'_>, settled: &[Option<u64>], moves: &mut [Vec<Move>]) -> u64 {
     let mut strangers = 0;
     let mut by_client: HashMap<&str, Vec<List>> = HashMap::new();
     for (client, operation) in &tasks.lists {
@@ -214,17 +204,18 @@ fn add_lists(tasks: &Tasks<'_>, moves: &mut [Vec<Move>]) -> u64 {
         }
         by_client.entry(client).or_default().push(List { from, to, named });
     }
+    let closed: Vec<u64> = tasks.all.iter().zip(settled).map(|(task, settled)| closed_from(task, *settled)).collect();
     for (client, lists) in by_client {
         let of_client = |at: &usize| tasks.all[*at].asked().is_some_and(|asked| asked.client == client);
         let members: Vec<usize> = (0..tasks.all.len()).filter(of_client).collect();
-        add_absent(tasks, &members, &lists, moves);
+        add_absent(tasks, &members, &closed, &lists, moves);
     }
     strangers
 }
 
 /// What lists do *not* say. A task matters from the moment that it is known to be there until a list has shown that it has
 /// ended: so the work follows what is pending, not all that ever was.
-fn add_absent(tasks: &Tasks<'_>, members: &[usize], lists: &[List], moves: &mut [Vec<Move>]) {
+fn add_absent(tasks: &Tasks<'_>, members: &[usize], closed: &[u64], lists: &[List], moves: &mut [Vec<Move>]) {
     let mut known: Vec<(u64, usize)> =
         members.iter().filter_map(|at| Some((known_from(&tasks.all[*at], &moves[*at])?, *at))).collect();
     known.sort_unstable();
@@ -232,7 +223,7 @@ fn add_absent(tasks: &Tasks<'_>, members: &[usize], lists: &[List], moves: &mut 
     let mut there: Vec<(u64, usize)> = Vec::new();
     for list in lists {
         while let Some((from, at)) = known.next_if(|(from, _)| *from < list.to) {
-            there.push((closed_from(&tasks.all[at]).max(from), at));
+            there.push((closed[at].max(from), at));
         }
         there.retain(|(closed, at)| {
             if list.named.contains(at) || is_moving(&tasks.all[*at], list) {
@@ -253,10 +244,10 @@ fn known_from(task: &Task<'_>, moves: &[Move]) -> Option<u64> {
 }
 
 /// From when on it may have ended.
-fn closed_from(task: &Task<'_>) -> u64 {
+fn closed_from(task: &Task<'_>, settled: Option<u64>) -> u64 {
     let cancels = task.cancels.iter().filter(|cancel| may_have_cancelled(cancel));
     let cancelled = cancels.map(|cancel| cancel.call_index).min();
-    cancelled.into_iter().chain(settled_from(task)).min().unwrap_or(u64::MAX)
+    cancelled.into_iter().chain(settled).min().unwrap_or(u64::MAX)
 }
 
 /// A list is read in the order of due instants, page by page: a task that an edit moves meanwhile to where the list has
@@ -569,6 +560,17 @@ mod tests {
         every().get(10, 20, 1, at(0, 1)).get(1_600, 1_610, 1, at(1, 1)).passes(check);
         every().get(1_600, 1_610, 1, at(1, 1)).get(1_620, 1_630, 1, at(0, 1)).fails(check, "it was found");
         every().occurrence(1_000, 1, 0, 1_000).get(1_010, 1_020, 1, not_found()).fails(check, "it was not found");
+    }
+
+    #[test]
+    fn a_recurring_task_ends_with_its_last_occurrence() {
+        let two = || {
+            let registration = Registration { count: Some(2), ..recurring(1, 1_000, 500, Missed::Once) };
+            HandMade::new().acknowledged(0, registration).occurrence(1_000, 1, 0, 1_000)
+        };
+        two().get(1_100, 1_110, 1, not_found()).fails(check, "it was not found");
+        two().occurrence(1_500, 1, 1, 1_500).get(1_600, 1_610, 1, not_found()).passes(check);
+        two().occurrence(1_500, 1, 1, 1_500).list(1_600, 1_610, listed(&[])).passes(check);
     }
 
     #[test]

@@ -5,8 +5,9 @@
 
 use std::collections::HashMap;
 
-use boomerang::task::Fence;
+use boomerang::task::{Fence, Missed};
 
+use super::Limits;
 use crate::history::{
     Answer, Call, Delivery, Due, End, FIRST_VERSION, History, Left, LeftAs, Operation, Registration, Stage, TaskId,
     Token, What,
@@ -166,6 +167,29 @@ impl<'h> Tasks<'h> {
     /// From when on what is due is due in peace; `None` if the run ended broken.
     pub fn calm_us(&self, heal_within_us: u64) -> Option<u64> {
         self.healed_us.map(|healed_us| healed_us.saturating_add(heal_within_us))
+    }
+
+    /// The event from which on the cluster may be done with a task; `None` if only a cancel can end it.
+    pub fn settled_from(&self, task: &Task<'_>, limits: &Limits) -> Option<u64> {
+        let asked = task.asked()?;
+        let last = match (asked.every_ms, asked.count) {
+            (None, _) => 0,
+            (Some(_), count) => count?.saturating_sub(1),
+        };
+        // Attempts of a dead letter may all have been on their way in vain, and an edit moves the last of all instants.
+        let any_time = if task.every_ms().is_none() { task.may_have_died() } else { !task.edits.is_empty() };
+        if any_time || task.is_dead(last) {
+            return Some(0);
+        }
+        let accepted = task.deliveries.iter().filter(|one| one.delivery.accepted && one.delivery.occurrence == last);
+        let accepted = accepted.map(|arrival| arrival.index).next();
+        let skipped = asked.every_ms.filter(|_| asked.missed == Missed::Skip).map(|every_ms| {
+            let Base::At(first_ms) = task.first_base() else { return 0 };
+            let last_us = self.history.since_began_us(first_ms.saturating_add(last.saturating_mul(every_ms)));
+            let from_us = last_us.saturating_sub(limits.early_us);
+            self.history.events.partition_point(|event| event.at_us < from_us) as u64
+        });
+        accepted.into_iter().chain(skipped).min()
     }
 
     /// Before all else: only registrations say which tokens are one task.

@@ -97,6 +97,18 @@ impl Ground {
         Ok(disk)
     }
 
+    /// Makes the disk of a machine what it would be after a power cut: what was synced is there, what was not is not.
+    /// Nothing may run on it.
+    pub fn lose_unsynced(&self, folder: &Path) -> io::Result<()> {
+        let (image, cut, disk) = (folder.join("image"), folder.join("image.cut"), folder.join("disk"));
+        // What is in the image now is what the file system has sent to its disk; the rest is in memory alone, and goes
+        // to the image that is thrown away.
+        said(Command::new("cp").arg("--sparse=always").arg(&image).arg(&cut))?;
+        said(Command::new("umount").arg(&disk))?;
+        std::fs::rename(&cut, &image)?;
+        mount(&image, &disk)
+    }
+
     pub fn has_disks(&self) -> bool {
         matches!(self, Ground::Namespaces(namespaces) if namespaces.no_disks.is_none())
     }
@@ -191,7 +203,8 @@ fn mount(image: &Path, at: &Path) -> io::Result<()> {
         let lazy = "lazy_itable_init=1,lazy_journal_init=1";
         said(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-E", lazy]).arg(image))?;
     }
-    said(Command::new("mount").args(["-o", "loop,noatime"]).arg(image).arg(at)).map(drop)
+    // Nothing but a sync makes anything durable: what the file system does by itself now and then waits for minutes.
+    said(Command::new("mount").args(["-o", "loop,noatime,commit=300"]).arg(image).arg(at)).map(drop)
 }
 
 fn try_disk(folder: &Path) -> io::Result<()> {

@@ -18,7 +18,9 @@ mod http;
 mod keeper;
 pub mod links;
 mod machine;
+mod nodes;
 mod process;
+mod settings;
 mod watch;
 mod whole;
 mod wire;
@@ -27,11 +29,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
-use boomerang::sabotage::{self, Fault};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +43,7 @@ use keeper::Run;
 use links::Host;
 use machine::{Addresses, Machine};
 pub use machine::{Skew, State, View};
-use process::Process;
+pub use settings::{ClusterError, ClusterSettings, find_binaries};
 pub use watch::Leader;
 pub use whole::{Group, Replica};
 pub use wire::Wire;
@@ -55,73 +56,6 @@ const PEER_PORT: u16 = 9975;
 const START_WITHIN: Duration = Duration::from_secs(90);
 /// What `boomtool` does at once is done by then, or never.
 const TOOL_WITHIN: Duration = Duration::from_secs(60);
-
-/// What a cluster is made of.
-#[derive(Debug, Clone)]
-pub struct ClusterSettings {
-    /// The folder with `boomerang` and `boomtool`.
-    pub binaries: PathBuf,
-    pub nodes: usize,
-    pub replicas: usize,
-    pub shards: u16,
-    /// A node that is away for longer is replaced.
-    pub node_grace: Duration,
-    /// What is lost on a lossy link and how late a slow one is.
-    pub seed: u64,
-    /// What all nodes are broken by on purpose.
-    pub sabotage: Vec<Fault>,
-    /// No namespaces, even where they are permitted.
-    pub loopback: bool,
-    /// Where logs are kept; without it they go with the run.
-    pub logs: Option<PathBuf>,
-    /// Passed on to every node.
-    pub flags: Vec<String>,
-}
-
-impl ClusterSettings {
-    /// Five nodes, three replicas of six shards.
-    pub fn new(binaries: impl Into<PathBuf>) -> Self {
-        Self {
-            binaries: binaries.into(),
-            nodes: 5,
-            replicas: 3,
-            shards: 6,
-            node_grace: Duration::from_secs(20),
-            seed: 0,
-            sabotage: Vec::new(),
-            loopback: false,
-            logs: None,
-            flags: Vec::new(),
-        }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
-    #[error("cannot {what}: {source}")]
-    Io { what: String, source: io::Error },
-    #[error("{what} was not ready within {within:?}; its log ends with: {last}")]
-    NotReady { what: String, within: Duration, last: String },
-    #[error("not every shard was whole within {within:?}: {left}")]
-    NotWhole { within: Duration, left: String },
-    #[error("boomtool {args}: {said}")]
-    Tool { args: String, said: String },
-    #[error("{0} is not what the harness understands; are harness and server of the same version?")]
-    Strange(String),
-    #[error("there is no machine {0}")]
-    NoMachine(Host),
-}
-
-impl ClusterError {
-    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let what = what.into();
-        move |source| ClusterError::Io { what, source }
-    }
-
-    fn strange(error: serde_json::Error) -> Self {
-        ClusterError::Strange(error.to_string())
-    }
-}
 
 /// What `boomtool` printed.
 #[derive(Debug, Clone)]
@@ -327,9 +261,7 @@ impl Cluster {
 
     pub async fn start_etcd(&self) -> Result<(), ClusterError> {
         let etcd = &self.inner.etcd;
-        let run = self.inner.run.lock().expect("no panic under this lock");
-        let started = etcd.start(&self.inner.ground, &run);
-        drop(run);
+        let started = self.with_run(|run| etcd.start(&self.inner.ground, run));
         started.map_err(ClusterError::io("start etcd, which scripts/setup.sh installs"))?;
         if etcd.ready(START_WITHIN).await {
             return Ok(());
@@ -340,126 +272,6 @@ impl Cluster {
 
     pub async fn kill_etcd(&self) {
         self.inner.etcd.kill().await;
-    }
-
-    /// Starts the node of a machine, unless it runs. See [`Cluster::wait_until_ready`].
-    pub async fn start_node(&self, host: Host) -> Result<(), ClusterError> {
-        let machine = self.machine(host)?;
-        let _busy = machine.busy.lock().await;
-        if machine.view().pid.is_some() {
-            return Ok(());
-        }
-        let mut command = self.inner.ground.command(
-            &self.inner.run.lock().expect("no panic under this lock"),
-            host,
-            &self.inner.settings.binaries.join("boomerang"),
-        );
-        self.serve(&mut command, machine);
-        let skewed = machine.skewed();
-        let started = Process::start(&mut command, &machine.log);
-        let process =
-            machine.occupy(started.map_err(ClusterError::io(format!("start the node of machine {host}")))?, skewed);
-        let cluster = self.weak();
-        // Whoever waits for it or not: it is ready from then on.
-        tokio::spawn(async move {
-            if process.first_line(Duration::MAX).await.is_some_and(|line| line.starts_with('{'))
-                && let Some(cluster) = cluster.get()
-                && let Ok(machine) = cluster.machine(host)
-            {
-                machine.now_ready_if(&process);
-            }
-        });
-        Ok(())
-    }
-
-    fn serve(&self, command: &mut std::process::Command, machine: &Machine) {
-        let settings = &self.inner.settings;
-        let Addresses { tcp, http, peer } = &machine.addresses;
-        command.args(["serve", "--node-id", &machine.node().to_string(), "--data-dir"]).arg(machine.data_dir());
-        command.args(["--tcp-addr", tcp, "--http-addr", http, "--peer-addr", peer]);
-        command.args(["--etcd", &self.inner.etcd.url(), "--bootstrap-expect", &settings.nodes.to_string()]);
-        command.args(["--replicas", &settings.replicas.to_string(), "--shards", &settings.shards.to_string()]);
-        command.args(["--node-grace", &format!("{}ms", settings.node_grace.as_millis())]);
-        command.args(["--admin-password", PASSWORD, "--test-clock"]).arg(machine.clock_file());
-        command.args(&settings.flags);
-        if !settings.sabotage.is_empty() {
-            let names: Vec<&str> = settings.sabotage.iter().map(|fault| fault.name()).collect();
-            command.env(sabotage::VARIABLE, names.join(","));
-        }
-    }
-
-    /// Until the node of a machine has said that it is ready.
-    pub async fn wait_until_ready(&self, host: Host, within: Duration) -> Result<(), ClusterError> {
-        let machine = self.machine(host)?;
-        let line = match machine.process() {
-            Some(process) => process.first_line(within).await,
-            None => None,
-        };
-        if line.is_some_and(|line| line.starts_with('{')) {
-            return Ok(());
-        }
-        let what = format!("node {}", machine.node());
-        Err(ClusterError::NotReady { what, within, last: last_line(&machine.log) })
-    }
-
-    /// As if the power of the process had been cut; what it wrote stays.
-    pub async fn kill_node(&self, host: Host) -> Result<(), ClusterError> {
-        let machine = self.machine(host)?;
-        let _busy = machine.busy.lock().await;
-        if let Some(process) = machine.vacate() {
-            process.kill().await;
-        }
-        Ok(())
-    }
-
-    /// Asks the node to stop; its exit code, if it did so in time and by itself.
-    pub async fn terminate_node(&self, host: Host, within: Duration) -> Result<Option<i32>, ClusterError> {
-        let machine = self.machine(host)?;
-        let _busy = machine.busy.lock().await;
-        Ok(machine.terminate(within).await)
-    }
-
-    pub fn pause_node(&self, host: Host) -> Result<(), ClusterError> {
-        self.machine(host).map(|machine| machine.pause(true))
-    }
-
-    pub fn continue_node(&self, host: Host) -> Result<(), ClusterError> {
-        self.machine(host).map(|machine| machine.pause(false))
-    }
-
-    /// Kills the node of a machine and removes all that it knew; the next that starts there is another. Returns both
-    /// numbers.
-    pub async fn wipe_node(&self, host: Host) -> Result<(u64, u64), ClusterError> {
-        self.kill_node(host).await?;
-        let machine = self.machine(host)?;
-        let _busy = machine.busy.lock().await;
-        std::fs::remove_dir_all(machine.data_dir())
-            .map_err(ClusterError::io(format!("wipe the disk of machine {host}")))?;
-        let (old, new) = (machine.node(), self.inner.next_node.fetch_add(1, Ordering::Relaxed));
-        machine.renumber(new);
-        Ok((old, new))
-    }
-
-    /// Sets the clocks of a machine wrong, or right again. A node that runs follows slowly; a start takes them as they
-    /// are.
-    pub fn set_clock(&self, host: Host, skew: Skew) -> Result<(), ClusterError> {
-        let set = self.machine(host)?.set_clock(skew);
-        set.map_err(ClusterError::io(format!("set the clock of machine {host}")))
-    }
-
-    /// Whether the node of a machine began, or went on, while its clock was wrong.
-    pub fn clock_touched(&self, host: Host) -> Result<bool, ClusterError> {
-        self.machine(host).map(Machine::clock_touched)
-    }
-
-    /// The data folder of the node of a machine.
-    pub fn data_dir(&self, host: Host) -> Result<PathBuf, ClusterError> {
-        self.machine(host).map(Machine::data_dir)
-    }
-
-    /// What the data folder is on.
-    pub fn disk(&self, host: Host) -> Result<&Path, ClusterError> {
-        self.machine(host).map(|machine| machine.disk.as_path())
     }
 
     fn machine(&self, host: Host) -> Result<&Machine, ClusterError> {
@@ -482,8 +294,12 @@ impl Cluster {
         &self.inner.stop
     }
 
+    fn with_run<T>(&self, with: impl FnOnce(&Run) -> T) -> T {
+        with(&self.inner.run.lock().expect("no panic under this lock"))
+    }
+
     fn adopt(&self, command: &mut std::process::Command) {
-        self.inner.run.lock().expect("no panic under this lock").adopt(command);
+        self.with_run(|run| run.adopt(command));
     }
 }
 

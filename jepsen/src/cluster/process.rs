@@ -144,7 +144,7 @@ mod tests {
     async fn a_process_says_a_line_and_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
-        let process = Process::start(&mut sh("echo ready; echo trouble >&2; exec sleep 1000"), &log).unwrap();
+        let process = Process::start(&mut sh("echo trouble >&2; echo ready; exec sleep 1000"), &log).unwrap();
         assert_eq!(process.first_line(Duration::from_secs(10)).await.as_deref(), Some("ready\n"));
         assert!(process.ended().is_none());
         process.kill().await;

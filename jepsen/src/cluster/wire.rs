@@ -94,6 +94,15 @@ impl Wire {
         self.links.lock().expect("no panic under this lock").lift_all();
     }
 
+    pub fn etcd(&self) -> Host {
+        self.links.lock().expect("no panic under this lock").etcd()
+    }
+
+    /// This process.
+    pub fn clients(&self) -> Host {
+        self.links.lock().expect("no panic under this lock").clients()
+    }
+
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
@@ -125,10 +134,18 @@ struct Switch {
 
 #[derive(Default)]
 struct Held {
-    /// By instant, and then by the order in which they came.
-    packets: BinaryHeap<Reverse<(u64, u64, usize, Box<[u8]>)>>,
+    packets: BinaryHeap<Reverse<Late>>,
     bytes: usize,
     count: u64,
+}
+
+/// A packet that is held back: in order of the instant, and then of coming.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Late {
+    at_us: u64,
+    count: u64,
+    to: usize,
+    packet: Box<[u8]>,
 }
 
 impl Switch {
@@ -227,17 +244,18 @@ impl Switch {
         self.counts.held.fetch_add(1, Ordering::Relaxed);
         self.held.count += 1;
         self.held.bytes += packet.len();
-        self.held.packets.push(Reverse((at_us, self.held.count, to, packet.into())));
+        let late = Late { at_us, count: self.held.count, to, packet: packet.into() };
+        self.held.packets.push(Reverse(late));
     }
 
     /// Whatever was held back and whose instant has come. Returns when the next one's comes.
     fn release(&mut self) -> Option<u64> {
         loop {
-            let Reverse((at_us, ..)) = self.held.packets.peek()?;
-            if *at_us > self.now_us() {
-                return Some(*at_us);
+            let at_us = self.held.packets.peek()?.0.at_us;
+            if at_us > self.now_us() {
+                return Some(at_us);
             }
-            let Reverse((_, _, to, packet)) = self.held.packets.pop()?;
+            let Reverse(Late { to, packet, .. }) = self.held.packets.pop()?;
             self.held.bytes -= packet.len();
             self.write(to, &packet);
         }

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use boomerang::task::{Fence, Missed};
 
+pub mod edn;
+
 /// A task as the load knows it: given by the load, unique in a run.
 pub type Token = u64;
 /// A task as the cluster knows it.
@@ -181,6 +183,8 @@ pub struct Delivery {
     pub effect: Option<bool>,
     /// A dead letter's copy, at its own destination.
     pub dead_letter: bool,
+    /// It came in a packet of its own, which a network may double.
+    pub datagram: bool,
 }
 
 /// What was broken or mended.

@@ -46,7 +46,7 @@ impl Receivers {
         let mut listening = Vec::new();
         for protocol in PROTOCOLS {
             let sink = sink.clone();
-            let take = move |received: &Received| sink.take(received);
+            let take = move |received: &Received| sink.take(received, protocol);
             listening.push(Receiver::listen(protocol, &SocketAddr::new(host, 0).to_string(), None, take).await?);
         }
         Ok(Self { listening, host })
@@ -72,7 +72,7 @@ impl Receivers {
 }
 
 impl Sink {
-    fn take(&self, received: &Received) -> Answer {
+    fn take(&self, received: &Received, protocol: Protocol) -> Answer {
         // What comes without one is nobody's: a checker finds that nobody has registered it.
         let payload = Payload::read(&received.payload).unwrap_or(Payload::plain(0));
         let copy = received.dead_letter.is_some();
@@ -89,6 +89,7 @@ impl Sink {
             accepted: answer.reply == Reply::Accept,
             effect,
             dead_letter: copy,
+            datagram: protocol == Protocol::Udp,
         }));
         answer
     }

@@ -105,6 +105,7 @@ impl Plan {
             heal_within_us: us(HEAL_WITHIN),
             late_us: us(LATE) + 2 * self.clock_offset_us,
             stale_us: us(STALE),
+            ..Limits::default()
         }
     }
 }

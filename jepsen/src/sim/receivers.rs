@@ -92,6 +92,7 @@ impl Receivers {
             accepted,
             effect,
             dead_letter: delivery.dead_letter.is_some(),
+            datagram: false,
         }));
         accepted
     }

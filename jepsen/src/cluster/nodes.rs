@@ -1,0 +1,148 @@
+//! What is done to one machine: its node started and ended in several ways, its disk, its clock.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use boomerang::sabotage;
+use futures::future::try_join_all;
+
+use super::links::Host;
+use super::machine::{Addresses, Machine, Skew};
+use super::process::Process;
+use super::{Cluster, ClusterError, PASSWORD, last_line};
+
+impl Cluster {
+    /// Starts the node of a machine, unless it runs. See [`Cluster::wait_until_ready`].
+    pub async fn start_node(&self, host: Host) -> Result<(), ClusterError> {
+        let machine = self.machine(host)?;
+        let _busy = machine.busy.lock().await;
+        if machine.view().pid.is_some() {
+            return Ok(());
+        }
+        let binary = self.inner.settings.binaries.join("boomerang");
+        let mut command = self.with_run(|run| self.inner.ground.command(run, host, &binary));
+        self.serve(&mut command, machine);
+        let skewed = machine.skewed();
+        let started = Process::start(&mut command, &machine.log);
+        let process =
+            machine.occupy(started.map_err(ClusterError::io(format!("start the node of machine {host}")))?, skewed);
+        let cluster = self.weak();
+        // Whoever waits for it or not: it is ready from then on.
+        tokio::spawn(async move {
+            if process.first_line(Duration::MAX).await.is_some_and(|line| line.starts_with('{'))
+                && let Some(cluster) = cluster.get()
+                && let Ok(machine) = cluster.machine(host)
+            {
+                machine.now_ready_if(&process);
+            }
+        });
+        Ok(())
+    }
+
+    fn serve(&self, command: &mut Command, machine: &Machine) {
+        let settings = &self.inner.settings;
+        let Addresses { tcp, http, peer } = &machine.addresses;
+        command.args(["serve", "--node-id", &machine.node().to_string(), "--data-dir"]).arg(machine.data_dir());
+        command.args(["--tcp-addr", tcp, "--http-addr", http, "--peer-addr", peer]);
+        command.args(["--etcd", &self.inner.etcd.url(), "--bootstrap-expect", &settings.nodes.to_string()]);
+        command.args(["--replicas", &settings.replicas.to_string(), "--shards", &settings.shards.to_string()]);
+        command.args(["--node-grace", &format!("{}ms", settings.node_grace.as_millis())]);
+        command.args(["--admin-password", PASSWORD, "--test-clock"]).arg(machine.clock_file());
+        command.args(&settings.flags);
+        if !settings.sabotage.is_empty() {
+            let names: Vec<&str> = settings.sabotage.iter().map(|fault| fault.name()).collect();
+            command.env(sabotage::VARIABLE, names.join(","));
+        }
+    }
+
+    /// Until the node of a machine has said that it is ready.
+    pub async fn wait_until_ready(&self, host: Host, within: Duration) -> Result<(), ClusterError> {
+        let machine = self.machine(host)?;
+        let line = match machine.process() {
+            Some(process) => process.first_line(within).await,
+            None => None,
+        };
+        if line.is_some_and(|line| line.starts_with('{')) {
+            return Ok(());
+        }
+        let what = format!("node {}", machine.node());
+        Err(ClusterError::NotReady { what, within, last: last_line(&machine.log) })
+    }
+
+    /// As if the power of the process had been cut; what it wrote stays.
+    pub async fn kill_node(&self, host: Host) -> Result<(), ClusterError> {
+        let machine = self.machine(host)?;
+        let _busy = machine.busy.lock().await;
+        if let Some(process) = machine.vacate() {
+            process.kill().await;
+        }
+        Ok(())
+    }
+
+    /// As if the power of these machines had been cut at one moment: what was not synced is lost. Their nodes are down
+    /// afterwards. Needs disks.
+    pub async fn cut_power(&self, hosts: &[Host]) -> Result<(), ClusterError> {
+        try_join_all(hosts.iter().map(|host| self.kill_node(*host))).await?;
+        for host in hosts {
+            let machine = self.machine(*host)?;
+            let _busy = machine.busy.lock().await;
+            let (cluster, folder) = (self.clone(), machine.disk.with_file_name(""));
+            let losing = tokio::task::spawn_blocking(move || cluster.inner.ground.lose_unsynced(&folder));
+            let lost = losing.await.expect("copying a disk does not panic");
+            lost.map_err(ClusterError::io(format!("cut the power of machine {host}")))?;
+        }
+        Ok(())
+    }
+
+    /// Asks the node to stop; its exit code, if it did so in time and by itself.
+    pub async fn terminate_node(&self, host: Host, within: Duration) -> Result<Option<i32>, ClusterError> {
+        let machine = self.machine(host)?;
+        let _busy = machine.busy.lock().await;
+        Ok(machine.terminate(within).await)
+    }
+
+    pub fn pause_node(&self, host: Host) -> Result<(), ClusterError> {
+        self.machine(host).map(|machine| machine.pause(true))
+    }
+
+    pub fn continue_node(&self, host: Host) -> Result<(), ClusterError> {
+        self.machine(host).map(|machine| machine.pause(false))
+    }
+
+    /// Kills the node of a machine and removes all that it knew; the next that starts there is another. Returns both
+    /// numbers.
+    pub async fn wipe_node(&self, host: Host) -> Result<(u64, u64), ClusterError> {
+        self.kill_node(host).await?;
+        let machine = self.machine(host)?;
+        let _busy = machine.busy.lock().await;
+        std::fs::remove_dir_all(machine.data_dir())
+            .map_err(ClusterError::io(format!("wipe the disk of machine {host}")))?;
+        let (old, new) = (machine.node(), self.inner.next_node.fetch_add(1, Ordering::Relaxed));
+        machine.renumber(new);
+        Ok((old, new))
+    }
+
+    /// Sets the clocks of a machine wrong, or right again. A node that runs follows slowly; a start takes them as they
+    /// are.
+    pub fn set_clock(&self, host: Host, skew: Skew) -> Result<(), ClusterError> {
+        let set = self.machine(host)?.set_clock(skew);
+        set.map_err(ClusterError::io(format!("set the clock of machine {host}")))
+    }
+
+    /// Whether the node of a machine began, or went on, while its clock was wrong.
+    pub fn clock_touched(&self, host: Host) -> Result<bool, ClusterError> {
+        self.machine(host).map(Machine::clock_touched)
+    }
+
+    /// The data folder of the node of a machine.
+    pub fn data_dir(&self, host: Host) -> Result<PathBuf, ClusterError> {
+        self.machine(host).map(Machine::data_dir)
+    }
+
+    /// What the data folder is on.
+    pub fn disk(&self, host: Host) -> Result<&Path, ClusterError> {
+        self.machine(host).map(|machine| machine.disk.as_path())
+    }
+}
