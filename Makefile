@@ -54,14 +54,14 @@ sim: build ## Ten thousand simulated schedules
 	$(BIN)/jepsen sim --schedules 10000 $(ARGS)
 
 verify: setup ## Check everything and change nothing: format, lints, documentation, tests (what CI does)
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
 	$(MAKE) test
 
 fix: ## Format, and apply what clippy can mend by itself
 	cargo clippy --all-targets --fix --allow-dirty --allow-staged
-	cargo fmt
+	cargo fmt --all
 
 release: setup ## Build what is shipped (not jepsen, whose simulation wants another tokio)
 	cargo build --release -p boomerang --bins

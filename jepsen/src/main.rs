@@ -3,8 +3,6 @@
 //! Exit codes: 0 every promise was kept, 1 one was broken or the run failed, 2 wrong usage.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -62,6 +60,9 @@ done to processes is done. The same seed makes the same choices; what comes of t
         /// So much before its due instant a delivery may come
         #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
         early: Duration,
+        /// Where a report goes; without it, verdicts are only shown
+        #[arg(long, value_name = "FOLDER")]
+        out: Option<PathBuf>,
     },
 }
 
@@ -131,7 +132,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(run) => start(run),
         Command::Sim(sim) => simulate(sim),
-        Command::Check { file, early } => judge(&file, early),
+        Command::Check { file, early, out } => judge(&file, early, out.as_deref()),
     }
 }
 
@@ -256,14 +257,19 @@ fn simulate(asked: Sim) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn judge(file: &Path, early: Duration) -> ExitCode {
-    let read = || edn::read(BufReader::new(File::open(file)?));
-    let history = match read() {
-        Ok((history, _)) => history,
+fn judge(file: &Path, early: Duration, out: Option<&Path>) -> ExitCode {
+    let (history, meta) = match edn::read_file(file) {
+        Ok(read) => read,
         Err(error) => return failed(&format!("{}: {error}", file.display())),
     };
     let early_us = u64::try_from(early.as_micros()).unwrap_or(u64::MAX);
     let verdicts = check::all(&history, &Limits { early_us, ..Limits::default() });
     show(&verdicts);
+    if let Some(out) = out {
+        if let Err(error) = report::write(out, &history, &verdicts, &meta) {
+            return failed(&format!("cannot write the report to {}: {error}", out.display()));
+        }
+        println!("{}", out.join("index.html").display());
+    }
     if verdicts.iter().all(Verdict::holds) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

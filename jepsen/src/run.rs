@@ -17,7 +17,7 @@ use crate::check::{self, Limits, Verdict};
 use crate::cluster::{Cluster, ClusterError, ClusterSettings};
 use crate::fault::{self, Kind};
 use crate::history::edn::Meta;
-use crate::history::{Recorder, Watch};
+use crate::history::{Recorder, Watch, What};
 use crate::load::{Load, LoadError, LoadSettings, Target};
 use crate::report;
 
@@ -32,6 +32,8 @@ pub enum RunError {
     Cluster(#[from] ClusterError),
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error("no replica has said what its state is: nothing was compared")]
+    NoDigests,
     #[error("cannot write the report to {folder}: {source}")]
     Report { folder: PathBuf, source: std::io::Error },
 }
@@ -119,6 +121,10 @@ pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, R
     load.account(PATIENCE).await?;
     cluster.record_digests().await?;
     let history = recorder.so_far();
+    // A checker cannot tell a run that never asks from one that got no answer.
+    if !history.events.iter().any(|event| matches!(event.what, What::Digest { .. })) {
+        return Err(RunError::NoDigests);
+    }
     say(&format!("checking {} events", history.events.len()));
     let verdicts = check::all(&history, &limits);
     let meta = Meta { seed: Some(seed), settings };

@@ -88,8 +88,8 @@ pub fn read(from: impl BufRead) -> Result<(History, Meta), EdnError> {
 }
 
 /// Reads the history of a file; what it was recorded under is for people.
-pub fn read_file(file: &Path) -> Result<History, EdnError> {
-    Ok(read(BufReader::new(File::open(file)?))?.0)
+pub fn read_file(file: &Path) -> Result<(History, Meta), EdnError> {
+    read(BufReader::new(File::open(file)?))
 }
 
 // Writing.

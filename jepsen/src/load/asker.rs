@@ -2,6 +2,9 @@
 //!
 //! What the client reports as certainly not done is a failure; what may have been done is unknown, whatever the reason.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use boomerang::client::{
     Cancelled, Client, ClientError, Dedup, Due as ClientDue, Registered, Registration as Request, TaskFilter,
     TaskUpdate, Updated,
@@ -15,15 +18,18 @@ use crate::history::{Answer, Call, Due, End, Process, Recorder, Registration, Wh
 const PAGE: u32 = 500;
 
 pub struct Asker {
-    process: Process,
+    process: AtomicU32,
+    /// Of all processes: one of which nobody knows whether it still does something is not used again, as Jepsen has it.
+    processes: Arc<AtomicU32>,
     client: Client,
     client_id: ClientId,
     recorder: Recorder,
 }
 
 impl Asker {
-    pub fn new(process: Process, client: Client, client_id: ClientId, recorder: Recorder) -> Self {
-        Self { process, client, client_id, recorder }
+    pub fn new(processes: Arc<AtomicU32>, client: Client, client_id: ClientId, recorder: Recorder) -> Self {
+        let process = AtomicU32::new(processes.fetch_add(1, Ordering::Relaxed));
+        Self { process, processes, client, client_id, recorder }
     }
 
     pub fn client_id(&self) -> String {
@@ -107,14 +113,18 @@ impl Asker {
         asking: impl Future<Output = Result<T, ClientError>>,
         answer: impl FnOnce(&T) -> Answer,
     ) -> Option<T> {
-        self.recorder.record(What::Call(self.process, call));
+        let process: Process = self.process.load(Ordering::Relaxed);
+        self.recorder.record(What::Call(process, call));
         let result = asking.await;
         let end = match &result {
             Ok(found) => End::Ok(answer(found)),
             Err(error) if error.is_unknown() => End::Unknown(error.to_string()),
             Err(error) => End::Fail(error.to_string()),
         };
-        self.recorder.record(What::End(self.process, end));
+        if matches!(end, End::Unknown(_)) {
+            self.process.store(self.processes.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.recorder.record(What::End(process, end));
         result.ok()
     }
 }

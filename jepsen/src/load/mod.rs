@@ -35,7 +35,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::history::{Due, Process, Recorder, Registration, Token};
+use crate::history::{Due, Recorder, Registration, Token};
 use asker::Asker;
 use payload::Payload;
 use receiver::Receivers;
@@ -92,7 +92,6 @@ struct Shared {
     recorder: Recorder,
     receivers: Receivers,
     tokens: AtomicU64,
-    processes: AtomicU32,
     /// No process begins anything new.
     stop: CancellationToken,
 }
@@ -199,15 +198,10 @@ impl Load {
             .await
             .map_err(|source| LoadError::Listen { address: target.receiver_host, source })?;
         let admin = begin(target).await?;
-        let shared = Arc::new(Shared {
-            recorder,
-            receivers,
-            tokens: AtomicU64::new(0),
-            processes: AtomicU32::new(0),
-            stop: CancellationToken::new(),
-        });
+        let shared =
+            Arc::new(Shared { recorder, receivers, tokens: AtomicU64::new(0), stop: CancellationToken::new() });
         let mut rng = StdRng::seed_from_u64(settings.seed);
-        let mut workers = JoinSet::new();
+        let (mut workers, processes) = (JoinSet::new(), Arc::new(AtomicU32::new(0)));
         let count = workers_of(&loads);
         let pause = Duration::from_secs(1).mul_f64(f64::from(count) / f64::from(settings.rate.max(1)));
         for load in loads {
@@ -216,8 +210,7 @@ impl Load {
             for number in 0..workers_per(load) {
                 // Some send again by themselves what has no answer, some do not.
                 let client = connect(target, &client_id, PASSWORD, number % 2 == 0).await?;
-                let process: Process = shared.processes.fetch_add(1, Ordering::Relaxed);
-                let asker = Asker::new(process, client, client_id.clone(), shared.recorder.clone());
+                let asker = Asker::new(processes.clone(), client, client_id.clone(), shared.recorder.clone());
                 let rng = StdRng::seed_from_u64(rng.random());
                 workers.spawn(Worker { shared: shared.clone(), asker, rng, pause, load }.run());
             }

@@ -90,7 +90,7 @@ fn written(history: &History, verdicts: &[Verdict]) -> (String, History, serde_j
     let inner = folder.path().join("not/there/yet");
     write(&inner, history, verdicts, &meta()).unwrap();
     let page = fs::read_to_string(inner.join("index.html")).unwrap();
-    let again = edn::read_file(&inner.join("history.edn")).unwrap();
+    let (again, _) = edn::read_file(&inner.join("history.edn")).unwrap();
     let json = serde_json::from_str(&fs::read_to_string(inner.join("verdicts.json")).unwrap()).unwrap();
     (page, again, json)
 }
