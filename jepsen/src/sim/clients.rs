@@ -188,7 +188,7 @@ impl Client {
         let registration = self.registration("recurring", 3);
         let missed = [Missed::Once, Missed::Skip, Missed::All { max: 3 }][self.rng.random_range(0..3)];
         let every_ms = Some(self.rng.random_range(200..1_500));
-        let count = None;
+        let count = self.rng.random_bool(0.5).then(|| self.rng.random_range(2..8));
         let payload = Payload { token: registration.token, version: 1, refusals: 0, fenced: false };
         self.register(Registration { every_ms, missed, count, ..registration }, payload).await;
     }
