@@ -36,7 +36,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// What to log, for example 'info' or 'jepsen=debug'
-    #[arg(long, global = true, value_name = "FILTER", default_value = "warn")]
+    #[arg(long, global = true, value_name = "FILTER", default_value = "jepsen=warn")]
     log: String,
 }
 
