@@ -11,13 +11,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use boomerang::clock::{Clock, SystemClock};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::{self, Limits, Verdict};
 use crate::cluster::{Cluster, ClusterError, ClusterSettings};
 use crate::fault::{self, Kind};
 use crate::history::edn::Meta;
-use crate::history::{Recorder, Watch, What};
+use crate::history::{End, History, Recorder, Stage, Watch, What};
 use crate::load::{Load, LoadError, LoadSettings, Target};
 use crate::report;
 
@@ -25,6 +26,7 @@ use crate::report;
 const CALM: Duration = Duration::from_secs(3);
 /// Tasks may be due so long after they were registered, and be tried again after that.
 const PATIENCE: Duration = Duration::from_secs(150);
+const TOLD_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -90,6 +92,23 @@ fn limits(kinds: &[Kind]) -> Limits {
     Limits { early_us: fault::early_us(kinds), ..Limits::default() }
 }
 
+/// For whoever waits.
+fn so_far(history: &History) -> String {
+    let mut counts = [0u64; 4];
+    for event in &history.events {
+        let kind = match &event.what {
+            What::End(_, End::Ok(_)) => 0,
+            What::End(_, _) => 1,
+            What::Delivered(_) => 2,
+            What::Fault(note) if note.stage == Stage::Begin => 3,
+            _ => continue,
+        };
+        counts[kind] += 1;
+    }
+    let [answered, not, delivered, faults] = counts;
+    format!("{answered} answered, {not} not, {delivered} delivered, {faults} faults")
+}
+
 /// Runs once. `say` hears how far it is.
 pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, RunError> {
     let recorder = recorder();
@@ -108,7 +127,11 @@ pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, R
     let stop = CancellationToken::new();
     let faults = fault::run::run(&cluster, seed, &kinds, &stop);
     let over = async {
-        tokio::time::sleep(time).await;
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            tokio::time::sleep_until(until.min(Instant::now() + TOLD_EVERY)).await;
+            say(&recorder.look(so_far));
+        }
         stop.cancel();
     };
     let (begun, ()) = tokio::join!(faults, over);
