@@ -156,9 +156,11 @@ impl Connection {
             mem::take(&mut state.pending)
         };
         self.ended.cancel();
+        // What was sent may have been done: "closed" would say that it was not sent.
+        let told = if matches!(why, ClientError::Closed) { self.lost("the client was closed") } else { why };
         for waiter in pending.into_values() {
             // Whoever asked may have stopped waiting.
-            let _ = waiter.answer.send(Err(why.clone()));
+            let _ = waiter.answer.send(Err(told.clone()));
         }
     }
 

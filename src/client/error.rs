@@ -1,8 +1,8 @@
 //! Everything that can go wrong between a caller and a node, told apart by what the caller can do about it.
 //!
 //! Errors are cloneable, because one broken connection is the answer to thousands of requests. Every text says whether
-//! the request can have taken effect: after [`ClientError::ConnectionLost`], [`ClientError::Timeout`] and a refusal that is
-//! `maybe_done` it can, after all others it did not. [`ClientError::is_unknown`] tells them apart.
+//! the request can have taken effect: after [`ClientError::ConnectionLost`], [`ClientError::Timeout`],
+//! [`ClientError::Protocol`] and a refusal that is `maybe_done` it can, after all others it did not. [`ClientError::is_unknown`] tells them apart.
 
 use std::io;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ impl ClientError {
     /// Whether the request may have taken effect all the same, or may still.
     pub fn is_unknown(&self) -> bool {
         match self {
-            ClientError::ConnectionLost { .. } | ClientError::Timeout { .. } => true,
+            ClientError::ConnectionLost { .. } | ClientError::Timeout { .. } | ClientError::Protocol(_) => true,
             ClientError::Server { maybe_done, .. } => *maybe_done,
             _ => false,
         }

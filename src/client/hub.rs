@@ -193,28 +193,39 @@ impl Hub {
         self: &Arc<Self>,
         first: (Arc<Connection>, Sent),
         deadline: Instant,
-        mut unknown: Option<AnswerResult>,
+        unknown: Option<AnswerResult>,
     ) -> AnswerResult {
+        let (answer, unknown) = self.pursue(first, deadline, unknown).await;
+        worth_more(answer, unknown)
+    }
+
+    /// The last answer, and what was heard before it that left open whether the request was done.
+    async fn pursue(
+        self: &Arc<Self>,
+        first: (Arc<Connection>, Sent),
+        deadline: Instant,
+        mut unknown: Option<AnswerResult>,
+    ) -> (AnswerResult, Option<AnswerResult>) {
         let (mut connection, mut sent) = first;
         let mut pauses = Pauses::new();
         let mut sessions = 0;
         loop {
             let sent_at = Instant::now();
             let Ok(answer) = timeout_at(deadline, &mut sent.answer).await else {
-                return Err(ClientError::Timeout { after: self.options.request_timeout });
+                return (Err(ClientError::Timeout { after: self.options.request_timeout }), unknown);
             };
             let answer = answer.unwrap_or_else(|_| Err(ClientError::Closed));
             match Judgement::of(&sent.payload, &answer) {
-                Judgement::Final => return worth_more(answer, unknown),
+                Judgement::Final => return (answer, unknown),
                 Judgement::NewSession => {
                     sessions += 1;
                     if sessions == SESSIONS_MAX {
-                        return worth_more(answer, unknown);
+                        return (answer, unknown);
                     }
                     match session::renew(&connection, &self.options, sent.session_number).await {
                         // A new connection brings a new session.
                         Ok(()) | Err(ClientError::ConnectionLost { .. } | ClientError::Protocol(_)) => {}
-                        Err(error) => return worth_more(Err(error), unknown),
+                        Err(error) => return (Err(error), unknown),
                     }
                 }
                 Judgement::Redirected(detail) => {
@@ -233,12 +244,12 @@ impl Hub {
                 }
             }
             if Instant::now() >= deadline {
-                return worth_more(answer, unknown);
+                return (answer, unknown);
             }
             // What became of it before is worth more to the caller than that it could not be sent once more.
             match self.send(sent.payload, deadline).await {
                 Ok(next) => (connection, sent) = next,
-                Err(_) => return worth_more(answer, unknown),
+                Err(_) => return (answer, unknown),
             }
         }
     }
@@ -443,10 +454,17 @@ impl Hub {
         let first = self.send(payload, deadline).await?;
         Ok(async move {
             let count = tasks.len();
-            match self.follow(first, deadline, None).await {
+            let (answer, unknown) = self.pursue(first, deadline, None).await;
+            // When the batch was sent before, each of its tasks may have been stored then.
+            let unknown = unknown.map(|unknown| match unknown {
+                Ok(answer) => session::check(&answer).err().unwrap_or_else(|| no_leader(&self.options)),
+                Err(error) => error,
+            });
+            match answer {
                 Ok(Payload::RegistrationBatchResponse(answer)) if answer.responses.len() == count => {
                     let answers = answer.responses.into_iter().zip(tasks);
-                    let settled = answers.map(|(answer, task)| self.settle_one(answer, task, deadline));
+                    let before = || unknown.clone().map(Err);
+                    let settled = answers.map(|(answer, task)| self.settle_one(answer, task, deadline, before()));
                     futures::future::join_all(settled).await
                 }
                 Ok(Payload::RegistrationBatchResponse(answer)) if answer.status == Status::Ok as i32 => {
@@ -455,9 +473,10 @@ impl Hub {
                 }
                 Ok(answer) => {
                     let wrong = || ClientError::Protocol("the wrong kind of answer to a batch".into());
-                    vec![Err(session::check(&answer).err().unwrap_or_else(wrong)); count]
+                    let error = unknown.or_else(|| session::check(&answer).err());
+                    vec![Err(error.unwrap_or_else(wrong)); count]
                 }
-                Err(error) => vec![Err(error); count],
+                Err(error) => vec![Err(unknown.unwrap_or(error)); count],
             }
         })
     }
@@ -468,20 +487,20 @@ impl Hub {
         answer: proto::RegistrationResponse,
         task: proto::Task,
         deadline: Instant,
+        mut unknown: Option<AnswerResult>,
     ) -> AnswerOfOne {
         let payload = Payload::RegistrationRequest(task);
         let wrapped = Ok(Payload::RegistrationResponse(answer));
-        let mut unknown = None;
         match Judgement::of(&payload, &wrapped) {
             Judgement::Redirected(detail) => {
                 self.learn(&detail);
             }
             Judgement::Again => unknown = Some(wrapped.clone()),
-            Judgement::Final | Judgement::NewSession => return only_answer(wrapped),
+            Judgement::Final | Judgement::NewSession => return only_answer(worth_more(wrapped, unknown)),
         }
         match self.send(payload, deadline).await {
             Ok(first) => only_answer(self.follow(first, deadline, unknown).await),
-            Err(_) => only_answer(wrapped),
+            Err(_) => only_answer(worth_more(wrapped, unknown)),
         }
     }
 }

@@ -11,8 +11,8 @@ use boomerang::client::{
 };
 use boomerang::task::{ClientId, TaskId};
 
-use super::payload::Payload;
 use crate::history::{Answer, Call, Due, End, Process, Recorder, Registration, What};
+use crate::payload::Payload;
 
 /// Pages of a list are this long.
 const PAGE: u32 = 500;

@@ -5,8 +5,8 @@ use boomerang::client::{OwnSettings, Registration as Request};
 use rand::RngExt;
 
 use super::Worker;
-use super::payload::{Manner, Payload};
 use crate::history::{Due, Registration};
+use crate::payload::Payload;
 
 const DELAY_MS_MAX: u64 = 4_000;
 const ATTEMPTS: u32 = 4;
@@ -18,7 +18,7 @@ pub(super) async fn run(worker: &mut Worker) {
             1 => ATTEMPTS - 1,
             _ => u32::MAX,
         };
-        let payload = Payload { token: worker.shared.token(), version: 1, refusals, manner: Manner::Plain };
+        let payload = Payload { refusals, ..Payload::plain(worker.shared.token()) };
         let due = Due::In(worker.rng.random_range(0..DELAY_MS_MAX));
         let registration = Registration { due, ..worker.registration(payload, ATTEMPTS) };
         let callback = worker.callback();

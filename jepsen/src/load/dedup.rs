@@ -5,8 +5,8 @@ use rand::RngExt;
 
 use super::Worker;
 use super::one_shot::ATTEMPTS;
-use super::payload::Payload;
 use crate::history::{Due, Registration};
+use crate::payload::Payload;
 
 const DELAY_MS: std::ops::Range<u64> = 500..6_000;
 /// An unlucky one is given up after so many.

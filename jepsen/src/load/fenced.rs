@@ -6,15 +6,15 @@ use rand::RngExt;
 
 use super::Worker;
 use super::one_shot::ATTEMPTS;
-use super::payload::{Manner, Payload};
 use crate::history::{Due, Registration};
+use crate::payload::Payload;
 
 const DELAY_MS_MAX: u64 = 5_000;
 const EVERY_MS: std::ops::Range<u64> = 300..1_500;
 
 pub(super) async fn run(worker: &mut Worker) {
     while worker.turn().await {
-        let payload = Payload { token: worker.shared.token(), version: 1, refusals: 0, manner: Manner::Fenced };
+        let payload = Payload { fenced: true, ..Payload::plain(worker.shared.token()) };
         let due = Due::In(worker.rng.random_range(0..DELAY_MS_MAX));
         let again = worker.rng.random_ratio(1, 4).then(|| {
             let count = worker.rng.random_range(2..8);

@@ -6,8 +6,8 @@ use boomerang::client::{Client, ClientError, DeadLetterFilter, TaskFilter, TaskV
 use tokio::time::Instant;
 
 use super::LoadError;
-use super::payload::Payload;
 use crate::history::{Left, LeftAs, Recorder, What};
+use crate::payload::Payload;
 
 const PAGE: u32 = 1_000;
 const LOOK_EVERY: Duration = Duration::from_millis(500);

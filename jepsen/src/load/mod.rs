@@ -9,7 +9,7 @@
 //! - [`dedup`]: the same registration again and again, until one is answered
 //! - [`dead_letters`]: receivers that refuse, some for ever
 //! - [`fenced`]: a receiver that remembers what it has done, and answers late or not at all
-//! - [`receiver`]: the other end of all of them; [`payload`]: what a task says of itself; [`asker`]: from an answer of the
+//! - [`receiver`]: the other end of all of them; [`asker`]: from an answer of the
 //!   client to an end in the history; [`left`]: what is there when all is over
 
 mod asker;
@@ -18,7 +18,6 @@ mod dedup;
 mod fenced;
 mod left;
 mod one_shot;
-mod payload;
 mod races;
 mod receiver;
 mod recurring;
@@ -36,8 +35,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::history::{Due, Recorder, Registration, Token};
+use crate::payload::Payload;
 use asker::Asker;
-use payload::Payload;
 use receiver::Receivers;
 
 /// Which loads there are, by name.

@@ -5,8 +5,8 @@ use boomerang::task::TaskId;
 use rand::RngExt;
 
 use super::Worker;
-use super::payload::Payload;
 use crate::history::{Due, Registration};
+use crate::payload::Payload;
 
 /// Of its own tasks a process remembers so many to look at.
 const REMEMBERED: usize = 32;

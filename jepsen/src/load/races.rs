@@ -8,8 +8,8 @@ use rand::RngExt;
 
 use super::Worker;
 use super::one_shot::ATTEMPTS;
-use super::payload::Payload;
 use crate::history::{Due, Registration};
+use crate::payload::Payload;
 
 const DELAY_MS: std::ops::Range<u64> = 100..3_000;
 const EDITS_MAX: u32 = 3;
@@ -43,6 +43,9 @@ async fn one(worker: &mut Worker) {
             // Done, or about to be; or nobody knows which version it has.
             _ => return worker.asker.get(payload, task).await,
         }
+    }
+    if worker.rng.random_ratio(1, 12) {
+        worker.asker.list().await;
     }
     if worker.rng.random_ratio(2, 3) && near(worker, due_ms).await {
         let cancelled = worker.asker.cancel(payload, task).await;

@@ -1,9 +1,7 @@
 //! The other end of callbacks, over every protocol: writes down each delivery, and answers as its task wants.
 //!
-//! It keeps what a receiver of real effects would keep: which occurrence it has done, and the highest fence it has seen
-//! of each (see the chapter on callbacks in `docs/PROTOCOL.md`).
+//! For tasks that ask for it, it keeps what a receiver of real effects would keep ([`crate::effects`]).
 
-use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
@@ -12,11 +10,12 @@ use std::time::Duration;
 
 use boomerang::client::receiver::Receiver;
 use boomerang::client::{Answer, Received, Reply};
-use boomerang::task::{Callback, Fence, Protocol, TaskId};
+use boomerang::task::{Callback, Protocol};
 
 use super::ANSWER_WITHIN_MS;
-use super::payload::{Manner, Payload};
+use crate::effects::Effects;
 use crate::history::{Delivery, Recorder, What};
+use crate::payload::Payload;
 
 const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Http, Protocol::Grpc, Protocol::Udp];
 /// Of a hundred first deliveries to a fenced receiver, so many are not answered, and so many late.
@@ -30,23 +29,16 @@ pub struct Receivers {
 
 struct Sink {
     recorder: Recorder,
-    done: Mutex<HashMap<(TaskId, u64), Done>>,
-}
-
-/// What is remembered of an occurrence.
-#[derive(Default)]
-struct Done {
-    highest: Option<Fence>,
-    done: bool,
+    effects: Mutex<Effects>,
 }
 
 impl Receivers {
     pub async fn start(host: IpAddr, recorder: Recorder) -> std::io::Result<Self> {
-        let sink = Arc::new(Sink { recorder, done: Mutex::default() });
+        let sink = Arc::new(Sink { recorder, effects: Mutex::default() });
         let mut listening = Vec::new();
         for protocol in PROTOCOLS {
             let sink = sink.clone();
-            let take = move |received: &Received| sink.take(received, protocol);
+            let take = move |received: &Received| sink.take(received);
             listening.push(Receiver::listen(protocol, &SocketAddr::new(host, 0).to_string(), None, take).await?);
         }
         Ok(Self { listening, host })
@@ -72,12 +64,17 @@ impl Receivers {
 }
 
 impl Sink {
-    fn take(&self, received: &Received, protocol: Protocol) -> Answer {
+    fn take(&self, received: &Received) -> Answer {
         // What comes without one is nobody's: a checker finds that nobody has registered it.
-        let payload = Payload::read(&received.payload).unwrap_or(Payload::plain(0));
+        let payload = Payload::read(&received.payload).unwrap_or_default();
         let copy = received.dead_letter.is_some();
-        let effect = (payload.manner == Manner::Fenced && !copy).then(|| self.effect(received));
         let answer = if copy { Reply::Accept.into() } else { answer(&payload, received) };
+        // Until it is written down: another delivery of the occurrence must not be written down before it.
+        let mut effects = self.effects.lock().expect("no panic under this lock");
+        let effect = (payload.fenced && !copy).then(|| {
+            let willing = received.attempt > payload.refusals;
+            effects.take(received.task_id, received.occurrence, received.fence, willing)
+        });
         self.recorder.record(What::Delivered(Delivery {
             token: payload.token,
             task: received.task_id.to_string(),
@@ -89,21 +86,9 @@ impl Sink {
             accepted: answer.reply == Reply::Accept,
             effect,
             dead_letter: copy,
-            datagram: protocol == Protocol::Udp,
+            datagram: received.protocol == Protocol::Udp,
         }));
         answer
-    }
-
-    /// Does what the delivery asks for, if it has not done it and the delivery was not overtaken.
-    fn effect(&self, received: &Received) -> bool {
-        let mut all = self.done.lock().expect("no panic under this lock");
-        let known = all.entry((received.task_id, received.occurrence)).or_default();
-        let stale = known.highest.is_some_and(|highest| received.fence < highest);
-        if stale || known.done {
-            return false;
-        }
-        (known.highest, known.done) = (Some(received.fence), true);
-        true
     }
 }
 
@@ -115,9 +100,9 @@ fn answer(payload: &Payload, received: &Received) -> Answer {
     let mut hasher = DefaultHasher::new();
     (payload.token, received.occurrence).hash(&mut hasher);
     let chance = hasher.finish() % 100;
-    match payload.manner {
-        Manner::Fenced if received.attempt == 1 && chance < SILENT_PERCENT => Reply::Silence.into(),
-        Manner::Fenced if chance < SILENT_PERCENT + LATE_PERCENT => {
+    match payload.fenced {
+        true if received.attempt == 1 && chance < SILENT_PERCENT => Reply::Silence.into(),
+        true if chance < SILENT_PERCENT + LATE_PERCENT => {
             Answer { reply: Reply::Accept, delay: Duration::from_millis(ANSWER_WITHIN_MS / 2) }
         }
         _ => Reply::Accept.into(),

@@ -8,8 +8,8 @@ use rand::RngExt;
 
 use super::Worker;
 use super::one_shot::ATTEMPTS;
-use super::payload::Payload;
 use crate::history::{Due, Registration};
+use crate::payload::Payload;
 
 const FIRST_IN_MS: std::ops::Range<u64> = 0..2_000;
 const EVERY_MS: std::ops::Range<u64> = 200..3_000;
@@ -49,6 +49,9 @@ pub(super) async fn run(worker: &mut Worker) {
         let until = span.mul_f64(worker.rng.random_range(0.1..0.9));
         if !worker.rest(until).await {
             return;
+        }
+        if worker.rng.random_ratio(1, 4) {
+            worker.asker.list().await;
         }
         if worker.rng.random_ratio(1, 2) {
             worker.asker.get(payload, registered.task_id).await;

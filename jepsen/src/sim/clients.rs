@@ -23,9 +23,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::node::Life;
-use super::payload::Payload;
 use super::world::{World, chance};
 use crate::history::{Answer, Call, Due, End, Process, Registration, Token, What};
+use crate::payload::Payload;
 
 /// Between two operations of one process.
 const PAUSE_MS: (u64, u64) = (20, 400);

@@ -28,7 +28,6 @@ mod faults;
 mod many;
 mod net;
 mod node;
-mod payload;
 mod receivers;
 mod world;
 
@@ -49,8 +48,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::check::{self, Limits, Verdict, Violation};
 use crate::history::{History, Left, LeftAs, What};
+use crate::payload::Payload;
 use clients::Client;
-use payload::Payload;
 use world::World;
 
 pub use many::{Broken, Many, Summary, many};

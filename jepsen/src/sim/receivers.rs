@@ -3,21 +3,21 @@
 //! On the way a request can get lost, or its answer, while things are broken. One receiver looks at fences and does what it
 //! is asked once; the others only say yes or no.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boomerang::callback;
-use boomerang::task::{Delivery, Failure, FailureClass, Fence, TaskId};
+use boomerang::task::{Delivery, Failure, FailureClass};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio_util::sync::CancellationToken;
 
-use super::payload::Payload;
+use crate::effects::Effects;
 use crate::history::{self, Recorder, What};
+use crate::payload::Payload;
 
 /// On the way to a receiver, and back.
 const USUAL_MS: (u64, u64) = (1, 15);
@@ -32,14 +32,7 @@ pub struct Receivers {
 
 struct State {
     rng: SmallRng,
-    known: BTreeMap<(TaskId, u64), Known>,
-}
-
-/// Of one occurrence.
-#[derive(Default)]
-struct Known {
-    highest: Option<Fence>,
-    done: bool,
+    effects: Effects,
 }
 
 /// What happens to one delivery, decided when it leaves.
@@ -52,7 +45,7 @@ struct Fate {
 
 impl Receivers {
     pub fn new(recorder: Recorder, rng: SmallRng) -> Self {
-        let state = Mutex::new(State { rng, known: BTreeMap::new() });
+        let state = Mutex::new(State { rng, effects: Effects::default() });
         Self { recorder, state, broken: AtomicBool::new(false) }
     }
 
@@ -80,7 +73,10 @@ impl Receivers {
         // What comes without one is nobody's: a checker finds that nobody has registered it.
         let payload = Payload::read(&delivery.payload).unwrap_or_default();
         let accepted = delivery.attempt > payload.refusals;
-        let effect = payload.fenced.then(|| self.effect(delivery, accepted));
+        let effect = payload.fenced.then(|| {
+            let effects = &mut self.state.lock().expect("no panic under this lock").effects;
+            effects.take(delivery.task, delivery.occurrence, delivery.fence, accepted)
+        });
         self.recorder.record(What::Delivered(history::Delivery {
             token: payload.token,
             task: delivery.task.to_string(),
@@ -95,16 +91,6 @@ impl Receivers {
             datagram: false,
         }));
         accepted
-    }
-
-    fn effect(&self, delivery: &Delivery, accepted: bool) -> bool {
-        let mut state = self.state.lock().expect("no panic under this lock");
-        let known = state.known.entry((delivery.task, delivery.occurrence)).or_default();
-        let stale = known.highest.is_some_and(|highest| delivery.fence < highest);
-        known.highest = known.highest.max(Some(delivery.fence));
-        let does = accepted && !stale && !known.done;
-        known.done |= does;
-        does
     }
 }
 

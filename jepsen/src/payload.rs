@@ -1,20 +1,26 @@
-//! What a simulated task says of itself, in its payload.
+//! What a task says of itself, in its payload: which one it is, which version, and how its receiver shall behave.
 
 use bytes::Bytes;
 
-use crate::history::Token;
+use crate::history::{FIRST_VERSION, Token};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Payload {
     pub token: Token,
+    /// Raised by each edit.
     pub version: u32,
     /// So many attempts of an occurrence are refused first.
     pub refusals: u32,
-    /// Its receiver looks at fences.
+    /// Its receiver looks at fences, and remembers what it has done ([`crate::effects`]).
     pub fenced: bool,
 }
 
 impl Payload {
+    /// Of a task that was just made, for a receiver that takes everything and remembers nothing.
+    pub fn plain(token: Token) -> Self {
+        Self { token, version: FIRST_VERSION, refusals: 0, fenced: false }
+    }
+
     pub fn bytes(self) -> Bytes {
         let Self { token, version, refusals, fenced } = self;
         format!("{token} {version} {refusals} {}", u8::from(fenced)).into()
