@@ -782,3 +782,29 @@ async fn nobody_speaks_to_oneself_or_to_nowhere() {
     })
     .await;
 }
+
+/// openraft rests after a failure by letting its next request wait. An error that comes sooner makes it ask again at once,
+/// thousands of times a second.
+#[tokio::test]
+async fn a_failure_waits_for_the_request_it_is_about() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let network = PeerNetwork::new(CLUSTER, 1);
+    network.set(2, &nobody.to_string());
+    let mut client = network.for_group(GROUP).new_client(2, &Member { node_id: 2 }).await;
+    let option = || RPCOption::new(Duration::from_millis(200));
+    let answers: Vec<_> = client.stream_append(once(), option()).await.unwrap().collect().await;
+    assert!(matches!(&answers[..], [Err(_)]), "nobody listens there: {answers:?}");
+    // Once it is known that nobody is there, and once nobody knows where it would be.
+    for is_known in [true, false] {
+        if !is_known {
+            network.remove(2);
+        }
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let input = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
+        let mut answers = client.stream_append(input, option()).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(50), answers.next()).await;
+        assert!(early.is_err(), "an error about nothing: {early:?}");
+        sender.send(heartbeat()).unwrap();
+        assert!(answers.next().await.unwrap().is_err());
+    }
+}

@@ -1,5 +1,7 @@
 //! The simulation: it repeats, it keeps its promises, and it can be seen to fail.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use boomerang::sabotage::Fault;
 use jepsen::sim::{Many, Plan, many, run};
 
@@ -7,24 +9,20 @@ use jepsen::sim::{Many, Plan, many, run};
 const SCHEDULES: u64 = 12;
 const THREADS: usize = 2;
 
-/// What is taken away, who may notice, and within how many schedules somebody must. Who stands first is meant to; the
-/// others see the same harm from another side. `nodes` is an assertion in the server itself.
+/// What is taken away, who must notice, and within how many schedules. Others may see the same harm from another side, and
+/// sooner: an assertion in the server itself is worth nothing here.
 const BROKEN: [(Fault, &[&str], u64); 10] = [
-    (Fault::SkipFsync, &["lost", "reads", "answers", "occurrences", "digests", "fences", "nodes"], 60),
-    (Fault::IgnoreWatermark, &["answers", "occurrences"], 120),
-    (Fault::SkipLease, &["reads", "fences", "answers"], 200),
-    (Fault::AppliedApart, &["digests", "occurrences", "lost", "reads", "answers", "nodes"], 60),
+    (Fault::SkipFsync, &["lost"], 60),
+    (Fault::IgnoreWatermark, &["answers"], 120),
+    (Fault::SkipLease, &["reads", "fences"], 200),
+    (Fault::AppliedApart, &["digests", "occurrences", "lost", "reads"], 120),
     (Fault::FireEarly, &["early"], 20),
-    (Fault::ForgetDedup, &["unique", "reads", "early", "answers"], 20),
-    (Fault::ForgetOverdue, &["occurrences", "lost"], 20),
+    (Fault::ForgetDedup, &["unique"], 20),
+    (Fault::ForgetOverdue, &["lost", "occurrences"], 20),
     (Fault::ApplyDiffers, &["digests"], 20),
-    (Fault::BeginLate, &["lateness", "occurrences", "lost"], 20),
+    (Fault::BeginLate, &["lateness"], 20),
     (Fault::StaleReads, &["reads"], 40),
 ];
-
-fn asked(schedules: u64, sabotage: &[Fault]) -> Many {
-    Many { seed: 0, schedules, threads: THREADS, sabotage: sabotage.to_vec() }
-}
 
 #[test]
 fn a_seed_gives_the_same_history_again_and_another_gives_another() {
@@ -35,7 +33,9 @@ fn a_seed_gives_the_same_history_again_and_another_gives_another() {
 
 #[test]
 fn every_promise_is_kept() {
-    let summary = many(&asked(SCHEDULES, &[]), |text| println!("{text}"));
+    let summary = many(&Many { seed: 0, schedules: SCHEDULES, threads: THREADS, sabotage: Vec::new() }, |text| {
+        println!("{text}")
+    });
     if let Some(broken) = &summary.broken {
         let violated = broken.outcome.verdicts.iter().filter(|verdict| !verdict.holds());
         panic!("{}\n{:#?}", broken.command, violated.collect::<Vec<_>>());
@@ -46,12 +46,28 @@ fn every_promise_is_kept() {
 
 #[test]
 fn whatever_is_broken_on_purpose_is_found() {
-    for (fault, checkers, budget) in BROKEN {
-        let summary = many(&asked(budget, &[fault]), |_| {});
-        let Some(broken) = summary.broken else { panic!("{fault}: nobody has noticed in {budget} schedules") };
-        let violated = broken.outcome.verdicts.iter().filter(|verdict| !verdict.holds());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((fault, checkers, budget)) = BROKEN.get(next.fetch_add(1, Ordering::SeqCst)) {
+            println!("{}", found(*fault, checkers, *budget));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(work);
+        }
+    });
+}
+
+/// Runs schedules until one of `checkers` objects.
+fn found(fault: Fault, checkers: &[&str], budget: u64) -> String {
+    for seed in 0..budget {
+        let outcome = run(seed, &Plan { sabotage: vec![fault], ..Plan::of(seed) });
+        let violated = outcome.verdicts.iter().filter(|verdict| !verdict.holds());
         let by: Vec<&str> = violated.map(|verdict| verdict.checker).collect();
-        println!("{fault}: found by {by:?} after {} schedules: {}", summary.schedules, broken.command);
-        assert!(by.iter().any(|checker| checkers.contains(checker)), "{fault}: only {by:?} have objected");
+        if by.iter().any(|checker| checkers.contains(checker)) {
+            return format!("{fault}: seed {seed}, by {by:?}");
+        }
     }
+    panic!("{fault}: none of {checkers:?} has noticed in {budget} schedules");
 }

@@ -517,7 +517,16 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
             // openraft holds its first request back while it is to wait after a failure. Whoever fails without asking for
             // one is called again at once, and never rests.
             let mut input = input.peekable();
-            if Pin::new(&mut input).peek().await.is_none() {
+            let first = Pin::new(&mut input).peek();
+            let first = match self.remote().map(|remote| remote.gone.clone()) {
+                Ok(gone) => tokio::select! {
+                    biased;
+                    () = gone.cancelled() => return Err(unreachable("the node is not there any more").into()),
+                    first = first => first,
+                },
+                Err(_) => first.await,
+            };
+            if first.is_none() {
                 return Ok(futures::stream::empty().boxed());
             }
             let lane = self.open_lane().await?;
