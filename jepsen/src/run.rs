@@ -14,7 +14,7 @@ use boomerang::clock::{Clock, SystemClock};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::check::{self, Limits, Verdict};
+use crate::check::{self, Limits, Verdict, Violation};
 use crate::cluster::{Cluster, ClusterError, ClusterSettings};
 use crate::fault::{self, Kind};
 use crate::history::edn::Meta;
@@ -34,8 +34,6 @@ pub enum RunError {
     Cluster(#[from] ClusterError),
     #[error(transparent)]
     Load(#[from] LoadError),
-    #[error("no replica has said what its state is: nothing was compared")]
-    NoDigests,
     #[error("cannot write the report to {folder}: {source}")]
     Report { folder: PathBuf, source: std::io::Error },
 }
@@ -87,11 +85,6 @@ fn recorder() -> Recorder {
     Recorder::new(began_ms, RunWatch { clock, began_us: began_ms * 1000 })
 }
 
-/// What time allows in a run with such faults.
-fn limits(kinds: &[Kind]) -> Limits {
-    Limits { early_us: fault::early_us(kinds), ..Limits::default() }
-}
-
 /// For whoever waits.
 fn so_far(history: &History) -> String {
     let mut counts = [0u64; 4];
@@ -113,8 +106,7 @@ fn so_far(history: &History) -> String {
 pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, RunError> {
     let recorder = recorder();
     let RunSettings { cluster, load, kinds, time, seed, after, out, settings } = settings;
-    let (nodes, limits) = (cluster.nodes, limits(&kinds));
-    say(&format!("starting {nodes} nodes and etcd"));
+    say(&format!("starting {} nodes and etcd", cluster.nodes));
     let cluster = Cluster::start(cluster, recorder.clone()).await?;
     let target = Target {
         addresses: cluster.addresses(),
@@ -136,23 +128,55 @@ pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, R
     };
     let (begun, ()) = tokio::join!(faults, over);
     say(&format!("{begun} faults; healing"));
-    fault::heal(&cluster).await?;
-    say(&format!("all is healed; the load goes on for {after:?}"));
+    let mut troubles = Vec::new();
+    if begun == 0 && !kinds.is_empty() {
+        troubles.push("no fault has begun: nothing was put to the test".to_owned());
+    }
+    match fault::heal(&cluster).await {
+        Ok(()) => say(&format!("all is healed; the load goes on for {after:?}")),
+        Err(error) => troubles.push(format!("the cluster was not healed: {error}")),
+    }
     tokio::time::sleep(after).await;
     load.stop().await;
     say("waiting for what is left");
-    load.account(PATIENCE).await?;
-    cluster.record_digests().await?;
-    let history = recorder.so_far();
-    // A checker cannot tell a run that never asks from one that got no answer.
-    if !history.events.iter().any(|event| matches!(event.what, What::Digest { .. })) {
-        return Err(RunError::NoDigests);
+    // Whatever goes wrong from here on, what was seen is judged and written down.
+    if let Err(error) = load.account(PATIENCE).await {
+        troubles.push(format!("what is left cannot be known: {error}"));
     }
+    if let Err(error) = cluster.record_digests().await {
+        troubles.push(format!("replicas cannot be compared: {error}"));
+    }
+    troubles.extend(cluster.own_ends());
+    let history = recorder.so_far();
     say(&format!("checking {} events", history.events.len()));
-    let verdicts = check::all(&history, &limits);
+    let mut verdicts = check::all(&history, &Limits::default());
+    troubles.extend(nothing_seen(&verdicts));
+    verdicts.push(no_trouble(troubles));
     let meta = Meta { seed: Some(seed), settings };
     report::write(&out, &history, &verdicts, &meta)
         .map_err(|source| RunError::Report { folder: out.clone(), source })?;
     cluster.stop().await;
     Ok(Outcome { verdicts, events: history.events.len(), report: out.join("index.html") })
+}
+
+/// What the run itself has to say.
+fn no_trouble(troubles: Vec<String>) -> Verdict {
+    let violations: Vec<Violation> = troubles.into_iter().map(|what| Violation { what, events: Vec::new() }).collect();
+    Verdict {
+        checker: "nodes",
+        promise: "No node ends by itself, and a cluster gets whole again when all is mended",
+        counts: vec![("violations", violations.len() as u64)],
+        violations,
+    }
+}
+
+/// Verdicts about nothing are worth nothing.
+fn nothing_seen(verdicts: &[Verdict]) -> Vec<String> {
+    let needed = [("lost", "acknowledged"), ("lost", "deliveries"), ("digests", "groups_compared")];
+    let count = |checker: &str, name: &str| {
+        let verdict = verdicts.iter().find(|verdict| verdict.checker == checker)?;
+        verdict.counts.iter().find(|(counted, _)| *counted == name).map(|(_, count)| *count)
+    };
+    let missing = needed.into_iter().filter(|(checker, name)| count(checker, name).unwrap_or(0) == 0);
+    missing.map(|(checker, name)| format!("nothing was seen: {checker} counts no {name}")).collect()
 }
