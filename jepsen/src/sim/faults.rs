@@ -1,8 +1,8 @@
 //! What is broken, and when: a schedule that follows from the seed, and the end of all of it.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boomerang::firing::hand_over::hand_over;
@@ -11,6 +11,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::net::{Link, NodeId};
 use super::world::{SYNC_MS, World, chance};
@@ -28,11 +29,26 @@ struct Faults {
     rng: SmallRng,
     /// What is under way, and ends by itself.
     under_way: JoinSet<()>,
+    /// Then what is under way ends at once.
+    over: CancellationToken,
+    /// How many faults slow a node's disk down.
+    slow_disks: Arc<Mutex<BTreeMap<NodeId, u32>>>,
+}
+
+/// Waits, unless all faults are over.
+async fn lasting(over: CancellationToken, lasts: Duration) {
+    let _ = over.run_until_cancelled(sleep(lasts)).await;
 }
 
 /// Breaks things until the time of the plan is over, and then mends all of it.
 pub async fn run(world: &Arc<World>) {
-    let mut faults = Faults { world: world.clone(), rng: chance(world.seed, 4), under_way: JoinSet::new() };
+    let mut faults = Faults {
+        world: world.clone(),
+        rng: chance(world.seed, 4),
+        under_way: JoinSet::new(),
+        over: CancellationToken::new(),
+        slow_disks: Arc::default(),
+    };
     let until = Instant::now() + world.plan.safety;
     world.receivers.set_broken(true);
     while Instant::now() < until {
@@ -90,14 +106,14 @@ impl Faults {
         };
         ways.sort_unstable();
         let breaks = self.rng.random_bool(0.4);
-        let (world, lasts) = (self.world.clone(), self.some_ms(LASTS_MS));
+        let (world, lasts, over) = (self.world.clone(), self.some_ms(LASTS_MS), self.over.clone());
         let detail = format!("node {victim} {how}: {ways:?}, connections break: {breaks}");
         world.note("partition", Stage::Begin, detail.clone());
         for way in &ways {
             if breaks { world.net.cut_and_break(*way) } else { world.net.cut(*way) }
         }
         self.under_way.spawn(async move {
-            sleep(lasts).await;
+            lasting(over, lasts).await;
             ways.into_iter().for_each(|way| world.net.mend(way));
             world.note("partition", Stage::End, detail);
         });
@@ -116,14 +132,14 @@ impl Faults {
 
     fn crash_node(&mut self, node: NodeId) {
         let power = self.rng.random_bool(0.6);
-        let (world, away) = (self.world.clone(), self.some_ms(LASTS_MS));
+        let (world, away, over) = (self.world.clone(), self.some_ms(LASTS_MS), self.over.clone());
         if !world.crash(node, power) {
             return;
         }
         let fault = if power { "power" } else { "kill" };
         world.note(fault, Stage::Begin, format!("node {node}"));
         self.under_way.spawn(async move {
-            sleep(away).await;
+            lasting(over, away).await;
             world.start(node).await;
             world.note(fault, Stage::End, format!("node {node}"));
         });
@@ -131,26 +147,36 @@ impl Faults {
 
     fn slow_links(&mut self) {
         let victim = self.victim();
-        let (world, lasts) = (self.world.clone(), self.some_ms(LASTS_MS));
+        let (world, lasts, over) = (self.world.clone(), self.some_ms(LASTS_MS), self.over.clone());
         let others = self.world.nodes().filter(|node| *node != victim);
         let ways: Vec<Link> = others.flat_map(|other| [(victim, other), (other, victim)]).collect();
         world.note("slow-links", Stage::Begin, format!("node {victim}"));
         ways.iter().for_each(|way| world.net.slow(*way));
         self.under_way.spawn(async move {
-            sleep(lasts).await;
-            ways.into_iter().for_each(|way| world.net.mend(way));
+            lasting(over, lasts).await;
+            ways.into_iter().for_each(|way| world.net.hurry(way));
             world.note("slow-links", Stage::End, format!("node {victim}"));
         });
     }
 
     fn slow_disk(&mut self) {
         let (victim, sync_ms) = (self.victim(), self.rng.random_range(SLOW_SYNC_MS.0..SLOW_SYNC_MS.1));
-        let (world, lasts) = (self.world.clone(), self.some_ms(LASTS_MS));
+        let (world, lasts, over) = (self.world.clone(), self.some_ms(LASTS_MS), self.over.clone());
         world.note("slow-disk", Stage::Begin, format!("node {victim}, {sync_ms} ms"));
         world.pace(victim).sync_ms.store(sync_ms, Ordering::SeqCst);
+        let slow = self.slow_disks.clone();
+        *slow.lock().expect("no panic under this lock").entry(victim).or_default() += 1;
         self.under_way.spawn(async move {
-            sleep(lasts).await;
-            world.pace(victim).sync_ms.store(SYNC_MS, Ordering::SeqCst);
+            lasting(over, lasts).await;
+            let left = {
+                let mut slow = slow.lock().expect("no panic under this lock");
+                let count = slow.entry(victim).or_default();
+                *count -= 1;
+                *count
+            };
+            if left == 0 {
+                world.pace(victim).sync_ms.store(SYNC_MS, Ordering::SeqCst);
+            }
             world.note("slow-disk", Stage::End, format!("node {victim}"));
         });
     }
@@ -177,7 +203,11 @@ impl Faults {
 
     /// Everything is whole again, and stays so.
     async fn heal(mut self) {
-        self.under_way.shutdown().await;
+        self.over.cancel();
+        // To their ends: a node that is being started must not be left half started.
+        while let Some(ended) = self.under_way.join_next().await {
+            ended.expect("no fault panics");
+        }
         let world = &self.world;
         world.net.mend_all();
         for node in world.nodes() {

@@ -11,7 +11,7 @@
 //!
 //! Each pipe has chance of its own, so that one that carries a little more or less does not change all others.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -50,8 +50,9 @@ pub struct Net {
 struct Inner {
     seed: u64,
     connections: u64,
-    cut: BTreeSet<Link>,
-    slow: BTreeSet<Link>,
+    /// How many faults cut it.
+    cut: BTreeMap<Link, u32>,
+    slow: BTreeMap<Link, u32>,
     listeners: BTreeMap<NodeId, (LifeId, mpsc::UnboundedSender<Wire>)>,
     pipes: Vec<Weak<Mutex<Pipe>>>,
 }
@@ -101,13 +102,23 @@ impl Pipe {
     }
 }
 
+/// Whether nothing is left of it.
+fn less(counts: &mut BTreeMap<Link, u32>, link: Link) -> bool {
+    let Some(count) = counts.get_mut(&link) else { return false };
+    *count -= 1;
+    if *count == 0 {
+        counts.remove(&link);
+    }
+    !counts.contains_key(&link)
+}
+
 impl Net {
     pub fn new(seed: u64) -> Self {
         let inner = Inner {
             seed,
             connections: 0,
-            cut: BTreeSet::new(),
-            slow: BTreeSet::new(),
+            cut: BTreeMap::new(),
+            slow: BTreeMap::new(),
             listeners: BTreeMap::new(),
             pipes: Vec::new(),
         };
@@ -136,7 +147,7 @@ impl Net {
 
     /// Nothing goes this way until it is mended.
     pub fn cut(&self, link: Link) {
-        self.lock().cut.insert(link);
+        *self.lock().cut.entry(link).or_default() += 1;
     }
 
     /// The same, and the connections that go this way break at once.
@@ -147,17 +158,17 @@ impl Net {
     }
 
     pub fn slow(&self, link: Link) {
-        self.lock().slow.insert(link);
+        *self.lock().slow.entry(link).or_default() += 1;
     }
 
-    /// The link is as it was; what was written meanwhile is sent again.
+    /// One fault less makes it slow.
+    pub fn hurry(&self, link: Link) {
+        less(&mut self.lock().slow, link);
+    }
+
+    /// One fault less cuts it. If it was the last, what was written meanwhile is sent again.
     pub fn mend(&self, link: Link) {
-        let was_cut = {
-            let mut inner = self.lock();
-            inner.slow.remove(&link);
-            inner.cut.remove(&link)
-        };
-        if !was_cut {
+        if !less(&mut self.lock().cut, link) {
             return;
         }
         for pipe in self.pipes() {
@@ -173,11 +184,12 @@ impl Net {
     }
 
     pub fn mend_all(&self) {
-        let links: BTreeSet<Link> = {
-            let inner = self.lock();
-            inner.cut.union(&inner.slow).copied().collect()
-        };
-        links.into_iter().for_each(|link| self.mend(link));
+        self.lock().slow.clear();
+        let cut: Vec<Link> = self.lock().cut.keys().copied().collect();
+        for link in cut {
+            self.lock().cut.insert(link, 1);
+            self.mend(link);
+        }
     }
 
     /// The node is gone. `silently`: the others are not told, as when a machine loses its power.
@@ -212,11 +224,11 @@ impl Net {
     }
 
     fn is_cut(&self, link: Link) -> bool {
-        self.lock().cut.contains(&link)
+        self.lock().cut.contains_key(&link)
     }
 
     fn latency(&self, link: Link, rng: &mut SmallRng) -> Duration {
-        let (from_ms, until_ms) = if self.lock().slow.contains(&link) { SLOW_MS } else { USUAL_MS };
+        let (from_ms, until_ms) = if self.lock().slow.contains_key(&link) { SLOW_MS } else { USUAL_MS };
         Duration::from_millis(rng.random_range(from_ms..until_ms))
     }
 
