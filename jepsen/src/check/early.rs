@@ -1,7 +1,8 @@
 //! Nothing comes before its due instant, and the due instant it carries is the one that was promised.
 //!
 //! The promise is the answer to the registration or to the edit that made the delivered version, and for recurring tasks
-//! that and whole intervals. For what was never answered it is what was asked for, if that was an instant.
+//! that and whole intervals. For what was never answered it is what was asked for, if that was an instant. What may come
+//! early because clocks are wrong is said in `clocks`.
 
 use super::tasks::{Arrival, Base, Task, Tasks};
 use super::{Findings, Limits, Verdict};
@@ -20,7 +21,8 @@ pub(super) fn check(history: &History, limits: &Limits) -> Verdict {
         for arrival in &task.deliveries {
             deliveries += 1;
             let due_us = history.since_began_us(arrival.delivery.due_ms);
-            if arrival.at_us + limits.early_us + ROUNDING_US <= due_us {
+            let early_us = tasks.wrong_clocks.early_us(limits, arrival.at_us);
+            if arrival.at_us + early_us + ROUNDING_US <= due_us {
                 let what = format!("{}: came {} us before it was due", task.name(), due_us - arrival.at_us);
                 findings.add([arrival.index], what);
             }
@@ -100,7 +102,7 @@ mod tests {
 
     use super::*;
     use crate::check::hand_made::*;
-    use crate::history::{Delivery, End, Registration};
+    use crate::history::{Delivery, End, Registration, Stage};
 
     fn once() -> HandMade {
         HandMade::new().acknowledged(0, one_shot(1, 100))
@@ -121,6 +123,41 @@ mod tests {
     fn a_millisecond_early_is_early() {
         once().delivered(99, delivery(1, 100)).fails(check, "came 1000 us before");
         every_50().occurrence(100, 1, 0, 100).occurrence(140, 1, 1, 150).fails(check, "came 10000 us before");
+    }
+
+    /// Clocks are wrong from second 20 to second 30.
+    fn wrong_clocks(fault: &'static str) -> HandMade {
+        HandMade::new().fault_of(fault, 20_000, Stage::Begin).fault_of(fault, 30_000, Stage::End)
+    }
+
+    #[test]
+    fn early_while_clocks_are_wrong_is_no_break() {
+        for fault in ["clock", "clock-wild"] {
+            let came =
+                |at| wrong_clocks(fault).acknowledged(0, one_shot(1, at + 250)).delivered(at, delivery(1, at + 250));
+            for at in [20_010, 29_900, 35_000] {
+                came(at).passes(check);
+            }
+            // Neither before nor after, and not by any amount.
+            for at in [10_000, 41_000] {
+                came(at).fails(check, "came 250000 us before");
+            }
+            let far = wrong_clocks(fault).acknowledged(0, one_shot(1, 26_100));
+            far.delivered(25_000, delivery(1, 26_100)).fails(check, "came 1100000 us before");
+        }
+        let killed = HandMade::new().fault(20_000, Stage::Begin).acknowledged(0, one_shot(1, 25_250));
+        killed.delivered(25_000, delivery(1, 25_250)).fails(check, "came 250000 us before");
+    }
+
+    #[test]
+    fn an_instant_that_a_wrong_clock_gave_is_kept_to() {
+        // Registered while clocks were wrong, due when they are right.
+        let asked = || {
+            let delayed = Registration { due: Due::In(30_000), ..one_shot(1, 0) };
+            wrong_clocks("clock").register(25_000, 25_010, delayed, registered(1, 55_200))
+        };
+        asked().delivered(55_200, delivery(1, 55_200)).passes(check);
+        asked().delivered(55_000, delivery(1, 55_200)).fails(check, "came 200000 us before");
     }
 
     #[test]

@@ -17,9 +17,16 @@ pub fn due(at_ms: u64) -> u64 {
     BEGAN + at_ms
 }
 
-/// Nothing is early, all is calm 10 s after healing, half a second is late, what is 5 s on its way is no longer stale.
-pub const LIMITS: Limits =
-    Limits { early_us: 0, heal_within_us: 10_000_000, late_us: 500_000, answer_us: 200_000, stale_us: 5_000_000 };
+/// Nothing is early but by wrong clocks, and then by a second; all is calm 10 s after healing, half a second is late, what is
+/// 5 s on its way is no longer stale.
+pub const LIMITS: Limits = Limits {
+    early_us: 0,
+    early_clocks_us: 1_000_000,
+    heal_within_us: 10_000_000,
+    late_us: 500_000,
+    answer_us: 200_000,
+    stale_us: 5_000_000,
+};
 
 /// Gathers events in any order; [`HandMade::history`] puts them into theirs.
 #[derive(Default)]
@@ -143,7 +150,11 @@ impl HandMade {
     }
 
     pub fn fault(self, at: u64, stage: Stage) -> Self {
-        self.event(at, What::Fault(FaultNote { fault: "kill", stage, detail: "node 1".to_owned() }))
+        self.fault_of("kill", at, stage)
+    }
+
+    pub fn fault_of(self, fault: &'static str, at: u64, stage: Stage) -> Self {
+        self.event(at, What::Fault(FaultNote { fault, stage, detail: "node 1".to_owned() }))
     }
 
     pub fn healed(self, at: u64) -> Self {

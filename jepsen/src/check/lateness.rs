@@ -1,13 +1,14 @@
 //! When all is calm again, what is due comes on time.
 //!
 //! Lateness is from the due instant to the first arrival of the first attempt. It begins later where nobody could have
-//! been on time: the task was registered or moved to an instant that was over, or the occurrence before was still out.
+//! been on time: the task was registered or moved to an instant that was over, or the occurrence before was still out. When all is
+//! calm, no first attempt may vanish either: where none ever came, the first arrival stands for it. Datagrams may be lost.
 
 use std::collections::BTreeMap;
 
 use super::tasks::{Arrival, Task, Tasks};
 use super::{Findings, Limits, Verdict};
-use crate::history::{FIRST_VERSION, History, Stage, What};
+use crate::history::{FIRST_VERSION, History};
 
 /// How late, by when it was due.
 #[derive(Default)]
@@ -22,10 +23,10 @@ pub(super) fn check(history: &History, limits: &Limits) -> Verdict {
     let tasks = Tasks::of(history);
     let mut findings = Findings::new("lateness", "After healing, what is due comes on time");
     let calm_us = tasks.calm_us(limits.heal_within_us).unwrap_or(u64::MAX);
-    let broken_us = first_broken_us(history).unwrap_or(calm_us);
+    let broken_us = tasks.first_broken_us.unwrap_or(calm_us);
     let mut lateness = Lateness::default();
     for task in &tasks.all {
-        for First { due_us, may_wait_us, arrival } in first_attempts(history, task, limits) {
+        for First { due_us, may_wait_us, arrival } in first_attempts(history, task, limits, calm_us) {
             let late_us = arrival.at_us.saturating_sub(due_us);
             let kind = match due_us {
                 _ if due_us >= calm_us => &mut lateness.after,
@@ -35,7 +36,8 @@ pub(super) fn check(history: &History, limits: &Limits) -> Verdict {
             kind.push(late_us);
             if due_us >= calm_us && arrival.at_us > due_us.max(may_wait_us) + limits.late_us {
                 let (occurrence, _) = arrival.turn();
-                let what = format!("{}, occurrence {occurrence}: came {late_us} us late", task.name());
+                let first = if arrival.delivery.attempt == 1 { "" } else { ", and no first attempt ever" };
+                let what = format!("{}, occurrence {occurrence}: came {late_us} us late{first}", task.name());
                 findings.add([arrival.index], what);
             }
         }
@@ -56,18 +58,13 @@ pub(super) fn check(history: &History, limits: &Limits) -> Verdict {
     findings.verdict(counts)
 }
 
-fn first_broken_us(history: &History) -> Option<u64> {
-    let broken = |what: &What| matches!(what, What::Fault(note) if note.stage == Stage::Begin);
-    history.events.iter().find(|event| broken(&event.what)).map(|event| event.at_us)
-}
-
 /// So many of a hundred are no larger. Of nothing it is zero.
 pub fn percentile(sorted: &[u64], percent: usize) -> u64 {
     let place = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
     sorted.get(place).copied().unwrap_or(0)
 }
 
-/// The first arrival of a first attempt.
+/// The first arrival of a first attempt, or of what came instead of it.
 struct First<'a, 'h> {
     /// From when on it is late.
     due_us: u64,
@@ -76,13 +73,23 @@ struct First<'a, 'h> {
     arrival: &'a Arrival<'h>,
 }
 
-fn first_attempts<'a, 'h>(history: &History, task: &'a Task<'h>, limits: &Limits) -> Vec<First<'a, 'h>> {
+fn first_attempts<'a, 'h>(history: &History, task: &'a Task<'h>, limits: &Limits, calm_us: u64) -> Vec<First<'a, 'h>> {
     let mut firsts: BTreeMap<u64, &Arrival<'h>> = BTreeMap::new();
+    let mut retries: BTreeMap<u64, &Arrival<'h>> = BTreeMap::new();
     let mut lasts: BTreeMap<u64, u64> = BTreeMap::new();
     for arrival in &task.deliveries {
         let (occurrence, attempt) = arrival.turn();
         lasts.insert(occurrence, arrival.at_us);
         if attempt == 1 {
+            firsts.entry(occurrence).or_insert(arrival);
+        } else {
+            retries.entry(occurrence).or_insert(arrival);
+        }
+    }
+    // A first attempt that was made before may have been lost with what was broken.
+    let in_peace = |arrival: &Arrival<'_>| history.since_began_us(arrival.delivery.due_ms) >= calm_us;
+    for (occurrence, arrival) in retries {
+        if in_peace(arrival) && !arrival.delivery.datagram {
             firsts.entry(occurrence).or_insert(arrival);
         }
     }
@@ -116,7 +123,7 @@ mod tests {
 
     use super::*;
     use crate::check::hand_made::*;
-    use crate::history::{Answer, Delivery, End};
+    use crate::history::{Answer, Delivery, End, Stage};
 
     /// Broken until second 5, calm from second 15 on.
     fn broken() -> HandMade {
@@ -159,6 +166,21 @@ mod tests {
         let retry = Delivery { attempt: 2, ..delivery(1, 20_000) };
         let tried = broken().acknowledged(0, one_shot(1, 20_000)).delivered(20_001, delivery(1, 20_000));
         tried.delivered(25_000, retry).passes(check);
+    }
+
+    #[test]
+    fn a_first_attempt_that_vanishes_in_peace_is_late() {
+        let second = |due_at| Delivery { attempt: 2, ..delivery(1, due_at) };
+        let once = |due_at| broken().acknowledged(0, one_shot(1, due_at));
+        once(20_000).delivered(20_900, second(20_000)).fails(check, "900000 us late, and no first attempt ever");
+        // If the next one comes in time, nobody can tell.
+        once(20_000).delivered(20_400, second(20_000)).passes(check);
+        // What was due while things were broken may have been lost with them, and so may a packet.
+        once(14_000).delivered(20_900, second(14_000)).passes(check);
+        let packet = Delivery { datagram: true, ..second(20_000) };
+        once(20_000).delivered(20_900, packet).passes(check);
+        // It came after all, even if later than the second.
+        once(20_000).delivered(20_300, second(20_000)).delivered(20_400, delivery(1, 20_000)).passes(check);
     }
 
     #[test]

@@ -2,10 +2,11 @@
 //!
 //! A task that was acknowledged and is due in time before the end of the run must have been delivered and accepted. It
 //! need not if it may have been cancelled, if it is a dead letter, or if the cluster says that its next attempt comes after the end.
-//! What nobody answered may be there or not. What certainly failed must not come, nor what nobody asked for.
+//! One that was edited must have been accepted in a version that may be its last: an acknowledged edit is not lost, whatever
+//! came before it. What nobody answered may be there or not. What certainly failed must not come, nor what nobody asked for.
 //! Recurring tasks are those of `occurrences`.
 
-use super::tasks::{Acknowledged, Task, Tasks};
+use super::tasks::{Acknowledged, Edit, Task, Tasks};
 use super::{Findings, Limits, Verdict};
 use crate::history::{History, LeftAs};
 
@@ -94,8 +95,9 @@ fn fate(
     findings: &mut Findings,
 ) {
     let due_ms = task.latest_due_ms().unwrap_or(acknowledged.due_ms);
-    let due_us = tasks.history.since_began_us(due_ms).max(acknowledged.at_us);
-    if task.first_accepted().is_some() {
+    let due_us = tasks.history.since_began_us(due_ms).max(known_us(task, acknowledged));
+    let last = Last::of(task);
+    if task.deliveries.iter().any(|arrival| arrival.delivery.accepted && last.may_be(arrival.delivery.version)) {
         counts.accepted += 1;
     } else if task.may_be_cancelled() {
         counts.cancelled += 1;
@@ -103,23 +105,65 @@ fn fate(
         counts.dead += 1;
     } else if tasks.calm_us(limits.heal_within_us).is_none_or(|calm| due_us.max(calm) + limits.late_us > tasks.end_us) {
         counts.not_due += 1;
-    } else if waits(tasks, task) {
+    } else if waits(tasks, task, &last) {
         counts.waiting += 1;
     } else {
         let what = format!("{}: acknowledged, due at {due_ms}, and {}", task.name(), instead(task));
-        let events = acknowledged.operation.events().into_iter();
+        let edits = task.edits.iter().filter(|edit| last.may_be(edit.version)).take(5);
+        let events = acknowledged.operation.events().into_iter().chain(edits.flat_map(|edit| edit.operation.events()));
         let refused = task.deliveries.iter().take(5).map(|arrival| arrival.index);
         findings.add(events.chain(refused).chain(task.left.iter().map(|(index, ..)| *index)), what);
     }
 }
 
+/// Since when everything that was acknowledged is known.
+fn known_us(task: &Task<'_>, acknowledged: &Acknowledged<'_>) -> u64 {
+    let edits = task.edits.iter().filter(|edit| edit.edited().is_some());
+    edits.filter_map(|edit| edit.operation.ended_us()).fold(acknowledged.at_us, u64::max)
+}
+
+/// The versions that may be the last one of a task.
+enum Last {
+    /// No edit was acknowledged: whichever comes was asked for, or `answers` says so.
+    Any,
+    /// Of those that were acknowledged, or may have been made, those that no acknowledged one has certainly followed. One
+    /// without an answer may be made at any time.
+    OneOf(Vec<u32>),
+}
+
+impl Last {
+    fn of(task: &Task<'_>) -> Self {
+        let Some(called) = task.edits.iter().filter(|edit| edit.edited().is_some()).map(called).max() else {
+            return Self::Any;
+        };
+        let followed = |edit: &Edit<'_>| match edit.operation.end {
+            Some((.., ended)) => edit.edited().is_some() && ended < called,
+            None => false,
+        };
+        let may_be_last = task.edits.iter().filter(|edit| edit.may_be_done() && !followed(edit));
+        Self::OneOf(may_be_last.map(|edit| edit.version).collect())
+    }
+
+    fn may_be(&self, version: u32) -> bool {
+        match self {
+            Self::Any => true,
+            Self::OneOf(versions) => versions.contains(&version),
+        }
+    }
+}
+
+fn called(edit: &Edit<'_>) -> u64 {
+    edit.operation.call_index
+}
+
 /// It was refused, and its next attempt is still to come.
-fn waits(tasks: &Tasks<'_>, task: &Task<'_>) -> bool {
+fn waits(tasks: &Tasks<'_>, task: &Task<'_>, last: &Last) -> bool {
     if task.deliveries.is_empty() {
         return false;
     }
     // If the cluster was never asked what is left, nothing speaks against it.
-    !tasks.has_left
+    let refused = || task.deliveries.iter().any(|arrival| last.may_be(arrival.delivery.version));
+    !tasks.has_left && refused()
         || task.left.iter().any(|(_, at_us, left)| match left.state {
             LeftAs::Pending { due_ms, .. } => tasks.history.since_began_us(due_ms) > *at_us,
             LeftAs::DeadLetter { .. } => false,
@@ -129,6 +173,9 @@ fn waits(tasks: &Tasks<'_>, task: &Task<'_>) -> bool {
 fn instead(task: &Task<'_>) -> String {
     let overdue = task.left.iter().any(|(.., left)| matches!(left.state, LeftAs::Pending { .. }));
     let still = if overdue { "it is still pending" } else { "nothing is left of it" };
+    if let Some(accepted) = task.first_accepted() {
+        return format!("edited, and accepted only in version {}; {still}", accepted.delivery.version);
+    }
     match task.deliveries.len() {
         0 => format!("never delivered; {still}"),
         many => format!("delivered {many} times and never accepted; {still}"),
@@ -190,6 +237,47 @@ mod tests {
     fn an_edit_that_nobody_answered_may_have_moved_it() {
         acknowledged().edit(10, 20, 1, 90_000, 2, unknown()).passes(check);
         acknowledged().edit(10, 20, 1, 90_000, 2, failed()).fails(check, "never delivered");
+    }
+
+    fn edited(due_at: u64) -> End {
+        End::Ok(Answer::Edited { due_ms: due(due_at) })
+    }
+
+    fn came(attempt: u32, version: u32, due_at: u64) -> Delivery {
+        Delivery { attempt, version, ..delivery(1, due_at) }
+    }
+
+    #[test]
+    fn an_acknowledged_edit_is_not_lost() {
+        // The first version was out when the edit was answered, and ended the task.
+        let lost = || acknowledged().edit(90, 110, 1, 5_000, 2, edited(5_000)).delivered(105, came(1, 1, 100));
+        lost().fails(check, "accepted only in version 1");
+        lost().delivered(5_000, came(2, 2, 5_000)).passes(check);
+        // Unless it may have come to another end, or it is not due yet.
+        lost().cancel(2_000, 2_010, 1, unknown()).passes(check);
+        lost().left(60_000, 1, LeftAs::DeadLetter { occurrence: 0, attempts: 3 }).passes(check);
+        lost().left(60_000, 1, LeftAs::Pending { due_ms: due(70_000), occurrence: 0 }).passes(check);
+        acknowledged().edit(90, 110, 1, 59_900, 2, edited(59_900)).delivered(105, came(1, 1, 100)).passes(check);
+        // What was not edited was not lost.
+        acknowledged().edit(90, 110, 1, 5_000, 2, unknown()).delivered(105, came(1, 1, 100)).passes(check);
+        acknowledged().edit(90, 110, 1, 5_000, 2, failed()).delivered(105, came(1, 1, 100)).passes(check);
+    }
+
+    #[test]
+    fn the_last_of_several_edits_must_come() {
+        let two = |from, end| {
+            let first = acknowledged().edit(10, 20, 1, 4_000, 2, edited(4_000));
+            first.edit(from, from + 20, 1, 5_000, 3, end)
+        };
+        let second = || came(1, 2, 4_000);
+        two(30, edited(5_000)).delivered(4_000, second()).fails(check, "accepted only in version 2");
+        two(30, edited(5_000)).delivered(5_000, came(1, 3, 5_000)).passes(check);
+        // At the same time, either may be the last; without an answer, it may be or not. But the first version is gone.
+        for (from, end) in [(15, edited(5_000)), (30, unknown()), (5, unknown())] {
+            two(from, end.clone()).delivered(4_000, second()).passes(check);
+            two(from, end.clone()).delivered(5_000, came(1, 3, 5_000)).passes(check);
+            two(from, end).delivered(100, came(1, 1, 100)).fails(check, "accepted only in version 1");
+        }
     }
 
     #[test]

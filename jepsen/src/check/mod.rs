@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::history::History;
 
 mod answers;
+mod clocks;
 mod digests;
 mod early;
 mod fences;
@@ -25,8 +26,13 @@ pub use lateness::percentile;
 /// How much of what depends on time is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Limits {
-    /// So much before its due instant a delivery may come: nothing, unless clocks were set wrong.
+    /// So much before its due instant a delivery may come at any time: nothing, unless clocks are wrong all the time.
     pub early_us: u64,
+    /// So much while a history says that clocks are set wrong, and until they have followed the right time again. It is
+    /// made up as `early_us` in `fault::clock` says: a clock of the small kind is wrong by up to 300 ms, drift included; a
+    /// wild one is noticed at 500 ms, and gains up to 300 ms more until then. A median of clocks that are wrong is as wrong
+    /// as they are, so these add up.
+    pub early_clocks_us: u64,
     /// So long after everything was healed, lateness must be normal again.
     pub heal_within_us: u64,
     /// What is normal: the lateness of whatever is due after that.
@@ -40,7 +46,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { early_us: 0, heal_within_us: 15_000_000, late_us: 500_000, answer_us: 1_500_000, stale_us: 60_000_000 }
+        Self {
+            early_us: 0,
+            early_clocks_us: 1_100_000,
+            heal_within_us: 15_000_000,
+            late_us: 500_000,
+            answer_us: 1_500_000,
+            stale_us: 60_000_000,
+        }
     }
 }
 

@@ -15,7 +15,8 @@
 //! The search (Wing and Gong, with memory) walks over calls and ends in order and keeps every state that is still possible,
 //! together with the operations under way that have already taken effect in it. When an operation ends, only the states in which it
 //! has taken effect are kept; when none is left, no order explains the history. What is kept is bounded by how many operations of
-//! one task overlap, not by the length of the run.
+//! one task overlap, not by the length of the run. A task with too many is not decided, and then nobody can say that the
+//! promise was kept: that is a violation, too, and says so. Loads must not ask for so much of one task at a time.
 
 use std::collections::{HashMap, HashSet};
 
@@ -101,7 +102,11 @@ pub(super) fn check(history: &History, limits: &Limits) -> Verdict {
         made += moves.len() as u64;
         match (Search { recurring: task.every_ms().is_some(), moves }).run() {
             Outcome::Explained => {}
-            Outcome::Undecided => undecided += 1,
+            Outcome::Undecided => {
+                undecided += 1;
+                let what = format!("{}: too much was asked of it at a time to decide: nobody can tell", task.name());
+                findings.add(task.registrations.iter().flat_map(|(_, operation)| operation.events()), what);
+            }
             Outcome::Stuck(at) => findings.add(events(moves, at), explain(task, &moves[at])),
         }
     }
@@ -589,6 +594,19 @@ mod tests {
     fn a_list_of_another_client_says_nothing() {
         let other = crate::history::Call::List { client: "d".to_owned() };
         once().operation(10, 20, other, listed(&[])).passes(check);
+    }
+
+    #[test]
+    fn what_cannot_be_decided_is_not_passed() {
+        let open = |many| {
+            let edit = |history: HandMade, n: u32| history.edit(10, 20, 1, 2_000, 2 + n, unknown());
+            (0..many).fold(once(), edit)
+        };
+        open(70).fails(check, "nobody can tell");
+        open(30).passes(check);
+        // So many orders of so few that it takes too long.
+        open(30).get(30, 40, 1, found(1_000, 1)).fails(check, "nobody can tell");
+        open(5).get(30, 40, 1, found(1_000, 1)).passes(check);
     }
 
     #[test]

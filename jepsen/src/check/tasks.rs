@@ -8,10 +8,14 @@ use std::collections::HashMap;
 use boomerang::task::{Fence, Missed};
 
 use super::Limits;
+use super::clocks::WrongClocks;
 use crate::history::{
     Answer, Call, Delivery, Due, End, FIRST_VERSION, History, Left, LeftAs, Operation, Registration, Stage, TaskId,
     Token, What,
 };
+
+/// A fault is written down when it has begun: it may have been at work for so long before.
+pub(super) const BEGINNING_US: u64 = 2_000_000;
 
 pub(super) struct Tasks<'h> {
     pub history: &'h History,
@@ -20,6 +24,9 @@ pub(super) struct Tasks<'h> {
     pub lists: Vec<(&'h str, Operation<'h>)>,
     pub operations: u64,
     pub healed_us: Option<u64>,
+    /// When the first fault was written down; `None` if nothing was ever broken.
+    pub first_broken_us: Option<u64>,
+    pub wrong_clocks: WrongClocks,
     /// When the last event came.
     pub end_us: u64,
     /// Whether the cluster was asked, at the end, what it still knows.
@@ -101,10 +108,9 @@ pub(super) enum Base {
     Never,
 }
 
-/// What nobody ever broke needs no healing.
-fn never_broken(history: &History) -> Option<u64> {
+fn first_broken_us(history: &History) -> Option<u64> {
     let broken = |what: &What| matches!(what, What::Fault(note) if note.stage == Stage::Begin);
-    (!history.events.iter().any(|event| broken(&event.what))).then_some(0)
+    history.events.iter().find(|event| broken(&event.what)).map(|event| event.at_us)
 }
 
 /// Nobody knows whether it happened.
@@ -123,12 +129,17 @@ pub(super) fn has_cancelled(cancel: &Operation<'_>) -> bool {
 
 impl<'h> Tasks<'h> {
     pub fn of(history: &'h History) -> Self {
+        let first_broken_us = first_broken_us(history);
+        // What nobody ever broke needs no healing.
+        let never_broken = first_broken_us.is_none().then_some(0);
         let mut tasks = Self {
             history,
             all: Vec::new(),
             lists: Vec::new(),
             operations: 0,
-            healed_us: history.healed_us().or_else(|| never_broken(history)),
+            healed_us: history.healed_us().or(never_broken),
+            first_broken_us,
+            wrong_clocks: WrongClocks::of(history),
             end_us: history.events.last().map_or(0, |event| event.at_us),
             has_left: false,
             by_token: HashMap::new(),
@@ -169,6 +180,11 @@ impl<'h> Tasks<'h> {
         self.healed_us.map(|healed_us| healed_us.saturating_add(heal_within_us))
     }
 
+    /// Until when what is due is due in peace, before the first fault; without any, always.
+    pub fn peace_us(&self) -> u64 {
+        self.first_broken_us.map_or(u64::MAX, |broken_us| broken_us.saturating_sub(BEGINNING_US))
+    }
+
     /// The event from which on the cluster may be done with a task; `None` if only a cancel can end it.
     pub fn settled_from(&self, task: &Task<'_>, limits: &Limits) -> Option<u64> {
         let asked = task.asked()?;
@@ -186,7 +202,7 @@ impl<'h> Tasks<'h> {
         let skipped = asked.every_ms.filter(|_| asked.missed == Missed::Skip).map(|every_ms| {
             let Base::At(first_ms) = task.first_base() else { return 0 };
             let last_us = self.history.since_began_us(first_ms.saturating_add(last.saturating_mul(every_ms)));
-            let from_us = last_us.saturating_sub(limits.early_us);
+            let from_us = last_us.saturating_sub(self.wrong_clocks.early_before_us(limits, last_us));
             self.history.events.partition_point(|event| event.at_us < from_us) as u64
         });
         accepted.into_iter().chain(skipped).min()
