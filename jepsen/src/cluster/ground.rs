@@ -3,13 +3,14 @@
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tappers::{Interface, Tun};
 
-use super::keeper::{Run, hold};
+use super::keeper::{Mark, Run, hold};
 use super::links::{Host, Links};
 use super::wire::{MTU, Plug, Wire};
 
@@ -21,6 +22,8 @@ const ETCD: u8 = 100;
 const QUEUE: u32 = 5_000;
 /// Room on a node's disk: enough for a run, and filled within a second.
 const DISK: &str = "768M";
+/// A disk after a power cut, until it takes the place of the one before.
+const CUT: &str = "image.cut";
 
 /// Where the machines are.
 pub enum Ground {
@@ -31,6 +34,8 @@ pub enum Ground {
 
 pub struct Namespaces {
     pub wire: Wire,
+    /// Of whatever is run to make them.
+    mark: Mark,
     net: u8,
     nodes: usize,
     /// So that nobody else takes the same addresses.
@@ -91,8 +96,10 @@ impl Ground {
     pub fn disk(&self, folder: &Path) -> io::Result<PathBuf> {
         let disk = folder.join("disk");
         std::fs::create_dir_all(&disk)?;
-        if self.has_disks() {
-            mount(&folder.join("image"), &disk)?;
+        if let Some(mark) = self.disks() {
+            let image = folder.join("image");
+            make_image(mark, &image)?;
+            mount(mark, &image, &disk)?;
         }
         Ok(disk)
     }
@@ -100,23 +107,53 @@ impl Ground {
     /// Makes the disk of a machine what it would be after a power cut: what was synced is there, what was not is not.
     /// Nothing may run on it.
     pub fn lose_unsynced(&self, folder: &Path) -> io::Result<()> {
-        let (image, cut, disk) = (folder.join("image"), folder.join("image.cut"), folder.join("disk"));
+        let Some(mark) = self.disks() else { return Err(io::Error::other("the machines have no disks of their own")) };
+        let cut = folder.join(CUT);
         // What is in the image now is what the file system has sent to its disk; the rest is in memory alone, and goes
         // to the image that is thrown away.
-        said(Command::new("cp").arg("--sparse=always").arg(&image).arg(&cut))?;
-        said(Command::new("umount").arg(&disk))?;
-        std::fs::rename(&cut, &image)?;
-        mount(&image, &disk)
+        let copied = said(mark, Command::new("cp").arg("--sparse=always").arg(folder.join("image")).arg(&cut))
+            .and_then(|_| said(mark, Command::new("umount").arg(folder.join("disk"))));
+        if let Err(error) = copied {
+            // The disk is as it was; the copy is not for anybody who mounts it later.
+            let _ = std::fs::remove_file(cut);
+            return Err(error);
+        }
+        self.have_disk(folder)
+    }
+
+    /// Mounts the disk of a machine if it is not. A node must not begin without: below the mount point is an empty folder,
+    /// where it would have forgotten everything, and vote.
+    pub fn have_disk(&self, folder: &Path) -> io::Result<()> {
+        let Some(mark) = self.disks() else { return Ok(()) };
+        let (image, cut, disk) = (folder.join("image"), folder.join(CUT), folder.join("disk"));
+        if is_mounted(&disk)? {
+            return Ok(());
+        }
+        // A power cut that came so far and no further.
+        if cut.exists() {
+            std::fs::rename(cut, &image)?;
+        }
+        mount(mark, &image, &disk)?;
+        if is_mounted(&disk)? { Ok(()) } else { Err(io::Error::other("the disk is not mounted")) }
+    }
+
+    /// For whatever is done to disks; nothing where there are none.
+    fn disks(&self) -> Option<&Mark> {
+        match self {
+            Ground::Namespaces(namespaces) if namespaces.no_disks.is_none() => Some(&namespaces.mark),
+            _ => None,
+        }
     }
 
     pub fn has_disks(&self) -> bool {
-        matches!(self, Ground::Namespaces(namespaces) if namespaces.no_disks.is_none())
+        self.disks().is_some()
     }
 }
 
 impl Namespaces {
     fn make(run: &Run, nodes: usize, seed: u64) -> io::Result<Self> {
-        let (net, held) = free_net()?;
+        let mark = run.mark();
+        let (net, held) = free_net(&mark)?;
         let links = Links::whole(nodes);
         let mut plugs = Vec::new();
         for host in 1..=nodes + 2 {
@@ -124,8 +161,8 @@ impl Namespaces {
             plugs.push(plug);
         }
         let wire = Wire::connect(plugs, links, seed)?;
-        let no_disks = try_disk(run.folder()).err().map(|error| error.to_string());
-        Ok(Self { wire, net, nodes, _net: held, no_disks })
+        let no_disks = try_disk(&mark, run.folder()).err().map(|error| error.to_string());
+        Ok(Self { wire, mark, net, nodes, _net: held, no_disks })
     }
 
     fn address(&self, host: Host) -> Ipv4Addr {
@@ -143,8 +180,8 @@ fn address(net: u8, host: Host, nodes: usize) -> Ipv4Addr {
 }
 
 /// A network that nobody on this machine uses.
-fn free_net() -> io::Result<(u8, UnixListener)> {
-    let used = said(Command::new("ip").args(["-o", "-4", "addr", "show"]))?;
+fn free_net(mark: &Mark) -> io::Result<(u8, UnixListener)> {
+    let used = said(mark, Command::new("ip").args(["-o", "-4", "addr", "show"]))?;
     let free = |net: &u8| !used.contains(&format!(" {}.{}.{net}.", NET[0], NET[1]));
     (1..=250)
         .filter(free)
@@ -161,7 +198,7 @@ fn plug(run: &Run, net: u8, host: Host, nodes: usize) -> io::Result<Plug> {
     let mut inside = Command::new("ip");
     if host != nodes + 2 {
         let namespace = run.namespace(&host.to_string());
-        ip(Command::new("ip"), &format!("netns add {namespace}\nlink set {device} netns {namespace}\n"))?;
+        ip(&run.mark(), Command::new("ip"), &format!("netns add {namespace}\nlink set {device} netns {namespace}\n"))?;
         inside.args(["-n", &namespace]);
     }
     let up = format!(
@@ -169,12 +206,13 @@ fn plug(run: &Run, net: u8, host: Host, nodes: usize) -> io::Result<Plug> {
          addr add {address}/24 dev {device}\n\
          link set {device} mtu {MTU} txqueuelen {QUEUE} addrgenmode none up\n"
     );
-    ip(inside, &up)?;
+    ip(&run.mark(), inside, &up)?;
     Ok(Plug { host, address, tun })
 }
 
 /// Has `ip` do all of these.
-fn ip(mut command: Command, lines: &str) -> io::Result<()> {
+fn ip(mark: &Mark, mut command: Command, lines: &str) -> io::Result<()> {
+    mark.adopt(&mut command);
     command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("iproute2: {error}")))?;
     child.stdin.take().expect("it is piped").write_all(lines.as_bytes())?;
@@ -185,8 +223,10 @@ fn ip(mut command: Command, lines: &str) -> io::Result<()> {
     Err(io::Error::other(format!("ip: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
-/// What a command says; an error when it fails.
-fn said(command: &mut Command) -> io::Result<String> {
+/// What a command says; an error when it fails. It is one of the run's: what it makes after everything was removed would
+/// stay for ever.
+fn said(mark: &Mark, command: &mut Command) -> io::Result<String> {
+    mark.adopt(command);
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output();
     let output = output.map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
@@ -197,20 +237,28 @@ fn said(command: &mut Command) -> io::Result<String> {
 }
 
 /// A file system in a file, so that it can be full, and what is synced is on it and what is not may be lost.
-fn mount(image: &Path, at: &Path) -> io::Result<()> {
-    if !image.exists() {
-        said(Command::new("truncate").args(["-s", DISK]).arg(image))?;
-        let lazy = "lazy_itable_init=1,lazy_journal_init=1";
-        said(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-E", lazy]).arg(image))?;
-    }
-    // Nothing but a sync makes anything durable: what the file system does by itself now and then waits for minutes.
-    said(Command::new("mount").args(["-o", "loop,noatime,commit=300"]).arg(image).arg(at)).map(drop)
+fn make_image(mark: &Mark, image: &Path) -> io::Result<()> {
+    said(mark, Command::new("truncate").args(["-s", DISK]).arg(image))?;
+    let lazy = "lazy_itable_init=1,lazy_journal_init=1";
+    said(mark, Command::new("mkfs.ext4").args(["-q", "-m", "0", "-E", lazy]).arg(image)).map(drop)
 }
 
-fn try_disk(folder: &Path) -> io::Result<()> {
+fn mount(mark: &Mark, image: &Path, at: &Path) -> io::Result<()> {
+    // Nothing but a sync makes anything durable: what the file system does by itself now and then waits for minutes.
+    said(mark, Command::new("mount").args(["-o", "loop,noatime,commit=300"]).arg(image).arg(at)).map(drop)
+}
+
+/// Whether something else is seen there than the folder that is below.
+fn is_mounted(at: &Path) -> io::Result<bool> {
+    let parent = at.parent().ok_or_else(|| io::Error::other("nothing is above the root"))?;
+    Ok(at.metadata()?.dev() != parent.metadata()?.dev())
+}
+
+fn try_disk(mark: &Mark, folder: &Path) -> io::Result<()> {
     let (image, at) = (folder.join("probe.image"), folder.join("probe"));
     std::fs::create_dir_all(&at)?;
-    mount(&image, &at)?;
-    said(Command::new("umount").arg(&at))?;
+    make_image(mark, &image)?;
+    mount(mark, &image, &at)?;
+    said(mark, Command::new("umount").arg(&at))?;
     std::fs::remove_file(image)
 }

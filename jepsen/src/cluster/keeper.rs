@@ -8,6 +8,7 @@
 //!
 //! If even the keeper was killed, the next run sweeps up: a run that lives holds a name that vanishes with it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -20,6 +21,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const FOLDER: &str = "boomerang-jepsen-";
 /// Begins the name of every namespace of a run.
 const NAMESPACE: &str = "bj-";
+/// Where `ip` keeps them.
+const NAMESPACES: &str = "/run/netns";
 /// Marks every process of a run.
 const MARK: &str = "JEPSEN_RUN";
 
@@ -42,9 +45,27 @@ done
 rm -rf --one-file-system "$KEEPER_FOLDER"
 "#;
 
+/// What every process of a run carries; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    id: String,
+}
+
+impl Mark {
+    /// Makes the process one of this run: it ends with it. What the caller's environment says to Boomerang is not for it.
+    pub fn adopt(&self, command: &mut Command) {
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("BOOMERANG_") {
+                command.env_remove(name);
+            }
+        }
+        command.env(MARK, &self.id).process_group(0);
+    }
+}
+
 /// What a run is called, and what is kept of it on this machine.
 pub struct Run {
-    id: String,
+    mark: Mark,
     folder: PathBuf,
     /// Held while the run lives.
     _alive: UnixListener,
@@ -61,7 +82,7 @@ impl Run {
         let folder = std::env::temp_dir().join(format!("{FOLDER}{id}"));
         std::fs::create_dir_all(&folder)?;
         let keeper = keeper(&id, &folder).stdin(Stdio::piped()).spawn()?;
-        Ok(Self { id, folder, _alive: alive, keeper: Some(keeper) })
+        Ok(Self { mark: Mark { id }, folder, _alive: alive, keeper: Some(keeper) })
     }
 
     /// Everything of the run is in here.
@@ -70,17 +91,17 @@ impl Run {
     }
 
     pub fn namespace(&self, machine: &str) -> String {
-        format!("{NAMESPACE}{}-{machine}", self.id)
+        format!("{NAMESPACE}{}-{machine}", self.mark.id)
     }
 
-    /// Makes the process one of this run: it ends with it. What the caller's environment says to Boomerang is not for it.
+    /// For whoever starts processes of this run without holding it.
+    pub fn mark(&self) -> Mark {
+        self.mark.clone()
+    }
+
+    /// See [`Mark::adopt`].
     pub fn adopt(&self, command: &mut Command) {
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("BOOMERANG_") {
-                command.env_remove(name);
-            }
-        }
-        command.env(MARK, &self.id).process_group(0);
+        self.mark.adopt(command);
     }
 
     /// Removes everything; returns when it is gone.
@@ -89,7 +110,7 @@ impl Run {
         drop(keeper.stdin.take());
         match keeper.wait() {
             Ok(status) if status.success() => {}
-            other => tracing::warn!(run = self.id, ?other, "not everything of this run could be removed"),
+            other => tracing::warn!(run = self.mark.id, ?other, "not everything of this run could be removed"),
         }
     }
 }
@@ -107,16 +128,39 @@ fn keeper(id: &str, folder: &Path) -> Command {
     command
 }
 
-/// Removes what dead runs have left.
+/// Removes what dead runs have left: folders with what is mounted in them, and namespaces, also those whose folder is gone.
 fn sweep() {
-    let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(id) = name.to_str().and_then(|name| name.strip_prefix(FOLDER)) else { continue };
+    let folders = names(&std::env::temp_dir()).into_iter().filter_map(|name| of_folder(&name));
+    let namespaces = names(Path::new(NAMESPACES)).into_iter().filter_map(|name| of_namespace(&name));
+    for id in folders.chain(namespaces).collect::<BTreeSet<_>>() {
         let Ok(_dead) = hold(&format!("run-{id}")) else { continue };
         tracing::info!(run = id, "sweeping up after a run that is dead");
-        let _ = keeper(id, &entry.path()).stdin(Stdio::null()).status();
+        let folder = std::env::temp_dir().join(format!("{FOLDER}{id}"));
+        let _ = keeper(&id, &folder).stdin(Stdio::null()).status();
     }
+}
+
+/// What is in a folder; nothing when it is not there.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// The run that a folder is of.
+fn of_folder(name: &str) -> Option<String> {
+    name.strip_prefix(FOLDER).filter(|id| is_id(id)).map(str::to_owned)
+}
+
+/// The run that a namespace is of.
+fn of_namespace(name: &str) -> Option<String> {
+    let (id, _machine) = name.strip_prefix(NAMESPACE)?.rsplit_once('-')?;
+    is_id(id).then(|| id.to_owned())
+}
+
+/// Whether a run may be called so: whatever else begins with the same letters is somebody else's.
+fn is_id(id: &str) -> bool {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    id.split_once('-').is_some_and(|(process, count)| number(process) && number(count))
 }
 
 /// A name that one process on this machine has at a time, and nobody when that process is gone.
@@ -147,6 +191,16 @@ mod tests {
         assert!(other.try_wait().unwrap().is_none(), "another process is let alone");
         other.kill().unwrap();
         other.wait().unwrap();
+    }
+
+    #[test]
+    fn what_is_left_tells_of_which_run_it_is() {
+        assert_eq!(of_folder("boomerang-jepsen-77-0").as_deref(), Some("77-0"));
+        assert_eq!(of_namespace("bj-77-0-12").as_deref(), Some("77-0"));
+        for others in ["bj-12", "bj-77-0", "bj--1", "bj-a-0-1", "77-0-1"] {
+            assert_eq!(of_namespace(others), None, "{others}");
+        }
+        assert_eq!(of_folder("boomerang-jepsen-report"), None);
     }
 
     #[test]

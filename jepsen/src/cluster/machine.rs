@@ -6,10 +6,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::last_line;
 use super::links::Host;
 use super::process::Process;
 
@@ -52,6 +53,32 @@ pub struct View {
     pub pid: Option<u32>,
 }
 
+/// What a server says when it ends by an error that it has met and understood; a panic or a signal says something else.
+const FAILED: i32 = 1;
+/// A node that met a full disk may notice with a later write.
+const LATE: Duration = Duration::from_secs(30);
+
+/// Whether a node may end by a storage error.
+#[derive(Debug, Clone, Copy)]
+enum Room {
+    There,
+    /// A fault has filled the disk.
+    Gone,
+    /// The fault is over, and the same process may go on.
+    BackSince(Instant),
+}
+
+impl Room {
+    fn excuses(self, code: Option<i32>) -> bool {
+        let lacked = match self {
+            Room::There => false,
+            Room::Gone => true,
+            Room::BackSince(instant) => instant.elapsed() < LATE,
+        };
+        lacked && code == Some(FAILED)
+    }
+}
+
 pub(super) struct Machine {
     pub host: Host,
     pub addresses: Addresses,
@@ -71,8 +98,12 @@ struct Seat {
     paused: bool,
     /// Its clock was wrong at some time since the process began.
     clock_touched: bool,
-    /// That it ended by itself was said.
+    /// That it ended by itself was noticed.
     end_noted: bool,
+    room: Room,
+    /// Ends by itself that were not told yet, and those that nothing excuses.
+    untold: Vec<String>,
+    own_ends: Vec<String>,
 }
 
 impl Machine {
@@ -84,6 +115,9 @@ impl Machine {
             paused: false,
             clock_touched: false,
             end_noted: false,
+            room: Room::There,
+            untold: Vec::new(),
+            own_ends: Vec::new(),
         };
         let clock_file = folder.join("clock");
         let machine = Self {
@@ -143,6 +177,10 @@ impl Machine {
     pub fn occupy(&self, process: Process, skewed: bool) -> Arc<Process> {
         let process = Arc::new(process);
         let mut seat = self.seat();
+        self.notice_end(&mut seat);
+        if matches!(seat.room, Room::BackSince(_)) {
+            seat.room = Room::There;
+        }
         seat.process = Some(process.clone());
         (seat.ready, seat.paused, seat.clock_touched, seat.end_noted) = (false, false, skewed, false);
         process
@@ -150,6 +188,7 @@ impl Machine {
 
     pub fn vacate(&self) -> Option<Arc<Process>> {
         let mut seat = self.seat();
+        self.notice_end(&mut seat);
         seat.paused = false;
         seat.process.take()
     }
@@ -190,11 +229,57 @@ impl Machine {
         View { host: self.host, node: seat.node, state, addresses: self.addresses.clone(), pid }
     }
 
-    /// How it ended by itself; said once.
-    pub fn end_to_note(&self) -> Option<String> {
+    /// A fault fills the disk, or has made room again.
+    pub fn fill(&self, full: bool) {
         let mut seat = self.seat();
-        let status = seat.process.as_ref()?.ended()?;
-        (!std::mem::replace(&mut seat.end_noted, true)).then(|| format!("node {} ended by itself: {status}", seat.node))
+        seat.room = match seat.room {
+            _ if full => Room::Gone,
+            Room::Gone => Room::BackSince(Instant::now()),
+            room => room,
+        };
+    }
+
+    /// Whoever takes a process away calls this first: what ends after that does not end by itself.
+    fn notice_end(&self, seat: &mut Seat) {
+        let Some(status) = seat.process.as_ref().and_then(|process| process.ended()) else { return };
+        if std::mem::replace(&mut seat.end_noted, true) {
+            return;
+        }
+        let (node, host, last) = (seat.node, self.host, last_line(&self.log));
+        let excused = seat.room.excuses(status.code());
+        let why = if excused { ", as it may on a full disk" } else { "" };
+        let told = format!("node {node} (machine {host}) ended by itself{why}: {status}; its log ends with: {last}");
+        seat.untold.push(told.clone());
+        if !excused {
+            seat.own_ends.push(told);
+        }
+    }
+
+    /// How it ended by itself; each time is told once.
+    pub fn ends_to_tell(&self) -> Vec<String> {
+        let mut seat = self.seat();
+        self.notice_end(&mut seat);
+        std::mem::take(&mut seat.untold)
+    }
+
+    /// Every time that it ended by itself so far, and no fault excuses it.
+    pub fn own_ends(&self) -> Vec<String> {
+        let mut seat = self.seat();
+        self.notice_end(&mut seat);
+        seat.own_ends.clone()
+    }
+
+    /// Whatever panicked in its nodes so far.
+    pub fn panics(&self) -> Vec<String> {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let panics = lines.windows(2).filter(|lines| lines[0].contains("panicked at"));
+        let last = lines.last().filter(|line| line.contains("panicked at"));
+        let found = panics.map(|lines| lines.join(" ")).chain(last.map(|line| (*line).to_owned()));
+        let end = lines.last().copied().unwrap_or_default();
+        let (host, node) = (self.host, self.node());
+        found.map(|panic| format!("machine {host} (now node {node}): {panic}; its log ends with: {end}")).collect()
     }
 
     /// Asks the process to stop, and kills it when it takes longer; its exit code.
@@ -208,5 +293,53 @@ impl Machine {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    async fn ended(script: &str, log: &Path) -> Process {
+        let process = Process::start(Command::new("sh").args(["-c", script]), log).unwrap();
+        process.wait(Duration::from_secs(10)).await.unwrap();
+        process
+    }
+
+    #[tokio::test]
+    async fn an_end_is_excused_by_a_full_disk_alone_and_only_when_it_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let addresses = Addresses { tcp: String::new(), http: String::new(), peer: String::new() };
+        let machine = Machine::new(1, addresses, folder.path(), folder.path().to_owned(), log.clone()).unwrap();
+        machine.fill(true);
+        machine.occupy(ended("echo no room >&2; exit 1", &log).await, false);
+        machine.fill(false);
+        assert!(machine.own_ends().is_empty());
+        assert!(machine.ends_to_tell()[0].ends_with("no room"));
+        assert!(machine.ends_to_tell().is_empty(), "once");
+        machine.occupy(ended("exit 1", &log).await, false);
+        assert_eq!(machine.own_ends().len(), 1, "there was room when it began");
+        machine.fill(true);
+        machine.occupy(ended("exit 101", &log).await, false);
+        machine.vacate();
+        assert_eq!((machine.own_ends().len(), machine.ends_to_tell().len()), (2, 2));
+        // What is taken away before it ends has not ended by itself.
+        machine.occupy(Process::start(Command::new("sleep").arg("1000"), &log).unwrap(), false);
+        machine.vacate().unwrap().kill().await;
+        assert_eq!(machine.own_ends().len(), 2);
+    }
+
+    #[test]
+    fn panics_are_found_with_what_they_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        std::fs::write(&log, "calm\nthread 'a' panicked at b.rs:1:2:\ntoo bad\nover\n").unwrap();
+        let addresses = Addresses { tcp: String::new(), http: String::new(), peer: String::new() };
+        let machine = Machine::new(1, addresses, folder.path(), folder.path().to_owned(), log).unwrap();
+        let [panic] = machine.panics().try_into().unwrap();
+        assert!(panic.contains("b.rs:1:2: too bad; its log ends with: over"), "{panic}");
     }
 }

@@ -247,16 +247,16 @@ impl Cluster {
         }
     }
 
-    /// Lines of the nodes' logs that no fault excuses, each with the log it is in.
+    /// Whatever panicked in a node, as the logs tell: no fault excuses it.
     pub fn panics(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        for machine in &self.inner.machines {
-            let text = std::fs::read(&machine.log).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text);
-            let lines = text.lines().filter(|line| line.contains("panicked at"));
-            found.extend(lines.map(|line| format!("machine {}: {line}", machine.host)));
-        }
-        found
+        self.machines().iter().flat_map(Machine::panics).collect()
+    }
+
+    /// What no fault excuses in a node: that something panicked, or that it ended by itself, other than by a storage error
+    /// while its disk was full. Each with the node, and what its log ends with. To be asked before [`Cluster::stop`],
+    /// which may remove the logs.
+    pub fn own_ends(&self) -> Vec<String> {
+        self.panics().into_iter().chain(self.machines().iter().flat_map(Machine::own_ends)).collect()
     }
 
     pub async fn start_etcd(&self) -> Result<(), ClusterError> {

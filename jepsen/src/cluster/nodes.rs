@@ -1,5 +1,6 @@
 //! What is done to one machine: its node started and ended in several ways, its disk, its clock.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
@@ -8,19 +9,22 @@ use std::time::Duration;
 use boomerang::sabotage;
 use futures::future::try_join_all;
 
+use super::ground::Ground;
 use super::links::Host;
 use super::machine::{Addresses, Machine, Skew};
 use super::process::Process;
 use super::{Cluster, ClusterError, PASSWORD, last_line};
 
 impl Cluster {
-    /// Starts the node of a machine, unless it runs. See [`Cluster::wait_until_ready`].
+    /// Starts the node of a machine, unless it runs; not without its disk. See [`Cluster::wait_until_ready`].
     pub async fn start_node(&self, host: Host) -> Result<(), ClusterError> {
         let machine = self.machine(host)?;
         let _busy = machine.busy.lock().await;
         if machine.view().pid.is_some() {
             return Ok(());
         }
+        let have = self.on_disk(machine, Ground::have_disk).await;
+        have.map_err(ClusterError::io(format!("have the disk of machine {host}")))?;
         let binary = self.inner.settings.binaries.join("boomerang");
         let mut command = self.with_run(|run| self.inner.ground.command(run, host, &binary));
         self.serve(&mut command, machine);
@@ -82,18 +86,23 @@ impl Cluster {
     }
 
     /// As if the power of these machines had been cut at one moment: what was not synced is lost. Their nodes are down
-    /// afterwards. Needs disks.
+    /// afterwards, also when it fails. Needs disks.
     pub async fn cut_power(&self, hosts: &[Host]) -> Result<(), ClusterError> {
         try_join_all(hosts.iter().map(|host| self.kill_node(*host))).await?;
         for host in hosts {
             let machine = self.machine(*host)?;
             let _busy = machine.busy.lock().await;
-            let (cluster, folder) = (self.clone(), machine.disk.with_file_name(""));
-            let losing = tokio::task::spawn_blocking(move || cluster.inner.ground.lose_unsynced(&folder));
-            let lost = losing.await.expect("copying a disk does not panic");
+            let lost = self.on_disk(machine, Ground::lose_unsynced).await;
             lost.map_err(ClusterError::io(format!("cut the power of machine {host}")))?;
         }
         Ok(())
+    }
+
+    /// Commands take a while.
+    async fn on_disk(&self, machine: &Machine, what: fn(&Ground, &Path) -> io::Result<()>) -> io::Result<()> {
+        let (cluster, folder) = (self.clone(), machine.disk.with_file_name(""));
+        let doing = tokio::task::spawn_blocking(move || what(&cluster.inner.ground, &folder));
+        doing.await.expect("what is done to a disk does not panic")
     }
 
     /// Asks the node to stop; its exit code, if it did so in time and by itself.
@@ -112,15 +121,16 @@ impl Cluster {
     }
 
     /// Kills the node of a machine and removes all that it knew; the next that starts there is another. Returns both
-    /// numbers.
+    /// numbers. The node is down afterwards and the number another, also when it fails.
     pub async fn wipe_node(&self, host: Host) -> Result<(u64, u64), ClusterError> {
         self.kill_node(host).await?;
         let machine = self.machine(host)?;
         let _busy = machine.busy.lock().await;
-        std::fs::remove_dir_all(machine.data_dir())
-            .map_err(ClusterError::io(format!("wipe the disk of machine {host}")))?;
         let (old, new) = (machine.node(), self.inner.next_node.fetch_add(1, Ordering::Relaxed));
+        let data = machine.data_dir();
+        // First of all: nobody may begin as the old one on half of what it knew.
         machine.renumber(new);
+        std::fs::remove_dir_all(data).map_err(ClusterError::io(format!("wipe the disk of machine {host}")))?;
         Ok((old, new))
     }
 
@@ -139,6 +149,11 @@ impl Cluster {
     /// The data folder of the node of a machine.
     pub fn data_dir(&self, host: Host) -> Result<PathBuf, ClusterError> {
         self.machine(host).map(Machine::data_dir)
+    }
+
+    /// A fault fills the disk of a machine, or has made room again: until then, its node may end by a storage error.
+    pub fn fill_disk(&self, host: Host, full: bool) -> Result<(), ClusterError> {
+        self.machine(host).map(|machine| machine.fill(full))
     }
 
     /// What the data folder is on.

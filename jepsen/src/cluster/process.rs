@@ -24,6 +24,7 @@ impl Process {
     /// Its errors, and what it prints after the first line, go to the end of `log`.
     pub fn start(command: &mut Command, log: &Path) -> io::Result<Self> {
         let log = File::options().create(true).append(true).open(log)?;
+        let mut rest = log.try_clone()?;
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let handle = handle(&child)?;
         let pid = child.id();
@@ -37,7 +38,8 @@ impl Process {
                 let _ = say.send(Some(first));
             }
             drop(say);
-            // Or it would stop at a full pipe.
+            let _ = io::copy(&mut stdout, &mut rest);
+            // Also when the log takes no more: or it would stop at a full pipe.
             let _ = io::copy(&mut stdout, &mut io::sink());
             let _ = ended.send(child.wait().ok());
         })?;
@@ -144,12 +146,13 @@ mod tests {
     async fn a_process_says_a_line_and_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
-        let process = Process::start(&mut sh("echo trouble >&2; echo ready; exec sleep 1000"), &log).unwrap();
+        let process =
+            Process::start(&mut sh("echo trouble >&2; echo ready; echo more; exec sleep 1000"), &log).unwrap();
         assert_eq!(process.first_line(Duration::from_secs(10)).await.as_deref(), Some("ready\n"));
         assert!(process.ended().is_none());
         process.kill().await;
         assert_eq!(process.ended().unwrap().code(), None);
-        assert_eq!(std::fs::read_to_string(&log).unwrap(), "trouble\n");
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "trouble\nmore\n");
         process.signal(Signal::KILL);
 
         let process = Process::start(&mut sh("exit 3"), &log).unwrap();

@@ -68,6 +68,8 @@ pub enum ClusterError {
     NotReady { what: String, within: Duration, last: String },
     #[error("not every shard was whole within {within:?}: {left}")]
     NotWhole { within: Duration, left: String },
+    #[error("not every replica said within {within:?} what its state is: {left}")]
+    NoDigest { within: Duration, left: String },
     #[error("boomtool {args}: {said}")]
     Tool { args: String, said: String },
     #[error("{0} is not what the harness understands; are harness and server of the same version?")]

@@ -60,7 +60,7 @@ pub(super) async fn watch(stopped: CancellationToken, cluster: Weakly) {
 
 async fn look(cluster: &Cluster) {
     for machine in cluster.machines() {
-        if let Some(detail) = machine.end_to_note() {
+        for detail in machine.ends_to_tell() {
             tracing::warn!(detail);
             cluster.recorder().record(What::Fault(FaultNote { fault: "ended", stage: Stage::Note, detail }));
         }

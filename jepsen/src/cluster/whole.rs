@@ -12,6 +12,9 @@ use crate::history::What;
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// A replica that took in a snapshot has no digest of that moment; another look finds one.
 const DIGESTS_WITHIN: Duration = Duration::from_secs(60);
+/// What `boomtool cluster verify` makes of a group; anything else is why it cannot tell.
+const DIFFERENT: &str = "DIFFERENT";
+const EQUAL: &str = "equal";
 
 /// A group as `boomtool cluster shards` shows it.
 #[derive(Debug, Clone, Deserialize)]
@@ -87,17 +90,21 @@ impl Cluster {
         }
     }
 
-    /// Compares the replicas and writes down what each says. Returns what `boomtool` made of it.
+    /// Compares the replicas and writes down what each says. Returns what `boomtool` made of it; it is an error when some
+    /// have not said it, unless others differ already.
     pub async fn record_digests(&self) -> Result<Told, ClusterError> {
         let deadline = Instant::now() + DIGESTS_WITHIN;
         loop {
             let told = self.boomtool(&["cluster", "verify"]).await?;
             let verdicts: Vec<Verdict> =
                 told.lines.iter().cloned().filter_map(|line| serde_json::from_value(line).ok()).collect();
-            let differ = verdicts.iter().any(|verdict| verdict.result == "DIFFERENT");
+            let differ = verdicts.iter().any(|verdict| verdict.result == DIFFERENT);
             if told.code == Some(0) || differ || Instant::now() > deadline {
                 verdicts.iter().for_each(|verdict| self.record(verdict));
-                return Ok(told);
+                if told.code == Some(0) || differ {
+                    return Ok(told);
+                }
+                return Err(ClusterError::NoDigest { within: DIGESTS_WITHIN, left: silent(&verdicts, &told) });
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -116,6 +123,24 @@ impl Cluster {
     }
 }
 
+/// Who has not said what its state is.
+fn silent(verdicts: &[Verdict], told: &Told) -> String {
+    let mut left = Vec::new();
+    for verdict in verdicts.iter().filter(|verdict| verdict.result != EQUAL) {
+        let failed = verdict.replicas.iter().filter_map(|said| Some((said, said.failed.as_ref()?)));
+        let names = failed.map(|(said, why)| format!("replica {} on node {}: {why}", said.replica, said.node_id));
+        let names = names.collect::<Vec<_>>().join(", ");
+        let names = if names.is_empty() { &verdict.result } else { &names };
+        left.push(format!("group {}: {names}", verdict.group));
+    }
+    match (told.code, told.said.trim()) {
+        (None, _) => left.push("boomtool did not come to an end".into()),
+        (_, "") => {}
+        (_, said) => left.push(said.to_owned()),
+    }
+    left.join("; ")
+}
+
 fn places(group: &Group) -> Vec<u64> {
     group.replicas.iter().map(|replica| replica.node_id).collect()
 }
@@ -123,4 +148,27 @@ fn places(group: &Group) -> Vec<u64> {
 /// The objects among the lines.
 pub(super) fn objects(text: &str) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn who_is_silent_is_named() {
+        let busy = json!({"replica": 4, "node_id": 7, "digest": "", "applied_index": 0, "failed": "busy"});
+        let verdicts = json!([
+            {"group": 2, "result": "equal", "replicas": []},
+            {"group": 3, "result": "no digest from node 7: busy", "replicas": [busy]},
+            {"group": 4, "result": "it has no leader", "replicas": []},
+        ]);
+        let verdicts: Vec<Verdict> = serde_json::from_value(verdicts).unwrap();
+        let told = Told { code: Some(1), lines: Vec::new(), said: "error: 2 groups\n".into() };
+        assert_eq!(
+            silent(&verdicts, &told),
+            "group 3: replica 4 on node 7: busy; group 4: it has no leader; error: 2 groups"
+        );
+    }
 }

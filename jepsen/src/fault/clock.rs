@@ -61,15 +61,20 @@ pub(super) async fn wild(cluster: &Cluster, rng: &mut StdRng) -> Result<Begun, N
     let detail =
         format!("{name}: clock {} by {seconds} s, {drift_ppm} ppm, {how}", if ahead { "ahead" } else { "back" });
     let cluster = cluster.clone();
-    if restarted {
-        cluster.kill_node(host).await?;
-        // Whether it gets ready with such a clock is its own affair.
-        cluster.start_node(host).await?;
+    if restarted && let Err(error) = restart(&cluster, host).await {
+        cluster.set_clock(host, Skew::default())?;
+        return Err(error.into());
     }
     Ok(Begun::new(detail, async move {
         let took = set_right(&cluster, host).await?;
         Ok(format!("clock of machine {host} is right; started with that, ready after {took:.1?}"))
     }))
+}
+
+/// Whether it gets ready with such a clock is its own affair.
+async fn restart(cluster: &Cluster, host: Host) -> Result<(), ClusterError> {
+    cluster.kill_node(host).await?;
+    cluster.start_node(host).await
 }
 
 /// The right time, from a start on.

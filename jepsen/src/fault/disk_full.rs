@@ -1,4 +1,5 @@
-//! A disk that something else has filled: nearly, so that the node should see it coming, or to the last block.
+//! A disk that something else has filled: nearly, so that the node should see it coming, or to the last block, so that even a
+//! small write may fail. Then the node may end by a storage error, and is started when there is room again.
 
 use std::fs::File;
 use std::io;
@@ -17,6 +18,8 @@ use crate::cluster::{Cluster, ClusterError};
 
 const MIB: u64 = 1024 * 1024;
 
+/// A node that has met a full disk has ended by then; one that ends later comes back before the next round.
+const END_WITHIN: Duration = Duration::from_secs(1);
 /// So often what the node has freed is taken as well.
 const TAKE_EVERY: Duration = Duration::from_millis(200);
 
@@ -29,7 +32,14 @@ pub(super) fn begin(cluster: &Cluster, rng: &mut StdRng) -> Result<Begun, NotDon
     }
     let failed = |source| ClusterError::Io { what: format!("fill the disk of machine {host}"), source };
     let ballast = ballast(cluster, host)?;
-    let taken = fill(&ballast, left).map_err(failed)?;
+    cluster.fill_disk(host, true)?;
+    let taken = match fill(&ballast, left) {
+        Ok(taken) => taken,
+        Err(error) => {
+            make_room(cluster, host)?;
+            return Err(failed(error).into());
+        }
+    };
     let more = if greedy { ", and what is freed is taken" } else { "" };
     let detail = format!("{}: {} MiB taken, {} MiB left{more}", named(cluster, host), taken / MIB, left / MIB);
     let taking = greedy.then(|| AbortOnDropHandle::new(tokio::spawn(take_more(ballast, left))));
@@ -40,7 +50,8 @@ pub(super) fn begin(cluster: &Cluster, rng: &mut StdRng) -> Result<Begun, NotDon
             let _ = taking.await;
         }
         make_room(&cluster, host)?;
-        // One that found no room has ended.
+        // One that found no room has ended, or is about to.
+        tokio::time::sleep(END_WITHIN).await;
         if cluster.host(host)?.pid.is_some() {
             return Ok(format!("machine {host} has room again; its node went on all the while"));
         }
@@ -67,7 +78,7 @@ pub(super) fn make_room(cluster: &Cluster, host: Host) -> Result<(), ClusterErro
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(ClusterError::Io { what: format!("empty the disk of machine {host}"), source })
         }
-        _ => Ok(()),
+        _ => cluster.fill_disk(host, false),
     }
 }
 
@@ -75,19 +86,22 @@ fn ballast(cluster: &Cluster, host: Host) -> Result<PathBuf, ClusterError> {
     cluster.disk(host).map(|disk| disk.join("ballast"))
 }
 
-/// Takes all space but `left`; how much more that is.
+/// Takes all space but `left`, to the block; how much more that is.
 fn fill(ballast: &Path, left: u64) -> io::Result<u64> {
     let file = File::options().create(true).append(true).open(ballast)?;
-    let from = file.metadata()?.len();
-    let room = statvfs(ballast)?;
-    let mut take = (room.f_bavail * room.f_frsize).saturating_sub(left);
-    // The file system needs some for itself, and says so only when asked for too much.
-    while take >= MIB {
-        match fallocate(&file, FallocateFlags::empty(), from, take) {
-            Ok(()) => return Ok(take),
-            Err(rustix::io::Errno::NOSPC) => take -= MIB,
+    let before = file.metadata()?.len();
+    let mut most = u64::MAX;
+    loop {
+        let (room, length) = (statvfs(ballast)?, file.metadata()?.len());
+        let take = (room.f_bavail * room.f_frsize).saturating_sub(left).min(most);
+        if take < room.f_frsize {
+            return Ok(length - before);
+        }
+        match fallocate(&file, FallocateFlags::empty(), length, take) {
+            Ok(()) => {}
+            // The file system needs some for itself, and says so only when asked for too much.
+            Err(rustix::io::Errno::NOSPC) => most = take / 2,
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(0)
 }

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::{clock, disk_full, targets};
-use crate::cluster::{Cluster, ClusterError, Skew};
+use crate::cluster::{Cluster, ClusterError, Skew, Told};
 use crate::history::What;
 
 /// A cluster that is whole within this time after the last fault is healthy enough.
 const WHOLE_WITHIN: Duration = Duration::from_secs(180);
-const UNDRAINED_WITHIN: Duration = Duration::from_secs(60);
+const HEARD_WITHIN: Duration = Duration::from_secs(60);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// Links whole, disks with room, clocks right, etcd and all nodes up; then waits until every shard is whole, and writes that
@@ -42,18 +42,23 @@ pub async fn heal(cluster: &Cluster) -> Result<(), ClusterError> {
 
 /// Nodes that are to hold nothing.
 async fn drained(cluster: &Cluster) -> Result<Vec<String>, ClusterError> {
-    let told = cluster.ok(&["cluster", "status"]).await?;
+    let told = insist(cluster, &["cluster", "status"]).await?;
     let draining = told.lines.iter().filter(|line| line["draining"] == true);
     Ok(draining.filter_map(|line| line["node_id"].as_u64()).map(|node| node.to_string()).collect())
 }
 
-/// Until it is said and heard: etcd may be away.
+/// A node may hold replicas again.
 pub(super) async fn undrain(cluster: &Cluster, node: &str) -> Result<(), ClusterError> {
+    insist(cluster, &["cluster", "undrain", node]).await.map(drop)
+}
+
+/// Until it is said and heard: etcd may be away, or a leader.
+async fn insist(cluster: &Cluster, args: &[&str]) -> Result<Told, ClusterError> {
     let begun = Instant::now();
     loop {
-        match cluster.ok(&["cluster", "undrain", node]).await {
-            Ok(_) => return Ok(()),
-            Err(error) if begun.elapsed() > UNDRAINED_WITHIN => return Err(error),
+        match cluster.ok(args).await {
+            Ok(told) => return Ok(told),
+            Err(error) if begun.elapsed() > HEARD_WITHIN => return Err(error),
             Err(_) => tokio::time::sleep(TRY_AGAIN_AFTER).await,
         }
     }

@@ -1,9 +1,9 @@
 //! What is done to a cluster.
 //!
 //! One file for each [`Kind`]: it begins, which returns a [`Begun`], and that ends. A begun fault is always ended, whatever
-//! comes in between; [`heal()`] takes back whatever may be left. [`schedule`] says what comes when, from a seed and from
-//! nothing else; [`run`](run::run()) does it and writes it down. Whom it hits is chosen when it begins, among those who lead
-//! at that time.
+//! comes in between; a machine that is down after that is brought up before the next round, and [`heal()`] takes back whatever
+//! may be left. [`schedule`] says what comes when, from a seed and from nothing else; [`run`](run::run()) does it and writes it
+//! down. Whom it hits is chosen when it begins, among those who lead at that time.
 //!
 //! One machine of three that hold a shard may be away. So a schedule never breaks more than one at a time in a way that takes it
 //! away ([`Kind::is_hard`]), except for those kinds whose purpose it is to ask for more: `majority`, `blackout`, and some
@@ -202,7 +202,7 @@ impl Begun {
     }
 }
 
-/// Why a fault did not begin; nothing is broken then.
+/// Why a fault did not begin. What it may have taken down by then is brought up before the next round.
 #[derive(Debug, thiserror::Error)]
 enum NotDone {
     #[error("{0}")]
