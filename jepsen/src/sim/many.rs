@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use boomerang::sabotage::Fault;
+use tracing::subscriber::NoSubscriber;
 
 use super::{Outcome, Plan, run};
 
@@ -46,6 +47,8 @@ pub fn many(asked: &Many, say: impl Fn(&str) + Sync) -> Summary {
     let (over, broken) = (AtomicBool::new(false), Mutex::new(None));
     let said_at = Mutex::new(began);
     let work = || {
+        // Nodes complain while they are broken. One schedule alone may be looked at.
+        let _quiet = (asked.schedules > 1).then(|| tracing::subscriber::set_default(NoSubscriber::default()));
         while !over.load(Ordering::SeqCst) {
             let n = next.fetch_add(1, Ordering::SeqCst);
             if n >= asked.schedules {
