@@ -146,7 +146,9 @@ impl<'h> Recurring<'_, 'h> {
         if let Missed::All { max } = self.missed {
             // It goes on with the latest `max` of those that are due.
             let latest = n + u64::from(max) - 1;
-            return (seen.first.at_us < due_us(latest))
+            // Of those that a clock that is ahead takes for due, at that.
+            let ahead_us = self.tasks.wrong_clocks.early_us(self.limits, seen.first.at_us);
+            return (seen.first.at_us + ahead_us < due_us(latest))
                 .then(|| format!("and no more than {max} were due when occurrence {n} came"));
         }
         let late_max_us = LATE_US_MAX.max(self.every_ms * 1000);
