@@ -66,13 +66,16 @@ async fn look(cluster: &Cluster) {
         }
     }
     let views = cluster.hosts().into_iter().filter(|view| view.state == State::Up);
-    let pages =
-        join_all(views.map(async |view| http::get(&view.addresses.http, "/v1/shards", LOOK_WITHIN).await)).await;
+    let pages = join_all(views.map(page_of)).await;
     for page in pages.into_iter().flatten() {
         if let Ok(map) = serde_json::from_str::<Map>(&page) {
             note(cluster, &map);
         }
     }
+}
+
+async fn page_of(view: View) -> Option<String> {
+    http::get(&view.addresses.http, "/v1/shards", LOOK_WITHIN).await
 }
 
 fn note(cluster: &Cluster, map: &Map) {
