@@ -10,7 +10,7 @@ use futures::future::join_all;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::machine::State;
+use super::machine::{State, View};
 use super::{Cluster, Weakly, http};
 use crate::history::{FaultNote, Stage, What};
 
