@@ -45,7 +45,7 @@ jepsen: build ## Five nodes under mixed faults for three minutes, and what their
 	$(BIN)/jepsen run --time 3m $(ARGS)
 
 jepsen-smoke: build ## The same for a minute
-	$(BIN)/jepsen run --time 20s --after 20s --faults kill,pause,partition --out $(CARGO_TARGET_DIR)/jepsen-smoke $(ARGS)
+	$(BIN)/jepsen run --time 20s --after 20s --late 2s --faults kill,pause,partition --out $(CARGO_TARGET_DIR)/jepsen-smoke $(ARGS)
 
 jepsen-hour: build release ## The same for an hour, with what is shipped
 	$(BIN)/jepsen run --time 1h --binaries $(BENCH_BIN) $(ARGS)

@@ -90,6 +90,9 @@ struct Run {
     /// How long the load goes on when all is healed
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = parse_duration)]
     after: Duration,
+    /// How late a task may be when all has been well again for a while; more on a machine that has other work
+    #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = parse_duration)]
+    late: Duration,
     /// Folder of boomerang and boomtool [default: that of this program]
     #[arg(long, value_name = "FOLDER")]
     binaries: Option<PathBuf>,
@@ -174,6 +177,7 @@ fn start(asked: Run) -> ExitCode {
         ("nodes", asked.nodes.to_string()),
         ("shards", asked.shards.to_string()),
         ("after", format!("{}s", asked.after.as_secs())),
+        ("late", format!("{}ms", asked.late.as_millis())),
         ("sabotage", asked.sabotage.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(",")),
     ];
     let named = named.into_iter().filter(|(_, value)| !value.is_empty());
@@ -195,6 +199,7 @@ fn start(asked: Run) -> ExitCode {
         time: asked.time,
         seed,
         after: asked.after,
+        late: asked.late,
         out: asked.out,
         settings,
     };

@@ -47,6 +47,8 @@ pub struct RunSettings {
     pub seed: u64,
     /// How long the load goes on after everything was healed.
     pub after: Duration,
+    /// How late a task may be a while after that.
+    pub late: Duration,
     /// Where the report goes.
     pub out: PathBuf,
     /// As it was asked for, by name.
@@ -105,7 +107,7 @@ fn so_far(history: &History) -> String {
 /// Runs once. `say` hears how far it is.
 pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, RunError> {
     let recorder = recorder();
-    let RunSettings { cluster, load, kinds, time, seed, after, out, settings } = settings;
+    let RunSettings { cluster, load, kinds, time, seed, after, late, out, settings } = settings;
     say(&format!("starting {} nodes and etcd", cluster.nodes));
     let cluster = Cluster::start(cluster, recorder.clone()).await?;
     let target = Target {
@@ -149,7 +151,8 @@ pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, R
     troubles.extend(cluster.own_ends());
     let history = recorder.so_far();
     say(&format!("checking {} events", history.events.len()));
-    let mut verdicts = check::all(&history, &Limits::default());
+    let late_us = u64::try_from(late.as_micros()).unwrap_or(u64::MAX);
+    let mut verdicts = check::all(&history, &Limits { late_us, ..Limits::default() });
     troubles.extend(nothing_seen(&verdicts));
     verdicts.push(no_trouble(troubles));
     let meta = Meta { seed: Some(seed), settings };

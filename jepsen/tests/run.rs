@@ -13,7 +13,7 @@ fn run(more: &[&str]) -> Option<Output> {
     let out = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_jepsen"));
     command.args(["run", "--loopback", "--nodes", "3", "--shards", "3", "--seed", "3", "--rate", "60"]);
-    command.args(["--time", "8s", "--after", "4s", "--faults", "kill", "--loads", "races,dedup"]);
+    command.args(["--time", "8s", "--after", "4s", "--late", "2s", "--faults", "kill", "--loads", "races,dedup"]);
     command.arg("--binaries").arg(binaries).arg("--out").arg(out.path()).args(more);
     let output = command.output().unwrap();
     assert!(out.path().join("index.html").exists(), "{}", told(&output));
