@@ -46,6 +46,9 @@ const RETRY_AFTER_MS_MAX: u64 = 600;
 const RECURRING_MAX: usize = 2;
 /// Before a process gives up to end what it began.
 const TRIES_MAX: u32 = 50;
+const ASKED_WHO_LEADS: f64 = 0.8;
+/// Seldom: it is others who may have led, and may believe that they still do, that could show something old.
+const READ_FROM_WHO_LEADS: f64 = 0.3;
 
 /// A task of this process.
 #[derive(Clone)]
@@ -351,9 +354,9 @@ impl Client {
         });
     }
 
-    /// Whoever leads, as far as is known, or anybody.
-    fn pick(&mut self, group: GroupId) -> Option<Arc<Life>> {
-        let known = self.world.leader(group).filter(|_| self.rng.random_bool(0.8));
+    /// Whoever leads, as far as is `known`, so often; or anybody.
+    fn pick(&mut self, group: GroupId, known: f64) -> Option<Arc<Life>> {
+        let known = self.world.leader(group).filter(|_| self.rng.random_bool(known));
         let node = known.unwrap_or_else(|| self.rng.random_range(1..=self.world.plan.nodes));
         self.world.life(node)
     }
@@ -362,7 +365,7 @@ impl Client {
         let until = Instant::now() + PATIENCE;
         loop {
             sleep(self.some_ms(WAY_MS)).await;
-            let answer = match self.pick(group) {
+            let answer = match self.pick(group, ASKED_WHO_LEADS) {
                 None => Err(Refused::NotLeader { group }),
                 Some(life) => {
                     let asked = timeout(ANSWER_WITHIN, life.proposer.ask(group, ask()));
@@ -390,7 +393,7 @@ impl Client {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             sleep(self.some_ms(WAY_MS)).await;
-            if let Some(life) = self.pick(group) {
+            if let Some(life) = self.pick(group, READ_FROM_WHO_LEADS) {
                 let router = &life.router;
                 let may =
                     async { router.may_serve(group, Access::Read) || router.can_serve(group, Access::Read).await };
