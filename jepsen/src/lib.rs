@@ -22,6 +22,7 @@ pub mod effects;
 pub mod fault;
 pub mod history;
 pub mod load;
+mod patience;
 pub mod payload;
 pub mod report;
 pub mod run;

@@ -22,8 +22,9 @@ use crate::history::{End, History, Recorder, Stage, Watch, What};
 use crate::load::{Load, LoadError, LoadSettings, Target};
 use crate::report;
 
-/// The load before the first fault, to see that all is well.
-const CALM: Duration = Duration::from_secs(3);
+/// So many deliveries come before the first fault, to see that all is well.
+const CALM: usize = 150;
+const CALM_WITHIN: Duration = Duration::from_secs(30);
 /// Tasks may be due so long after they were registered, and be tried again after that.
 const PATIENCE: Duration = Duration::from_secs(150);
 const TOLD_EVERY: Duration = Duration::from_secs(30);
@@ -116,7 +117,11 @@ pub async fn run(settings: RunSettings, say: impl Fn(&str)) -> Result<Outcome, R
         receiver_host: cluster.receiver_host(),
     };
     let mut load = Load::start(&target, &load, recorder.clone()).await?;
-    tokio::time::sleep(CALM).await;
+    // All goes well before anything is broken.
+    let calm = recorder.until(|history| (history.deliveries().count() >= CALM).then_some(()));
+    if tokio::time::timeout(CALM_WITHIN, calm).await.is_err() {
+        say("not much is delivered, though nothing is broken yet");
+    }
     say(&format!("faults for {time:?}"));
     let stop = CancellationToken::new();
     let faults = fault::run::run(&cluster, seed, &kinds, &stop);

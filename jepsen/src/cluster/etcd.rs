@@ -10,6 +10,7 @@ use super::http;
 use super::keeper::Run;
 use super::links::Host;
 use super::process::Process;
+use crate::patience;
 
 const CLIENT_PORT: u16 = 2379;
 const PEER_PORT: u16 = 2380;
@@ -67,12 +68,10 @@ impl Etcd {
 
     /// Whether it answers in time.
     pub async fn ready(&self, within: Duration) -> bool {
-        let asking = async {
-            // It tells nobody when it is ready.
-            while http::get(&self.client, "/health", LOOK_WITHIN).await.is_none_or(|page| !page.contains("true")) {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
+        let healthy = || async {
+            let page = http::get(&self.client, "/health", LOOK_WITHIN).await;
+            page.filter(|page| page.contains("true")).map(drop).ok_or(())
         };
-        tokio::time::timeout(within, asking).await.is_ok()
+        patience::insist(within, LOOK_EVERY, healthy).await.is_ok()
     }
 }

@@ -61,6 +61,14 @@ impl Cluster {
         }
     }
 
+    /// Whether the node is gone, or ends by itself within this time.
+    pub async fn has_ended(&self, host: Host, within: Duration) -> Result<bool, ClusterError> {
+        match self.machine(host)?.process() {
+            Some(process) => Ok(process.wait(within).await.is_some()),
+            None => Ok(true),
+        }
+    }
+
     /// Until the node of a machine has said that it is ready.
     pub async fn wait_until_ready(&self, host: Host, within: Duration) -> Result<(), ClusterError> {
         let machine = self.machine(host)?;

@@ -1,13 +1,14 @@
 //! Whether everything is where it should be, as `boomtool` tells: shards whole, replicas equal.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Cluster, ClusterError, Told};
 use crate::history::What;
+use crate::patience;
 
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// A replica that took in a snapshot has no digest of that moment; another look finds one.
@@ -47,6 +48,15 @@ struct Digest {
     failed: Option<String>,
 }
 
+/// What `boomtool` has told, and what it is about.
+type Verified = (Told, Vec<Verdict>);
+
+enum Unverified {
+    /// Some replicas have not said it.
+    Some(Verified),
+    Tool(ClusterError),
+}
+
 impl Group {
     /// Led, with all of its copies, on nodes that are there.
     fn whole(&self, replicas: usize, nodes: &BTreeSet<u64>) -> bool {
@@ -64,50 +74,49 @@ impl Cluster {
 
     /// Waits until every shard has all of its replicas on nodes that run now, and a leader, and nothing moves.
     pub async fn wait_until_whole(&self, within: Duration) -> Result<(), ClusterError> {
-        let deadline = Instant::now() + within;
-        loop {
-            let nodes: BTreeSet<u64> = self.hosts().iter().map(|view| view.node).collect();
-            let left = match self.groups().await {
-                Ok(groups) if groups.is_empty() => "there are no shards".to_owned(),
-                Ok(groups) => {
-                    let replicas = self.settings().replicas;
-                    let torn: Vec<String> = groups
-                        .iter()
-                        .filter(|group| !group.whole(replicas, &nodes))
-                        .map(|group| format!("{} is {} on {:?}", group.group, group.state, places(group)))
-                        .collect();
-                    if torn.is_empty() {
-                        return Ok(());
-                    }
-                    torn.join("; ")
-                }
-                Err(error) => error.to_string(),
-            };
-            if Instant::now() > deadline {
-                return Err(ClusterError::NotWhole { within, left });
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+        let whole = patience::insist(within, LOOK_EVERY, || self.is_whole()).await;
+        whole.map_err(|left| ClusterError::NotWhole { within, left })
+    }
+
+    /// Or what is not.
+    async fn is_whole(&self) -> Result<(), String> {
+        let nodes: BTreeSet<u64> = self.hosts().iter().map(|view| view.node).collect();
+        let groups = self.groups().await.map_err(|error| error.to_string())?;
+        if groups.is_empty() {
+            return Err("there are no shards".to_owned());
         }
+        let replicas = self.settings().replicas;
+        let torn = groups.iter().filter(|group| !group.whole(replicas, &nodes));
+        let torn: Vec<String> =
+            torn.map(|group| format!("{} is {} on {:?}", group.group, group.state, places(group))).collect();
+        if torn.is_empty() { Ok(()) } else { Err(torn.join("; ")) }
     }
 
     /// Compares the replicas and writes down what each says. Returns what `boomtool` made of it; it is an error when some
     /// have not said it, unless others differ already.
     pub async fn record_digests(&self) -> Result<Told, ClusterError> {
-        let deadline = Instant::now() + DIGESTS_WITHIN;
-        loop {
-            let told = self.boomtool(&["cluster", "verify"]).await?;
-            let verdicts: Vec<Verdict> =
-                told.lines.iter().cloned().filter_map(|line| serde_json::from_value(line).ok()).collect();
-            let differ = verdicts.iter().any(|verdict| verdict.result == DIFFERENT);
-            if told.code == Some(0) || differ || Instant::now() > deadline {
-                verdicts.iter().for_each(|verdict| self.record(verdict));
-                if told.code == Some(0) || differ {
-                    return Ok(told);
-                }
-                return Err(ClusterError::NoDigest { within: DIGESTS_WITHIN, left: silent(&verdicts, &told) });
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+        let verified = patience::insist(DIGESTS_WITHIN, LOOK_EVERY, || self.verified()).await;
+        let all_said = verified.is_ok();
+        let (told, verdicts) = match verified {
+            Ok(all) | Err(Unverified::Some(all)) => all,
+            Err(Unverified::Tool(error)) => return Err(error),
+        };
+        verdicts.iter().for_each(|verdict| self.record(verdict));
+        if all_said {
+            Ok(told)
+        } else {
+            Err(ClusterError::NoDigest { within: DIGESTS_WITHIN, left: silent(&verdicts, &told) })
         }
+    }
+
+    /// When all replicas have said it, or some differ.
+    async fn verified(&self) -> Result<Verified, Unverified> {
+        let told = self.boomtool(&["cluster", "verify"]).await.map_err(Unverified::Tool)?;
+        let verdicts: Vec<Verdict> =
+            told.lines.iter().cloned().filter_map(|line| serde_json::from_value(line).ok()).collect();
+        let differ = verdicts.iter().any(|verdict| verdict.result == DIFFERENT);
+        let enough = told.code == Some(0) || differ;
+        if enough { Ok((told, verdicts)) } else { Err(Unverified::Some((told, verdicts))) }
     }
 
     fn record(&self, verdict: &Verdict) {

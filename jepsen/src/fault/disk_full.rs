@@ -51,8 +51,7 @@ pub(super) fn begin(cluster: &Cluster, rng: &mut StdRng) -> Result<Begun, NotDon
         }
         make_room(&cluster, host)?;
         // One that found no room has ended, or is about to.
-        tokio::time::sleep(END_WITHIN).await;
-        if cluster.host(host)?.pid.is_some() {
+        if !cluster.has_ended(host, END_WITHIN).await? {
             return Ok(format!("machine {host} has room again; its node went on all the while"));
         }
         let took = bring_up(&cluster, host).await?;

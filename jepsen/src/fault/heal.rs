@@ -1,10 +1,11 @@
 //! Everything back as it should be, whatever a fault may have left.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{clock, disk_full, targets};
 use crate::cluster::{Cluster, ClusterError, Skew, Told};
 use crate::history::What;
+use crate::patience;
 
 /// A cluster that is whole within this time after the last fault is healthy enough.
 const WHOLE_WITHIN: Duration = Duration::from_secs(180);
@@ -54,12 +55,5 @@ pub(super) async fn undrain(cluster: &Cluster, node: &str) -> Result<(), Cluster
 
 /// Until it is said and heard: etcd may be away, or a leader.
 async fn insist(cluster: &Cluster, args: &[&str]) -> Result<Told, ClusterError> {
-    let begun = Instant::now();
-    loop {
-        match cluster.ok(args).await {
-            Ok(told) => return Ok(told),
-            Err(error) if begun.elapsed() > HEARD_WITHIN => return Err(error),
-            Err(_) => tokio::time::sleep(TRY_AGAIN_AFTER).await,
-        }
-    }
+    patience::insist(HEARD_WITHIN, TRY_AGAIN_AFTER, || cluster.ok(args)).await
 }

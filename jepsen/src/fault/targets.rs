@@ -14,7 +14,6 @@ use crate::cluster::{Cluster, ClusterError, State};
 pub const READY_WITHIN: Duration = Duration::from_secs(90);
 /// A node that is not ready by then may wait for something that another fault has taken away.
 const TRY_FOR: Duration = Duration::from_secs(30);
-const TRY_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Machines whose nodes run.
 pub fn up(cluster: &Cluster) -> Vec<Host> {
@@ -72,8 +71,7 @@ pub async fn bring_up(cluster: &Cluster, host: Host) -> Result<Duration, Cluster
         match cluster.wait_until_ready(host, TRY_FOR).await {
             Ok(()) => return Ok(begun.elapsed()),
             Err(error) if begun.elapsed() > READY_WITHIN => return Err(error),
-            // It ended, and may not end the next time.
-            Err(_) if cluster.host(host)?.pid.is_none() => tokio::time::sleep(TRY_AGAIN_AFTER).await,
+            // It may have ended, and may not end the next time.
             Err(_) => {}
         }
     }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use boomerang::task::{Fence, Missed};
+use tokio::sync::watch;
 
 pub mod edn;
 
@@ -318,12 +319,14 @@ pub struct Recorder {
 struct Recording {
     watch: Box<dyn Watch>,
     history: Mutex<History>,
+    /// Changes with each event.
+    recorded: watch::Sender<()>,
 }
 
 impl Recorder {
     pub fn new(began_ms: u64, watch: impl Watch) -> Self {
         let history = Mutex::new(History { began_ms, events: Vec::new() });
-        Self { inner: Arc::new(Recording { watch: Box::new(watch), history }) }
+        Self { inner: Arc::new(Recording { watch: Box::new(watch), history, recorded: watch::Sender::new(()) }) }
     }
 
     pub fn record(&self, what: What) {
@@ -331,6 +334,19 @@ impl Recorder {
         // Read under the lock, so that events are in order.
         let at_us = self.inner.watch.now_us();
         history.events.push(Event { at_us, what });
+        drop(history);
+        self.inner.recorded.send_replace(());
+    }
+
+    /// Waits for a history in which `look` finds something; it looks again after each event, so it should be quick.
+    pub async fn until<T>(&self, look: impl Fn(&History) -> Option<T>) -> T {
+        let mut recorded = self.inner.recorded.subscribe();
+        loop {
+            if let Some(found) = self.look(&look) {
+                return found;
+            }
+            recorded.changed().await.expect("the recording lives as long as its recorders");
+        }
     }
 
     pub fn now_us(&self) -> u64 {

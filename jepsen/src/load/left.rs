@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use boomerang::client::{Client, ClientError, DeadLetterFilter, TaskFilter, TaskView};
-use tokio::time::Instant;
 
 use super::LoadError;
 use crate::history::{Left, LeftAs, Recorder, What};
+use crate::patience;
 use crate::payload::Payload;
 
 const PAGE: u32 = 1_000;
@@ -14,14 +14,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Waits until no task is left, or `patience` is over, and writes down what there is.
 pub(super) async fn account(admin: &Client, recorder: &Recorder, patience: Duration) -> Result<(), LoadError> {
-    let until = Instant::now() + patience;
-    let tasks = loop {
+    let none = || async {
         match tasks(admin).await {
-            Ok(tasks) if tasks.is_empty() => break tasks,
-            Ok(tasks) if Instant::now() > until => break tasks,
-            Err(error) if Instant::now() > until => return Err(error.into()),
-            _ => tokio::time::sleep(LOOK_EVERY).await,
+            Ok(tasks) if tasks.is_empty() => Ok(()),
+            left => Err(left),
         }
+    };
+    let tasks = match patience::insist(patience, LOOK_EVERY, none).await {
+        Ok(()) => Vec::new(),
+        Err(left) => left?,
     };
     for task in tasks {
         let token = Payload::read(&task.payload).map(|payload| payload.token);

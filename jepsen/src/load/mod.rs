@@ -45,9 +45,6 @@ pub const NAMES: [&str; 6] = ["one-shot", "races", "recurring", "dedup", "dead-l
 /// A request without an answer is unknown after this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A cluster that has just begun lets its administrator in within this.
-const BEGIN_WITHIN: Duration = Duration::from_secs(30);
-const BEGIN_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// How long a receiver may take before the attempt has failed.
 const ANSWER_WITHIN_MS: u64 = 1_500;
 const RETRY_AFTER_MS: u64 = 300;
@@ -196,7 +193,8 @@ impl Load {
         let receivers = Receivers::start(target.receiver_host, recorder.clone())
             .await
             .map_err(|source| LoadError::Listen { address: target.receiver_host, source })?;
-        let admin = begin(target).await?;
+        // Nodes that are ready know their administrator.
+        let admin = connect(target, &ClientId::ADMIN.parse()?, &target.password, true).await?;
         let shared =
             Arc::new(Shared { recorder, receivers, tokens: AtomicU64::new(0), stop: CancellationToken::new() });
         let mut rng = StdRng::seed_from_u64(settings.seed);
@@ -255,16 +253,4 @@ async fn connect(target: &Target, client: &ClientId, password: &str, again: bool
     options.connect_timeout = CONNECT_TIMEOUT;
     options.retry_registrations = again;
     Client::connect(options).await
-}
-
-async fn begin(target: &Target) -> Result<Client, LoadError> {
-    let admin: ClientId = ClientId::ADMIN.parse()?;
-    let began = tokio::time::Instant::now();
-    loop {
-        match connect(target, &admin, &target.password, true).await {
-            Ok(client) => return Ok(client),
-            Err(error) if began.elapsed() > BEGIN_WITHIN => return Err(error.into()),
-            Err(_) => tokio::time::sleep(BEGIN_AGAIN_AFTER).await,
-        }
-    }
 }

@@ -98,7 +98,6 @@ impl Client {
                 if self.cancel(&own).await {
                     break;
                 }
-                sleep(self.some_ms(AGAIN_MS)).await;
             }
         }
     }
@@ -354,6 +353,16 @@ impl Client {
         });
     }
 
+    /// A request or an answer is on its way.
+    async fn way(&mut self) {
+        sleep(self.some_ms(WAY_MS)).await;
+    }
+
+    /// Before it asks once more.
+    async fn rest(&mut self) {
+        sleep(self.some_ms(AGAIN_MS)).await;
+    }
+
     /// Whoever leads, as far as is `known`, so often; or anybody.
     fn pick(&mut self, group: GroupId, known: f64) -> Option<Arc<Life>> {
         let known = self.world.leader(group).filter(|_| self.rng.random_bool(known));
@@ -364,7 +373,7 @@ impl Client {
     async fn ask(&mut self, group: GroupId, ask: impl Fn() -> Ask) -> Result<Reply, Refused> {
         let until = Instant::now() + PATIENCE;
         loop {
-            sleep(self.some_ms(WAY_MS)).await;
+            self.way().await;
             let answer = match self.pick(group, ASKED_WHO_LEADS) {
                 None => Err(Refused::NotLeader { group }),
                 Some(life) => {
@@ -377,10 +386,10 @@ impl Client {
                 }
             };
             if matches!(answer, Err(Refused::NotLeader { .. })) && Instant::now() < until {
-                sleep(self.some_ms(AGAIN_MS)).await;
+                self.rest().await;
                 continue;
             }
-            sleep(self.some_ms(WAY_MS)).await;
+            self.way().await;
             if self.world.receivers.is_broken() && self.rng.random_bool(ANSWERS_LOST) {
                 return Err(Refused::Unknown);
             }
@@ -392,7 +401,7 @@ impl Client {
     async fn read<T>(&mut self, group: GroupId, read: impl Fn(&Life) -> Result<T, StoreError>) -> Option<T> {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
-            sleep(self.some_ms(WAY_MS)).await;
+            self.way().await;
             if let Some(life) = self.pick(group, READ_FROM_WHO_LEADS) {
                 let router = &life.router;
                 let may =
@@ -404,11 +413,11 @@ impl Client {
                 };
                 if may {
                     let found = read(&life).expect("memory does not fail");
-                    sleep(self.some_ms(WAY_MS)).await;
+                    self.way().await;
                     return Some(found);
                 }
             }
-            sleep(self.some_ms(AGAIN_MS)).await;
+            self.rest().await;
         }
         None
     }
