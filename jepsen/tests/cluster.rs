@@ -12,6 +12,7 @@ use jepsen::cluster::links::cut_apart;
 use jepsen::cluster::{Cluster, ClusterSettings, State, find_binaries};
 use jepsen::fault::{self, Kind};
 use jepsen::history::{Recorder, Stage, Watch, What};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 const WITHIN: Duration = Duration::from_secs(60);
@@ -39,15 +40,19 @@ fn settings() -> Option<ClusterSettings> {
     binaries.map(|binaries| ClusterSettings { nodes: 3, ..ClusterSettings::new(binaries) })
 }
 
-async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + WITHIN;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "not within {WITHIN:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+/// Waits for what is written into the history.
+async fn recorded<T>(recorder: &Recorder, what: &str, look: impl Fn(&What) -> Option<T>) -> T {
+    let found = recorder.until(|history| history.events.iter().rev().find_map(|event| look(&event.what)));
+    timeout(WITHIN, found).await.unwrap_or_else(|_| panic!("not within {WITHIN:?}: {what}"))
+}
+
+/// Who is the first to be seen to lead group 1 after `term`, but for `not`.
+async fn leader_after(recorder: &Recorder, term: u64, not: u64) -> (u64, u64) {
+    recorded(recorder, "another node leads group 1", |what| match what {
+        What::Leads { group: 1, node, term: later } if *later > term && *node != not => Some((*node, *later)),
+        _ => None,
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,25 +64,16 @@ async fn a_leader_that_is_cut_off_is_followed_by_another() {
         eprintln!("skipped: no namespaces here");
         return cluster.stop().await;
     };
-    let before = eventually("somebody leads group 1", || cluster.leaders().get(&1).copied()).await;
-    let host = cluster.node(before.node).unwrap().host;
+    let (before, before_term) = leader_after(&recorder, 0, 0).await;
+    let host = cluster.node(before).unwrap().host;
     let others: Vec<usize> = cluster.places().filter(|other| *other != host).collect();
     let cut = wire.lay(cut_apart(&[host], &others));
-    let after = eventually("another node leads group 1", || {
-        cluster.leaders().get(&1).copied().filter(|leader| leader.node != before.node)
-    })
-    .await;
-    assert!(after.term > before.term);
+    leader_after(&recorder, before_term, before).await;
     wire.lift(cut);
     fault::heal(&cluster).await.unwrap();
     let told = cluster.record_digests().await.unwrap();
     assert_eq!(told.code, Some(0), "{told:?}");
     let history = recorder.so_far();
-    let led = |node| {
-        let leads = |what: &What| matches!(what, What::Leads { group: 1, node: leads, .. } if *leads == node);
-        history.events.iter().any(|event| leads(&event.what))
-    };
-    assert!(led(before.node) && led(after.node));
     assert!(history.healed_us().is_some());
     let digests = history.events.iter().filter(|event| matches!(event.what, What::Digest { .. })).count();
     // Every group, the cluster's own among them, is on each of three nodes.
@@ -93,12 +89,9 @@ async fn on_loopback_processes_are_broken_and_networks_are_not() {
     let cluster = Cluster::start(ClusterSettings { loopback: true, ..settings }, recorder.clone()).await.unwrap();
     assert!(!cluster.has_network() && !cluster.has_disks());
     let stop = CancellationToken::new();
-    let killed = |what: &What| matches!(what, What::Fault(note) if note.stage == Stage::Begin);
+    let killed = |what: &What| matches!(what, What::Fault(note) if note.stage == Stage::Begin).then_some(());
     let stopping = async {
-        eventually("a node is killed", || {
-            recorder.look(|history| history.events.iter().any(|event| killed(&event.what))).then_some(())
-        })
-        .await;
+        recorded(&recorder, "a node is killed", killed).await;
         stop.cancel();
     };
     let (begun, ()) = tokio::join!(fault::run::run(&cluster, 1, &[Kind::Partition, Kind::Kill], &stop), stopping);
@@ -175,7 +168,7 @@ async fn nothing_is_left_of_a_harness_that_is_killed() {
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "victim", "--nocapture"]).env(VICTIM, "1");
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     let said = lines.filter_map(|line| line.strip_prefix("victim ").map(str::to_owned)).next();
     let said = said.expect("it says that its cluster is up");
@@ -197,5 +190,9 @@ async fn nothing_is_left_of_a_harness_that_is_killed() {
     assert!(left().len() > pids.len(), "it was there: {:?}", left());
     child.kill().unwrap();
     child.wait().unwrap();
-    eventually("everything of it is gone", || left().is_empty().then_some(())).await;
+    // Its keeper has its standard error too, and leaves it when all is done.
+    let mut keeper = child.stderr.take().unwrap();
+    let ended = tokio::task::spawn_blocking(move || std::io::copy(&mut keeper, &mut std::io::sink()));
+    timeout(WITHIN, ended).await.expect("the keeper is done in time").unwrap().unwrap();
+    assert_eq!(left(), Vec::<String>::new());
 }

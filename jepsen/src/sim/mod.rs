@@ -38,12 +38,12 @@ use std::time::Duration;
 
 use boomerang::sabotage::{self, Fault};
 use boomerang::store::codec;
-use boomerang::store::dump::digest;
+use boomerang::store::dump::{Digest, digest};
 use boomerang::store::keys::{Key, Parsed, parse_state};
 use boomerang::store::rows::DeadLetterRow;
 use boomerang::task::GroupId;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::check::{self, Limits, Verdict, Violation};
@@ -65,7 +65,6 @@ const LATE: Duration = Duration::from_millis(300);
 const QUIET_WITHIN: Duration = Duration::from_secs(60);
 /// And all replicas have applied the same.
 const EQUAL_WITHIN: Duration = Duration::from_secs(20);
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A delivery that is on its way for longer than this has no excuse.
 const STALE: Duration = Duration::from_secs(30);
 
@@ -190,8 +189,18 @@ async fn become_quiet(world: &World) {
         let life = world.leading(group)?;
         Some(clients::tasks_in(&life, group).expect("memory does not fail").is_empty())
     };
-    while Instant::now() < until && !world.groups().all(|group| quiet(group) == Some(true)) {
-        sleep(LOOK_EVERY).await;
+    let all = || world.groups().all(|group| quiet(group) == Some(true)).then_some(());
+    let _ = timeout_at(until, once_applied(world, all)).await;
+}
+
+/// Waits until something is so, and looks again whenever anything is applied on any node.
+async fn once_applied<T>(world: &World, look: impl Fn() -> Option<T>) -> T {
+    loop {
+        let applied = world.applied.notified();
+        if let Some(found) = look() {
+            return found;
+        }
+        applied.await;
     }
 }
 
@@ -225,30 +234,26 @@ fn left(life: &node::Life, group: GroupId, key: &[u8], value: &[u8]) -> Option<L
     }
 }
 
-/// Of all replicas, when they have applied the same.
+/// Of all replicas, when they have applied the same; as they are when that takes too long.
 async fn record_digests(world: &World) {
     for group in world.groups() {
+        let equal = || {
+            let digests = digests(world, group);
+            digests.windows(2).all(|two| two[0].1.applied == two[1].1.applied).then_some(digests)
+        };
         let until = Instant::now() + EQUAL_WITHIN;
-        loop {
-            let lives: Vec<_> = world.nodes().filter_map(|node| world.life(node)).collect();
-            let digests: Vec<_> = lives
-                .iter()
-                .map(|life| (life.node, digest(&life.store, group).expect("memory does not fail")))
-                .collect();
-            let indexes: Vec<u64> =
-                digests.iter().map(|(_, digest)| digest.applied.map_or(0, |applied| applied.index)).collect();
-            let equal = indexes.iter().all(|index| *index == indexes[0]);
-            if equal || Instant::now() > until {
-                for ((node, digest), index) in digests.into_iter().zip(indexes) {
-                    let hash: String = digest.hash.iter().map(|byte| format!("{byte:02x}")).collect();
-                    let digest = What::Digest { group: group.0, replica: node, node, index, digest: hash };
-                    world.recorder.record(digest);
-                }
-                break;
-            }
-            sleep(LOOK_EVERY).await;
+        let said = timeout_at(until, once_applied(world, equal)).await.unwrap_or_else(|_| digests(world, group));
+        for (node, digest) in said {
+            let index = digest.applied.map_or(0, |applied| applied.index);
+            let digest: String = digest.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+            world.recorder.record(What::Digest { group: group.0, replica: node, node, index, digest });
         }
     }
+}
+
+fn digests(world: &World, group: GroupId) -> Vec<(net::NodeId, Digest)> {
+    let lives = world.nodes().filter_map(|node| world.life(node));
+    lives.map(|life| (life.node, digest(&life.store, group).expect("memory does not fail"))).collect()
 }
 
 thread_local! {

@@ -18,14 +18,16 @@ use boomerang::metrics::Metrics;
 use boomerang::placement::Cluster;
 use boomerang::propose::{self, DiskState, Proposer};
 use boomerang::raft::groups::{GroupError, Parts};
-use boomerang::raft::{Begin, Groups, Member, PeerNetwork, PeerService, ReplicaId, peer_service};
+use boomerang::raft::{Begin, Groups, Member, Observer, PeerNetwork, PeerService, ReplicaId, peer_service};
 use boomerang::server::route::Router;
+use boomerang::shard::Effect;
 use boomerang::store::Store;
 use boomerang::store::memory::MemoryDisk;
+use boomerang::store::rows::ShardMetaRow;
 use boomerang::store::syncer::{Rounds, Syncer};
 use boomerang::task::GroupId;
 use futures::stream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +88,21 @@ pub struct Machine {
     pub pace: Arc<DiskPace>,
     pub net: Net,
     pub receivers: Arc<Receivers>,
+    /// Told of whatever is applied.
+    pub applied: Arc<Notify>,
+}
+
+/// Tells those who wait for something to be applied.
+struct Told(Arc<Notify>);
+
+impl Observer for Told {
+    fn applied(&self, _: GroupId, _: &ShardMetaRow, _: &[Effect]) {
+        self.0.notify_waiters();
+    }
+
+    fn replaced(&self, _: GroupId) {
+        self.0.notify_waiters();
+    }
 }
 
 pub struct Life {
@@ -129,7 +146,7 @@ impl Machine {
             // Nothing is put there.
             staging: PathBuf::from(format!("no-folder-of-{node}")),
             network: network.clone(),
-            observer: ledger.clone(),
+            observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, Arc::new(Told(self.applied.clone()))]),
         })
         .await?;
         let wires = self.net.listen(node, id);

@@ -10,7 +10,8 @@ use boomerang::store::memory::MemoryDisk;
 use boomerang::task::GroupId;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, interval};
 
 use super::net::{LifeId, Net, NodeId};
 use super::node::{DiskPace, Life, Machine, NodeClock};
@@ -38,6 +39,8 @@ pub struct World {
     pub recorder: Recorder,
     pub net: Net,
     pub receivers: Arc<Receivers>,
+    /// Told whenever anything is applied anywhere.
+    pub applied: Arc<Notify>,
     machines: Vec<Machine>,
     lives: Mutex<BTreeMap<NodeId, Arc<Life>>>,
     next_life: AtomicU64,
@@ -59,6 +62,7 @@ impl World {
         let recorder = Recorder::new(BEGAN_MS, SimWatch(began));
         let net = Net::new(chance(seed, 1).random());
         let receivers = Arc::new(Receivers::new(recorder.clone(), chance(seed, 2)));
+        let applied = Arc::new(Notify::new());
         let machines = (1..=plan.nodes).map(|node| Machine {
             node,
             nodes: plan.nodes,
@@ -67,6 +71,7 @@ impl World {
             pace: Arc::new(DiskPace { sync_ms: AtomicU64::new(SYNC_MS) }),
             net: net.clone(),
             receivers: receivers.clone(),
+            applied: applied.clone(),
         });
         Arc::new(Self {
             machines: machines.collect(),
@@ -76,6 +81,7 @@ impl World {
             recorder,
             net,
             receivers,
+            applied: applied.clone(),
             lives: Mutex::default(),
             next_life: AtomicU64::new(1),
             leaders: Mutex::default(),
@@ -178,7 +184,9 @@ impl World {
 
     /// Writes down who leads, until it is dropped.
     pub async fn watch_leaders(self: Arc<Self>) {
+        let mut looks = interval(LOOK_EVERY);
         loop {
+            looks.tick().await;
             for node in self.nodes() {
                 let Some(life) = self.life(node) else { continue };
                 for group in self.groups() {
@@ -190,7 +198,6 @@ impl World {
                     }
                 }
             }
-            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 }
