@@ -3,6 +3,8 @@
 //! Each node has its own folder, store, groups and port; a replica's id is its node's. Nothing here sleeps to let
 //! something happen: what can be awaited is, and what must not happen is awaited until the wait gives up.
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -249,12 +251,8 @@ async fn bounded(test: impl Future<Output = ()>) {
 }
 
 /// For what nobody tells about: files that come and go.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < WITHIN, "waited in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    tokio::task::block_in_place(|| common::eventually_within(WITHIN, what, || holds().then_some(()).ok_or("not yet")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -303,7 +301,7 @@ async fn another_node_leads_when_the_leader_stops() {
 
         // It comes back as what it was, wherever it is now, and is told what it has missed. Its database is free once
         // the last task of its groups has ended.
-        until("the database is closed", || Store::open(&database).is_ok()).await;
+        until("the database is closed", || Store::open(&database).is_ok());
         let leads = leader.vote(GROUP);
         nodes.push(Node::start_in(folder, 1, 1, Begin::Wait { replica: 99 }).await);
         connect(&nodes);
@@ -495,9 +493,9 @@ async fn a_snapshot_that_is_not_whole_leaves_no_trace() {
         for part in [forged.header(), forged.rows(all / 2)] {
             parts.send(peer::SnapshotRequest { part: Some(part) }).await.unwrap();
         }
-        until("the rows are on the way", || !new.staging().is_empty()).await;
+        until("the rows are on the way", || !new.staging().is_empty());
         call.abort();
-        until("they are gone", || new.staging().is_empty()).await;
+        until("they are gone", || new.staging().is_empty());
         untouched();
         assert_eq!(new.applied(GROUP), None);
 
@@ -591,6 +589,8 @@ async fn messages_that_are_wrong_are_refused_and_harm_nobody() {
 #[derive(Clone, Default)]
 struct Silent {
     answers: Arc<AtomicUsize>,
+    /// So many more requests must have come before one is answered.
+    behind: usize,
     streams: Arc<AtomicUsize>,
     /// Messages with heartbeats; the first is answered, each replica by its number, and no other.
     beats: Arc<AtomicUsize>,
@@ -606,7 +606,7 @@ impl Peer for Silent {
     ) -> Result<Response<Self::AppendStream>, Status> {
         self.streams.fetch_add(1, Relaxed);
         let silent = self.clone();
-        let answers = requests.into_inner().filter_map(move |_| {
+        let answers = requests.into_inner().skip(silent.behind).filter_map(move |_| {
             let left = silent.answers.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
             let answer = left.ok().map(|_| {
                 let accepted = peer::Accepted { last_log_id: None };
@@ -758,6 +758,33 @@ async fn a_replica_that_does_not_answer_is_unreachable_and_one_that_is_not_asked
         };
         let (answer, ()) = tokio::join!(answers.next(), removed);
         assert!(matches!(answer, Some(Err(openraft::errors::RPCError::Unreachable(_)))));
+        server.abort();
+    })
+    .await;
+}
+
+/// openraft would take the lease from when the second was sent, which nobody may ever have received.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_does_not_vouch_for_a_request_that_was_sent_after_it() {
+    bounded(async {
+        let silent = Silent { answers: Arc::new(AtomicUsize::new(1)), behind: 1, ..Silent::default() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let network = PeerNetwork::new(CLUSTER, 1);
+        network.set(2, &listener.local_addr().unwrap().to_string());
+        let server = tonic::transport::Server::builder().add_service(PeerServer::new(silent.clone()));
+        let server = tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        let mut client = network.for_group(GROUP).new_client(2, &Member { node_id: 2 }).await;
+        let mut answers = async |requests: [AppendEntriesRequest<TypeConfig>; 2]| {
+            let requests = futures::stream::iter(requests).chain(futures::stream::pending());
+            let mut answers = client.stream_append(requests.boxed(), RPCOption::new(WITHIN)).await.unwrap();
+            answers.next().await.unwrap()
+        };
+        let after = AppendEntriesRequest { prev_log_id: Some(log_id(1, 1)), ..heartbeat() };
+        assert!(matches!(answers([heartbeat(), after]).await, Ok(Ok(None))), "it says nothing of the second");
+        silent.answers.store(1, Relaxed);
+        let error = answers([heartbeat(), heartbeat()]).await.unwrap_err();
+        assert_eq!(silent.answers.load(Relaxed), 0, "the first was answered");
+        assert!(error.to_string().contains("no answer since"), "{error}");
         server.abort();
     })
     .await;

@@ -10,10 +10,20 @@
 //!   requests    what is not Raft: forwarded requests, questions about a node
 //! ```
 //!
-//! Heartbeats to one node are gathered (see `heartbeats`). Log entries travel on a [`Lane`], a stream in both directions that stays open between uses. Several
-//! requests may be under way on it; the answers come in their order, so a lane with an answer outstanding is never used
-//! again: a late answer would be taken for the next one's, and prove a lease that is not there. A lane that has been
-//! owed an answer for too long counts as broken, since openraft waits for it and keeps the log until it comes.
+//! Heartbeats to one node are gathered (see `heartbeats`). Log entries travel on a [`Lane`], a stream in both directions
+//! that stays open between uses. Several requests may be under way on it; the answers come in their order, so a lane
+//! with an answer outstanding is never used again: a late answer would be taken for the next one's, and prove a lease
+//! that is not there. A lane that has been owed an answer for too long counts as broken, since openraft waits for it and
+//! keeps the log until it comes.
+//!
+//! openraft takes an answer for all requests up to the entry it names, and the lease from when the last of them was sent.
+//! A request without entries names the same entry as the one before it, whose answer would vouch for both: it is held
+//! back until the last that names the entry is answered.
+//!
+//! ```text
+//!   sent      8 at 3.6 s    nothing after 8 at 5.6 s     (the link is cut between them)
+//!   answered  up to 8 ----> openraft: heard of at 5.6 s
+//! ```
 //!
 //! openraft's stream of requests is read here and not by tonic: it must be dropped the moment the answers are, because
 //! the next session waits for it.
@@ -51,7 +61,7 @@ use super::peer_messages::{
 };
 use super::peer_tls::{PeerTls, error_chain};
 use super::state_machine::SnapshotData;
-use super::types::{Member, ReplicaId, TypeConfig, Vote};
+use super::types::{LogId, Member, ReplicaId, TypeConfig, Vote};
 use crate::store::StoreError;
 use crate::store::export::Export;
 use crate::task::GroupId;
@@ -385,9 +395,16 @@ impl Lane {
     }
 }
 
+/// A request on its way.
+struct Sent {
+    bytes: usize,
+    /// The last entry that the other side has when it has done this.
+    up_to: Option<LogId>,
+}
+
 /// What has been sent on a lane and not been answered.
 struct Unanswered {
-    sizes: VecDeque<usize>,
+    requests: VecDeque<Sent>,
     bytes: usize,
     /// When the oldest was sent, or the one before it answered.
     since: Instant,
@@ -395,25 +412,31 @@ struct Unanswered {
 
 impl Unanswered {
     fn new() -> Self {
-        Self { sizes: VecDeque::new(), bytes: 0, since: Instant::now() }
+        Self { requests: VecDeque::new(), bytes: 0, since: Instant::now() }
     }
 
-    fn push(&mut self, bytes: usize) {
-        if self.sizes.is_empty() {
+    fn push(&mut self, sent: Sent) {
+        if self.requests.is_empty() {
             self.since = Instant::now();
         }
-        self.sizes.push_back(bytes);
-        self.bytes += bytes;
+        self.bytes += sent.bytes;
+        self.requests.push_back(sent);
     }
 
     /// False when nothing was outstanding.
     fn pop(&mut self) -> bool {
         self.since = Instant::now();
-        self.sizes.pop_front().map(|bytes| self.bytes -= bytes).is_some()
+        self.requests.pop_front().map(|sent| self.bytes -= sent.bytes).is_some()
+    }
+
+    /// Whether openraft would take an answer that the other side has everything up to `last` for one to a request that
+    /// has none yet.
+    fn would_be_vouched_for(&self, last: Option<LogId>) -> bool {
+        self.requests.front().is_some_and(|sent| sent.up_to <= last)
     }
 
     fn is_empty(&self) -> bool {
-        self.sizes.is_empty()
+        self.requests.is_empty()
     }
 
     /// When it is too late for the oldest one's answer.
@@ -423,11 +446,12 @@ impl Unanswered {
     }
 
     fn has_room(&self) -> bool {
-        self.sizes.len() < UNANSWERED_REQUESTS_MAX && self.bytes < UNANSWERED_BYTES_MAX
+        self.requests.len() < UNANSWERED_REQUESTS_MAX && self.bytes < UNANSWERED_BYTES_MAX
     }
 }
 
-/// One use of a lane: everything in `input` goes out, and an answer comes back for each.
+/// One use of a lane: everything in `input` goes out, and an answer comes back for each but those that the next one
+/// includes.
 struct Session<'s, S> {
     /// Where the lane goes when it can be used again.
     home: &'s mut Option<Lane>,
@@ -452,15 +476,17 @@ where
             let send = async {
                 let permit = requests.reserve().await.map_err(|_| unreachable("the connection is lost"))?;
                 let Some(request) = self.input.next().await else { return Ok(None) };
+                let up_to = request.entries.last().map_or(request.prev_log_id, |last| Some(last.log_id));
                 let message = to_append(to.take(), &request);
                 let bytes = message.entries.iter().map(bytes::Bytes::len).sum();
                 permit.send(message);
-                Ok::<Option<usize>, Unreachable<TypeConfig>>(Some(bytes))
+                Ok::<Option<Sent>, Unreachable<TypeConfig>>(Some(Sent { bytes, up_to }))
             };
             let may_send = !self.input_ended && self.unanswered.has_room();
             let error = tokio::select! {
                 biased;
                 answer = answers.message() => match answered(&mut self.unanswered, answer) {
+                    Ok(Ok(last)) if self.unanswered.would_be_vouched_for(last) => continue,
                     Ok(Ok(last)) => return Some((Ok(Ok(last)), Some(self))),
                     // The other side says no more after this.
                     Ok(Err(rejected)) => return Some((Ok(Err(rejected)), None)),
@@ -468,8 +494,8 @@ where
                 },
                 () = remote.gone.cancelled() => unreachable("the node is not there any more"),
                 sent = send, if may_send => match sent {
-                    Ok(Some(bytes)) => {
-                        self.unanswered.push(bytes);
+                    Ok(Some(sent)) => {
+                        self.unanswered.push(sent);
                         continue;
                     }
                     Ok(None) => {
