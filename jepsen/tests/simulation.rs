@@ -14,7 +14,7 @@ const THREADS: usize = 2;
 const BROKEN: [(Fault, &[&str], u64); 10] = [
     (Fault::SkipFsync, &["lost"], 60),
     (Fault::IgnoreWatermark, &["answers"], 120),
-    (Fault::SkipLease, &["reads", "fences"], 500),
+    (Fault::SkipLease, &["reads"], 60),
     (Fault::AppliedApart, &["digests", "occurrences", "lost", "reads"], 120),
     (Fault::FireEarly, &["early"], 20),
     (Fault::ForgetDedup, &["unique"], 20),

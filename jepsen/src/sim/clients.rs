@@ -246,10 +246,12 @@ impl Client {
         self.call(Call::Register(registration));
         match self.ask(group, ask).await {
             Ok(Reply::Registered { id, due_ms, duplicate }) => {
-                if !self.own.iter().any(|own| own.task == id) {
-                    self.own.push(Own { payload, task: id, recurring, next_version: 2 });
+                let own = Own { payload, task: id, recurring, next_version: 2 };
+                if !self.own.iter().any(|known| known.task == id) {
+                    self.own.push(own.clone());
                 }
                 self.ok(Answer::Registered { task: id.to_string(), due_ms, duplicate });
+                self.ask_others(&own);
                 true
             }
             Ok(other) => unreachable!("a registration is never answered with {other:?}"),
@@ -275,6 +277,7 @@ impl Client {
                 return false;
             }
         }
+        self.ask_others(own);
         self.own.retain(|other| other.task != id);
         true
     }
@@ -297,7 +300,10 @@ impl Client {
             change: Change { payload: Some(payload.bytes()), ..Change::default() },
         };
         match self.ask(GroupId::of_shard(id.shard()), ask).await {
-            Ok(Reply::Edited { due_ms, .. }) => self.ok(Answer::Edited { due_ms }),
+            Ok(Reply::Edited { due_ms, .. }) => {
+                self.ok(Answer::Edited { due_ms });
+                self.ask_others(&own);
+            }
             Ok(Reply::TooLate { occurrence, attempt }) => self.ok(Answer::EditTooLate { occurrence, attempt }),
             Ok(Reply::NotFound) => self.ok(Answer::NotFound),
             Ok(other) => unreachable!("an edit is never answered with {other:?}"),
@@ -308,15 +314,20 @@ impl Client {
     async fn get(&mut self, own: &Own) {
         let (id, group) = (own.task, GroupId::of_shard(own.task.shard()));
         self.call(Call::Get { token: own.payload.token, task: id.to_string() });
-        let found = self.read(group, |life| shard::read_task(&life.store, group, id)).await;
-        match found {
-            Some(Some((task, at))) => {
-                let version = Payload::read(&task.payload).map_or(0, |payload| payload.version);
-                let (due_ms, occurrence, attempt) = (at.due_ms, at.occurrence, at.attempt);
-                self.ok(Answer::Found { due_ms, occurrence, attempt, version });
+        let found = self.read(group, |life| found(life, id)).await;
+        self.end(found.map_or_else(|| End::Fail("nobody answered".to_owned()), End::Ok));
+    }
+
+    /// Of a task that something was just answered about: whoever else would answer now must know it too. Nobody should,
+    /// but for a moment when the lead changes; a leader of the past that takes its lease for valid would, and does not.
+    fn ask_others(&self, own: &Own) {
+        let group = GroupId::of_shard(own.task.shard());
+        let leader = self.world.leader(group);
+        for life in self.world.nodes().filter(|node| Some(*node) != leader).filter_map(|node| self.world.life(node)) {
+            if life.router.may_serve(group, Access::Read) {
+                self.call(Call::Get { token: own.payload.token, task: own.task.to_string() });
+                self.ok(found(&life, own.task).expect("memory does not fail"));
             }
-            Some(None) => self.ok(Answer::NotFound),
-            None => self.end(End::Fail("nobody answered".to_owned())),
         }
     }
 
@@ -421,6 +432,15 @@ impl Client {
         }
         None
     }
+}
+
+/// What a get of the task is answered with.
+fn found(life: &Life, id: TaskId) -> Result<Answer, StoreError> {
+    let found = shard::read_task(&life.store, GroupId::of_shard(id.shard()), id)?;
+    Ok(found.map_or(Answer::NotFound, |(task, at)| {
+        let version = Payload::read(&task.payload).map_or(0, |payload| payload.version);
+        Answer::Found { due_ms: at.due_ms, occurrence: at.occurrence, attempt: at.attempt, version }
+    }))
 }
 
 /// The tasks of `group`, with their rows.
