@@ -12,7 +12,7 @@
 //! - [`check`]: one file for each promise: what in a history breaks it
 //! - [`cluster`]: nodes and etcd as processes, each in a network of its own; [`fault`]: what is done to them
 //! - [`load`]: clients and receivers that write the history
-//! - [`payload`]: what a task says of itself; [`effects`]: what a receiver remembers
+//! - [`payload`]: what a task says of itself; [`effects`]: what a receiver remembers; `patience`: how one waits for what tells nobody
 //! - [`sim`]: the simulation; its histories meet the same checkers
 //! - [`report`]: a history and its verdicts as a page with pictures; [`run`]: all of it, from the first process on
 

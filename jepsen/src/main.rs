@@ -3,13 +3,16 @@
 //! Exit codes: 0 every promise was kept, 1 one was broken or the run failed, 2 wrong usage.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use boomerang::sabotage::Fault;
-use boomerang::when::parse_duration;
-use clap::{Args, Parser, Subcommand};
+use boomerang::task::SHARDS_MAX;
+use boomerang::when::{format_duration, parse_duration};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, value_parser};
 use jepsen::check::{self, Limits, Verdict};
 use jepsen::cluster::{ClusterSettings, find_binaries};
 use jepsen::fault::Kind;
@@ -43,27 +46,52 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run a cluster of real processes under load and faults, each node in a network namespace of its own
-    #[command(after_help = "\
-Needs root for namespaces, /dev/net/tun and loop mounts; without them everything runs on loopback, and only what can be
-done to processes is done. The same seed makes the same choices; what comes of them also depends on the machine.")]
-    Run(Run),
-    /// Run simulated clusters, one schedule per seed, in one thread each
     #[command(
-        after_help = "A schedule that breaks a promise is named by its seed: `jepsen sim --seed N --schedules 1` runs it again."
+        after_help = "Needs root for namespaces, /dev/net/tun and loop mounts; without them everything runs on loopback, and \
+                      what is done to networks and disks is left out. The same seed makes the same choices; what comes of \
+                      them also depends on the machine."
+    )]
+    Run(Run),
+    /// Run simulated clusters, one schedule per seed, until all are done or one has broken a promise
+    #[command(
+        after_help = "A schedule that breaks a promise is named by its seed: `jepsen sim --schedules 1 --seed N` runs it again, \
+                      with the same build."
     )]
     Sim(Sim),
     /// Judge a history that was written before
-    Check {
-        /// The file history.edn of a report
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        /// So much before its due instant a delivery may come
-        #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
-        early: Duration,
-        /// Where a report goes; without it, verdicts are only shown
-        #[arg(long, value_name = "FOLDER")]
-        out: Option<PathBuf>,
-    },
+    #[command(
+        after_help = "Limits are those of `jepsen run`; what the run itself says (`nodes`) is not in a history. Schedules of \
+                      `jepsen sim` have tighter limits for lateness, and clocks that are always a little wrong where the seed \
+                      is odd, which wants --early 300ms here."
+    )]
+    Check(Check),
+}
+
+#[derive(Args)]
+struct Check {
+    /// The file history.edn of a report
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// So much before its due instant a delivery may come, also while no clock is wrong
+    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
+    early: Duration,
+    /// How late a task may be when all has been well again for a while [default: as in the run, or 500ms]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    late: Option<Duration>,
+    /// Where a report goes; without it, verdicts are only shown
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+/// All faults.
+const MIXED: &str = "mixed";
+/// Load alone.
+const NONE: &str = "none";
+/// Each shard has three replicas, and the machines of a run have addresses of one byte.
+const NODES: std::ops::RangeInclusive<i64> = 3..=99;
+
+fn sabotage() -> impl TypedValueParser<Value = Fault> {
+    PossibleValuesParser::new(Fault::ALL.map(Fault::name)).try_map(|name| name.parse::<Fault>())
 }
 
 #[derive(Args)]
@@ -74,18 +102,23 @@ struct Run {
     /// Makes the choices; made up and shown when there is none
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Which faults, or 'mixed' for all of them
-    #[arg(long, value_name = "KIND,KIND", default_value = "mixed", value_delimiter = ',')]
+    /// Which faults; 'mixed' is all of them
+    #[arg(long, value_name = "KIND,KIND", default_value = MIXED, value_delimiter = ',')]
+    #[arg(value_parser = PossibleValuesParser::new([MIXED, NONE].into_iter().chain(Kind::ALL.map(Kind::name))))]
     faults: Vec<String>,
     /// Which loads
-    #[arg(long, value_name = "LOAD,LOAD", value_delimiter = ',', default_values = load::NAMES)]
+    #[arg(long, value_name = "LOAD,LOAD", value_delimiter = ',', default_values = load::NAMES, hide_default_value = true)]
+    #[arg(value_parser = PossibleValuesParser::new(load::NAMES))]
     loads: Vec<String>,
     /// Operations per second of all loads together
-    #[arg(long, value_name = "N", default_value_t = 80)]
+    #[arg(long, value_name = "N", default_value_t = 80, value_parser = value_parser!(u32).range(1..))]
     rate: u32,
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    nodes: usize,
+    /// Nodes of the cluster, from 3 to 99
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = value_parser!(u8).range(NODES))]
+    nodes: u8,
+    /// Shards of the cluster, each with three replicas
     #[arg(long, value_name = "N", default_value_t = 6)]
+    #[arg(value_parser = value_parser!(u16).range(1..=i64::from(SHARDS_MAX)))]
     shards: u16,
     /// How long the load goes on when all is healed
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = parse_duration)]
@@ -103,7 +136,7 @@ struct Run {
     #[arg(long)]
     loopback: bool,
     /// What the nodes are broken by on purpose, in a build with assertions
-    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',', value_parser = sabotage())]
     sabotage: Vec<Fault>,
 }
 
@@ -113,15 +146,15 @@ struct Sim {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// How many
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = value_parser!(u64).range(1..))]
     schedules: u64,
     /// Threads, each with schedules of its own [default: one per core]
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..))]
+    threads: Option<u16>,
     /// What the nodes are broken by on purpose, in a build with assertions
-    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',', value_parser = sabotage())]
     sabotage: Vec<Fault>,
-    /// Where the history of a broken schedule is written
+    /// Where the report of a schedule goes that has broken a promise
     #[arg(long, value_name = "FOLDER", default_value = "jepsen-report")]
     out: PathBuf,
 }
@@ -135,8 +168,13 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(run) => start(run),
         Command::Sim(sim) => simulate(sim),
-        Command::Check { file, early, out } => judge(&file, early, out.as_deref()),
+        Command::Check(check) => judge(check),
     }
+}
+
+/// Whoever reads it may have seen enough; the report is written all the same.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn usage(error: &str) -> ExitCode {
@@ -151,12 +189,10 @@ fn failed(error: &dyn std::fmt::Display) -> ExitCode {
 
 fn start(asked: Run) -> ExitCode {
     let seed = asked.seed.unwrap_or_else(|| rand::random_range(0..1 << 32));
-    let kinds = match kinds(&asked.faults) {
-        Ok(kinds) => kinds,
-        Err(why) => return usage(&format!("--faults: {why}")),
-    };
-    if let Some(name) = asked.loads.iter().find(|name| !load::NAMES.contains(&name.as_str())) {
-        return usage(&format!("--loads: nothing is called '{name}'; there are {}", load::NAMES.join(", ")));
+    let is_asked = |kind: &Kind| asked.faults.iter().any(|name| name == MIXED || name == kind.name());
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(is_asked).collect();
+    if asked.time.is_zero() && !kinds.is_empty() {
+        return usage("--time: in no time nothing is broken; `--faults none` is load alone");
     }
     let Some(binaries) = asked.binaries.clone().or_else(find_binaries) else {
         return usage(
@@ -170,23 +206,25 @@ fn start(asked: Run) -> ExitCode {
     }
     let named = [
         ("seed", seed.to_string()),
-        ("time", format!("{}s", asked.time.as_secs())),
+        ("time", shown(asked.time)),
         ("faults", asked.faults.join(",")),
         ("loads", asked.loads.join(",")),
         ("rate", asked.rate.to_string()),
         ("nodes", asked.nodes.to_string()),
         ("shards", asked.shards.to_string()),
-        ("after", format!("{}s", asked.after.as_secs())),
-        ("late", format!("{}ms", asked.late.as_millis())),
+        ("after", shown(asked.after)),
+        (LATE, shown(asked.late)),
         ("sabotage", asked.sabotage.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(",")),
     ];
     let named = named.into_iter().filter(|(_, value)| !value.is_empty());
-    let settings: BTreeMap<String, String> = named.map(|(name, value)| (name.to_owned(), value)).collect();
+    let mut settings: BTreeMap<String, String> = named.map(|(name, value)| (name.to_owned(), value)).collect();
     let flags: Vec<String> = settings.iter().map(|(name, value)| format!("--{name} {value}")).collect();
-    println!("jepsen run {}", flags.join(" "));
+    let command = format!("jepsen run {}", flags.join(" "));
+    tell(&command);
+    settings.insert(report::COMMAND.to_owned(), command);
     let settings = RunSettings {
         cluster: ClusterSettings {
-            nodes: asked.nodes,
+            nodes: usize::from(asked.nodes),
             shards: asked.shards,
             seed,
             sabotage: asked.sabotage,
@@ -205,23 +243,22 @@ fn start(asked: Run) -> ExitCode {
     };
     let runtime = tokio::runtime::Runtime::new().expect("the system has room for a runtime");
     let began = std::time::Instant::now();
-    let say = |text: &str| println!("{:>6.1} s  {text}", began.elapsed().as_secs_f64());
+    let say = |text: &str| tell(&format!("{:>6.1} s  {text}", began.elapsed().as_secs_f64()));
     match runtime.block_on(run::run(settings, say)) {
         Err(error) => failed(&error),
         Ok(outcome) => {
             show(&outcome.verdicts);
-            println!("{} events; {}", outcome.events, outcome.report.display());
+            tell(&format!("{} events; {}", outcome.events, outcome.report.display()));
             if outcome.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn kinds(names: &[String]) -> Result<Vec<Kind>, String> {
-    match names {
-        [all] if all == "mixed" => Ok(Kind::ALL.to_vec()),
-        [none] if none == "none" => Ok(Vec::new()),
-        names => names.iter().map(|name| name.parse()).collect(),
-    }
+/// What a run was recorded under tells later how it was judged.
+const LATE: &str = "late";
+
+fn shown(span: Duration) -> String {
+    format_duration(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Violations shown of each checker; the report has all of them.
@@ -231,50 +268,57 @@ fn show(verdicts: &[Verdict]) {
     for verdict in verdicts {
         let counts: Vec<String> = verdict.counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
         let holds = if verdict.holds() { "holds " } else { "BROKEN" };
-        println!("{holds}  {:<12} {}", verdict.checker, counts.join(", "));
+        tell(&format!("{holds}  {:<12} {}", verdict.checker, counts.join(", ")));
         for violation in verdict.violations.iter().take(SHOWN) {
-            println!("          {}", violation.what);
+            tell(&format!("          {}", violation.what));
         }
         if verdict.violations.len() > SHOWN {
-            println!("          and {} more", verdict.violations.len() - SHOWN);
+            tell(&format!("          and {} more", verdict.violations.len() - SHOWN));
         }
     }
 }
 
 fn simulate(asked: Sim) -> ExitCode {
     let seed = asked.seed.unwrap_or_else(|| rand::random_range(0..1 << 32));
+    if seed.checked_add(asked.schedules).is_none() {
+        return usage(&format!("--seed: no {} seeds follow {seed}", asked.schedules));
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = asked.threads.unwrap_or(cores);
-    println!("jepsen sim --schedules {} --seed {seed}", asked.schedules);
+    let threads = asked.threads.map_or(cores, usize::from);
+    tell(&format!("jepsen sim --schedules {} --seed {seed}", asked.schedules));
     let began = std::time::Instant::now();
-    let say = |text: &str| println!("{:>6.1} s  {text}", began.elapsed().as_secs_f64());
+    let say = |text: &str| tell(&format!("{:>6.1} s  {text}", began.elapsed().as_secs_f64()));
     let summary = sim::many(&Many { seed, schedules: asked.schedules, threads, sabotage: asked.sabotage }, say);
     let (schedules, events, took) = (summary.schedules, summary.events, summary.took.as_secs_f64());
-    println!("{schedules} schedules, {events} events, {took:.0} s");
+    tell(&format!("{schedules} schedules, {events} events, {took:.0} s"));
     let Some(broken) = summary.broken else { return ExitCode::SUCCESS };
     show(&broken.outcome.verdicts);
-    println!("to see it again: {}", broken.command);
-    let meta = Meta { seed: Some(broken.outcome.seed), settings: BTreeMap::new() };
+    tell(&format!("to see it again: {}", broken.command));
+    let settings = BTreeMap::from([(report::COMMAND.to_owned(), broken.command)]);
+    let meta = Meta { seed: Some(broken.outcome.seed), settings };
     match report::write(&asked.out, &broken.outcome.history, &broken.outcome.verdicts, &meta) {
-        Ok(()) => println!("{}", asked.out.join("index.html").display()),
+        Ok(()) => tell(&format!("{}", asked.out.join("index.html").display())),
         Err(error) => eprintln!("error: cannot write the report: {error}"),
     }
     ExitCode::FAILURE
 }
 
-fn judge(file: &Path, early: Duration, out: Option<&Path>) -> ExitCode {
-    let (history, meta) = match edn::read_file(file) {
+fn judge(asked: Check) -> ExitCode {
+    let (history, meta) = match edn::read_file(&asked.file) {
         Ok(read) => read,
-        Err(error) => return failed(&format!("{}: {error}", file.display())),
+        Err(error) => return failed(&format!("{}: {error}", asked.file.display())),
     };
-    let early_us = u64::try_from(early.as_micros()).unwrap_or(u64::MAX);
-    let verdicts = check::all(&history, &Limits { early_us, ..Limits::default() });
+    let us = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+    let recorded = || meta.settings.get(LATE).and_then(|late| parse_duration(late).ok());
+    let default = Limits::default();
+    let late_us = asked.late.or_else(recorded).map_or(default.late_us, us);
+    let verdicts = check::all(&history, &Limits { early_us: us(asked.early), late_us, ..default });
     show(&verdicts);
-    if let Some(out) = out {
-        if let Err(error) = report::write(out, &history, &verdicts, &meta) {
+    if let Some(out) = asked.out {
+        if let Err(error) = report::write(&out, &history, &verdicts, &meta) {
             return failed(&format!("cannot write the report to {}: {error}", out.display()));
         }
-        println!("{}", out.join("index.html").display());
+        tell(&format!("{}", out.join("index.html").display()));
     }
     if verdicts.iter().all(Verdict::holds) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

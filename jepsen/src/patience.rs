@@ -1,6 +1,7 @@
 //! Waiting for what tells nobody when it happens: a cluster that is asked by way of a tool, a process without a word.
 //!
-//! The one place of this package that looks again and again. What can be heard of is waited for where it is said: in the history
+//! The one place of this package that waits by looking again and again, but for the shell that cleans up
+//! (`cluster::keeper`). What can be heard of is waited for where it is said: in the history
 //! ([`crate::history::Recorder::until`]), at the end of a process, at an entry that is applied.
 
 use std::time::Duration;

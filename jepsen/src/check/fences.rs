@@ -2,8 +2,8 @@
 //!
 //! Of one occurrence no two deliveries have the same fence, and a later attempt has a larger one than all earlier
 //! attempts, whoever sent them: both hold in any order of arrival. A delivery that was overtaken by one with a larger fence
-//! is stale, and a datagram can be doubled by the network itself. That breaks nothing, since fences are there for it; but it must not be on its way for longer than
-//! [`Limits::stale_us`], or somebody still sends who should not.
+//! is stale, and a datagram can be doubled by the network itself. That breaks nothing, since fences are there for it; but what
+//! is stale must not be on its way for longer than [`Limits::stale_us`], or somebody still sends who should not.
 
 use std::collections::BTreeMap;
 

@@ -163,11 +163,7 @@ fn waits(tasks: &Tasks<'_>, task: &Task<'_>, last: &Last) -> bool {
     }
     // If the cluster was never asked what is left, nothing speaks against it.
     let refused = || task.deliveries.iter().any(|arrival| last.may_be(arrival.delivery.version));
-    !tasks.has_left && refused()
-        || task.left.iter().any(|(_, at_us, left)| match left.state {
-            LeftAs::Pending { due_ms, .. } => tasks.history.since_began_us(due_ms) > *at_us,
-            LeftAs::DeadLetter { .. } => false,
-        })
+    !tasks.has_left && refused() || tasks.is_to_come(task)
 }
 
 fn instead(task: &Task<'_>) -> String {

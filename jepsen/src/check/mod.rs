@@ -1,10 +1,11 @@
 //! One file for each promise: what in a history breaks it.
 //!
-//! A checker is a function from a history and its [`Limits`] to a [`Verdict`]. It sees only what clients and receivers
-//! saw. What nobody knows (an operation without an answer) speaks neither for nor against.
+//! A checker is a function from a history and its [`Limits`] to a [`Verdict`]. It sees nothing else: no cluster, no clock.
+//! What nobody knows (an operation without an answer) speaks neither for nor against.
 
 use serde::Serialize;
 
+use crate::fault;
 use crate::history::History;
 
 mod answers;
@@ -13,7 +14,7 @@ mod digests;
 mod early;
 mod fences;
 #[cfg(test)]
-mod hand_made;
+pub(crate) mod hand_made;
 mod lateness;
 mod lost;
 mod occurrences;
@@ -24,14 +25,11 @@ mod unique;
 pub use lateness::percentile;
 
 /// How much of what depends on time is allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// So much before its due instant a delivery may come at any time: nothing, unless clocks are wrong all the time.
     pub early_us: u64,
-    /// So much while a history says that clocks are set wrong, and until they have followed the right time again. It is
-    /// made up as `early_us` in `fault::clock` says: a clock of the small kind is wrong by up to 300 ms, drift included; a
-    /// wild one is noticed at 500 ms, and gains up to 300 ms more until then. A median of clocks that are wrong is as wrong
-    /// as they are, so these add up.
+    /// So much while a history says that clocks are set wrong, and until they have followed the right time again.
     pub early_clocks_us: u64,
     /// So long after everything was healed, lateness must be normal again.
     pub heal_within_us: u64,
@@ -48,7 +46,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             early_us: 0,
-            early_clocks_us: 1_100_000,
+            early_clocks_us: fault::EARLY_US_MAX,
             heal_within_us: 15_000_000,
             late_us: 500_000,
             answer_us: 1_500_000,

@@ -11,7 +11,7 @@ use boomerang::task::Missed;
 
 use super::tasks::{Acknowledged, Arrival, Base, Task, Tasks};
 use super::{Findings, Limits, Verdict};
-use crate::history::{FIRST_VERSION, History, LeftAs};
+use crate::history::{FIRST_VERSION, History};
 
 /// An occurrence that is no later than this, or than its interval, is late and not missed; see `shard::recur`.
 const LATE_US_MAX: u64 = 1_000_000;
@@ -198,10 +198,11 @@ impl<'h> Recurring<'_, 'h> {
         if due_us + skipped_us + self.limits.answer_us + self.limits.late_us > end_us {
             return;
         }
+        // The last one was refused and will be tried again, or the cluster was not asked.
         if let Some((n, seen)) = self.seen.last_key_value()
             && !seen.accepted
             && !self.task.is_dead(*n)
-            && self.is_retried()
+            && (!self.tasks.has_left || self.tasks.is_to_come(self.task))
         {
             return;
         }
@@ -242,15 +243,6 @@ impl<'h> Recurring<'_, 'h> {
             _ => None,
         }
     }
-
-    /// The last occurrence was refused and the cluster says that it will be tried again, or was not asked.
-    fn is_retried(&self) -> bool {
-        !self.tasks.has_left
-            || self.task.left.iter().any(|(_, at_us, left)| match left.state {
-                LeftAs::Pending { due_ms, .. } => self.tasks.history.since_began_us(due_ms) > *at_us,
-                LeftAs::DeadLetter { .. } => false,
-            })
-    }
 }
 
 #[cfg(test)]
@@ -259,7 +251,7 @@ mod tests {
 
     use super::*;
     use crate::check::hand_made::*;
-    use crate::history::{Answer, Delivery, End, Registration, Stage};
+    use crate::history::{Answer, Delivery, End, LeftAs, Registration, Stage};
 
     /// Due every two seconds from second 2 on.
     fn every_two(missed: Missed) -> HandMade {

@@ -1,7 +1,7 @@
 //! A history by task: everything that was asked, answered and delivered of each. Judges nothing; the checkers do.
 //!
-//! A task is known by its token, and all registrations with one key are one task. Everything here is built in one walk
-//! over the history, and stays in its order.
+//! A task is known by its token, and all registrations with one key are one task. Whatever is kept of a task is in the
+//! order of the history.
 
 use std::collections::HashMap;
 
@@ -183,6 +183,14 @@ impl<'h> Tasks<'h> {
     /// Until when what is due is due in peace, before the first fault; without any, always.
     pub fn peace_us(&self) -> u64 {
         self.first_broken_us.map_or(u64::MAX, |broken_us| broken_us.saturating_sub(BEGINNING_US))
+    }
+
+    /// The cluster says that the task waits for an instant that was not over when it was asked.
+    pub fn is_to_come(&self, task: &Task<'_>) -> bool {
+        task.left.iter().any(|(_, at_us, left)| match left.state {
+            LeftAs::Pending { due_ms, .. } => self.history.since_began_us(due_ms) > *at_us,
+            LeftAs::DeadLetter { .. } => false,
+        })
     }
 
     /// The event from which on the cluster may be done with a task; `None` if only a cancel can end it.

@@ -6,10 +6,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use super::ground::Ground;
-use super::http;
 use super::keeper::Run;
 use super::links::Host;
 use super::process::Process;
+use super::{empty_log, http};
 use crate::patience;
 
 const CLIENT_PORT: u16 = 2379;
@@ -33,7 +33,7 @@ impl Etcd {
             client: ground.listen(host, CLIENT_PORT)?,
             peer: ground.listen(host, PEER_PORT)?,
             data: run.folder().join("etcd"),
-            log: logs.join("etcd.log"),
+            log: empty_log(logs, "etcd.log")?,
             process: Mutex::new(None),
         })
     }

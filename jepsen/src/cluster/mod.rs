@@ -8,7 +8,7 @@
 //!                       this process: clients and receivers
 //! ```
 //!
-//! Where namespaces are not permitted, everything runs on loopback, and only what is done to processes can be tried; that is
+//! Where namespaces are not permitted, everything runs on loopback, and what is done to networks and disks is left out; that is
 //! said once. Nothing here decides what to break (that is [`crate::fault`]), and nothing judges. Everything ends with the
 //! process that holds it, however that ends ([`keeper`]).
 
@@ -106,15 +106,17 @@ impl Cluster {
             Ground::lay(&run, settings.nodes, settings.seed)
         };
         match &ground {
-            Ground::Loopback(why) => tracing::warn!(why, "no namespaces: only processes are broken, on loopback"),
+            Ground::Loopback(why) => {
+                tracing::warn!(why, "no namespaces: everything is on loopback, and no network and no disk is broken")
+            }
             Ground::Namespaces(namespaces) => {
                 if let Some(why) = &namespaces.no_disks {
-                    tracing::warn!(why, "no disks of their own: none can be full");
+                    tracing::warn!(why, "no disks of their own: none is full, and no power is cut");
                 }
             }
         }
         let logs = settings.logs.clone().unwrap_or_else(|| run.folder().join("logs"));
-        std::fs::create_dir_all(&logs).map_err(ClusterError::io("make the folder of logs"))?;
+        std::fs::create_dir_all(&logs).map_err(ClusterError::io(format!("make the folder {}", logs.display())))?;
         let etcd =
             Etcd::new(&ground, &run, settings.nodes + 1, &logs).map_err(ClusterError::io("find room for etcd"))?;
         let machines = (1..=settings.nodes)
@@ -309,10 +311,33 @@ fn machine(ground: &Ground, run: &Run, host: Host, logs: &Path) -> io::Result<Ma
     let disk = ground.disk(&folder)?;
     let (tcp, http, peer) =
         (ground.listen(host, TCP_PORT)?, ground.listen(host, HTTP_PORT)?, ground.listen(host, PEER_PORT)?);
-    Machine::new(host, Addresses { tcp, http, peer }, &folder, disk, logs.join(format!("machine-{host}.log")))
+    let log = empty_log(logs, &format!("machine-{host}.log"))?;
+    Machine::new(host, Addresses { tcp, http, peer }, &folder, disk, log)
+}
+
+/// A log without what an earlier run has left in the same folder: its panics would be told again.
+fn empty_log(logs: &Path, name: &str) -> io::Result<PathBuf> {
+    let log = logs.join(name);
+    std::fs::File::create(&log)?;
+    Ok(log)
 }
 
 fn last_line(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     String::from_utf8_lossy(&text).lines().next_back().unwrap_or("nothing").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_panicked_in_an_earlier_run_is_not_told_again() {
+        let run = Run::begin().unwrap();
+        let logs = run.folder().join("logs");
+        std::fs::create_dir(&logs).unwrap();
+        std::fs::write(logs.join("machine-1.log"), "thread 'a' panicked at b.rs:1:2:\ntoo bad\n").unwrap();
+        let machine = machine(&Ground::Loopback("a test".into()), &run, 1, &logs).unwrap();
+        assert_eq!(machine.panics(), Vec::<String>::new());
+    }
 }

@@ -54,7 +54,6 @@ impl Cluster {
         command.args(["--replicas", &settings.replicas.to_string(), "--shards", &settings.shards.to_string()]);
         command.args(["--node-grace", &format!("{}ms", settings.node_grace.as_millis())]);
         command.args(["--admin-password", PASSWORD, "--test-clock"]).arg(machine.clock_file());
-        command.args(&settings.flags);
         if !settings.sabotage.is_empty() {
             let names: Vec<&str> = settings.sabotage.iter().map(|fault| fault.name()).collect();
             command.env(sabotage::VARIABLE, names.join(","));

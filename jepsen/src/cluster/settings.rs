@@ -26,8 +26,6 @@ pub struct ClusterSettings {
     pub loopback: bool,
     /// Where logs are kept; without it they go with the run.
     pub logs: Option<PathBuf>,
-    /// Passed on to every node.
-    pub flags: Vec<String>,
 }
 
 impl ClusterSettings {
@@ -43,7 +41,6 @@ impl ClusterSettings {
             sabotage: Vec::new(),
             loopback: false,
             logs: None,
-            flags: Vec::new(),
         }
     }
 }

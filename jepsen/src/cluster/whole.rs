@@ -22,7 +22,6 @@ const EQUAL: &str = "equal";
 pub struct Group {
     pub group: u16,
     pub state: String,
-    pub leader_node: Option<u64>,
     pub replicas: Vec<Replica>,
 }
 

@@ -18,7 +18,6 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, PipeReader, PipeWriter};
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -38,18 +37,9 @@ const TURN: usize = 64;
 /// The switch goes before the nodes, which would otherwise starve it on a machine with few processors.
 const PRIORITY: i32 = -15;
 
-/// What the switch has done so far.
-#[derive(Debug, Default)]
-pub struct Counts {
-    pub forwarded: AtomicU64,
-    pub lost: AtomicU64,
-    pub held: AtomicU64,
-}
-
 /// A switch; ends with this value.
 pub struct Wire {
     links: Arc<Mutex<Links>>,
-    counts: Arc<Counts>,
     /// Closed, it ends the thread.
     stop: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
@@ -66,12 +56,11 @@ impl Wire {
     /// Connects these machines. All addresses differ in their last byte.
     pub fn connect(mut plugs: Vec<Plug>, links: Links, seed: u64) -> io::Result<Self> {
         let links = Arc::new(Mutex::new(links));
-        let counts = Arc::new(Counts::default());
         for plug in &mut plugs {
             plug.tun.set_nonblocking(true)?;
         }
         let (stopped, stop) = io::pipe()?;
-        let mut switch = Switch::new(plugs, links.clone(), counts.clone(), seed);
+        let mut switch = Switch::new(plugs, links.clone(), seed);
         let thread = std::thread::Builder::new().name("wire".into()).spawn(move || {
             // On Linux this is the thread's own; without the right to it we are slower, and that is all.
             let _ = rustix::process::nice(PRIORITY);
@@ -79,7 +68,7 @@ impl Wire {
                 tracing::error!(%error, "the network between the machines cannot be read any more");
             }
         })?;
-        Ok(Self { links, counts, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { links, stop: Some(stop), thread: Some(thread) })
     }
 
     pub fn lay(&self, layer: Layer) -> LayerId {
@@ -102,10 +91,6 @@ impl Wire {
     pub fn clients(&self) -> Host {
         self.links.lock().expect("no panic under this lock").clients()
     }
-
-    pub fn counts(&self) -> &Counts {
-        &self.counts
-    }
 }
 
 impl Drop for Wire {
@@ -122,7 +107,6 @@ struct Switch {
     /// By the last byte of an address.
     by_address: [Option<usize>; 256],
     links: Arc<Mutex<Links>>,
-    counts: Arc<Counts>,
     began: Instant,
     rng: StdRng,
     /// When the last packet of a pair arrives, by [`Links::place`].
@@ -149,7 +133,7 @@ struct Late {
 }
 
 impl Switch {
-    fn new(ports: Vec<Plug>, links: Arc<Mutex<Links>>, counts: Arc<Counts>, seed: u64) -> Self {
+    fn new(ports: Vec<Plug>, links: Arc<Mutex<Links>>, seed: u64) -> Self {
         let mut by_address = [None; 256];
         for (place, port) in ports.iter().enumerate() {
             by_address[usize::from(port.address.octets()[3])] = Some(place);
@@ -157,7 +141,7 @@ impl Switch {
         let last_us = vec![0; links.lock().expect("no panic under this lock").pairs()];
         let (began, rng) = (Instant::now(), StdRng::seed_from_u64(seed));
         let gone = vec![false; ports.len()];
-        Self { ports, by_address, links, counts, began, rng, last_us, held: Held::default(), gone }
+        Self { ports, by_address, links, began, rng, last_us, held: Held::default(), gone }
     }
 
     /// Until the other end of `stopped` is closed.
@@ -214,9 +198,6 @@ impl Switch {
         let Some(to) = to.filter(|to| *to != from) else { return };
         let now_us = self.now_us();
         let fate = self.fate(host, self.ports[to].host, now_us);
-        if fate.first.is_none() {
-            self.counts.lost.fetch_add(1, Ordering::Relaxed);
-        }
         for at_us in [fate.first, fate.second].into_iter().flatten() {
             if at_us <= now_us { self.write(to, packet) } else { self.hold(at_us, to, packet) }
         }
@@ -231,17 +212,13 @@ impl Switch {
 
     fn write(&self, to: usize, packet: &[u8]) {
         // A machine that takes no packet has lost it, like anywhere.
-        let taken = self.ports[to].tun.send(packet).is_ok();
-        let count = if taken { &self.counts.forwarded } else { &self.counts.lost };
-        count.fetch_add(1, Ordering::Relaxed);
+        let _ = self.ports[to].tun.send(packet);
     }
 
     fn hold(&mut self, at_us: u64, to: usize, packet: &[u8]) {
         if self.held.bytes + packet.len() > HELD_BYTES_MAX {
-            self.counts.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        self.counts.held.fetch_add(1, Ordering::Relaxed);
         self.held.count += 1;
         self.held.bytes += packet.len();
         let late = Late { at_us, count: self.held.count, to, packet: packet.into() };

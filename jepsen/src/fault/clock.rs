@@ -8,30 +8,27 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::targets::{bring_up, named, one_of, shuffled, victim};
-use super::{Begun, Kind, NotDone};
+use super::{Begun, NotDone};
 use crate::cluster::links::Host;
 use crate::cluster::{Cluster, ClusterError, Skew};
 
 /// No further from the truth is a clock of the small kind, in either direction, drift included: what is due may be
 /// early by as much.
-pub const SMALL_US_MAX: u64 = 300_000;
+const SMALL_US_MAX: u64 = 300_000;
 /// Of that, what is set at the beginning; the rest is for drift.
 const OFFSET_US_MAX: i64 = 200_000;
 /// In a minute, this is 60 ms.
 const DRIFT_PPM_MAX: i64 = 1_000;
 const SECOND_US: i64 = 1_000_000;
-/// A node stops firing when it finds itself further than that from the median of all.
+/// A node stops firing when it finds itself further than that from the median of all; see `placement::clock_guard`.
 const GUARD_US: u64 = 500_000;
 /// It looks once a second; meanwhile a clock that is slewed gains a tenth, and one that drifts a twentieth besides. The rest is
 /// for a look that is lost with its packet.
 const UNNOTICED_US: u64 = 300_000;
 
-/// So early may be what is due while these kinds are at work: only clocks make anything early.
-pub fn early_us(kinds: &[Kind]) -> u64 {
-    let of = |kind, us| if kinds.contains(&kind) { us } else { 0 };
-    // A median of clocks that are wrong is as wrong as they are.
-    of(Kind::Clock, SMALL_US_MAX) + of(Kind::ClockWild, GUARD_US + UNNOTICED_US)
-}
+/// So early may be what is due while clocks are wrong; nothing else makes anything early. A median of clocks that are wrong
+/// is as wrong as they are, so these add up.
+pub const EARLY_US_MAX: u64 = SMALL_US_MAX + GUARD_US + UNNOTICED_US;
 
 pub(super) fn small(cluster: &Cluster, rng: &mut StdRng) -> Result<Begun, NotDone> {
     let hosts = shuffled(cluster, rng);

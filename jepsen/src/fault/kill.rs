@@ -2,7 +2,7 @@
 
 use rand::rngs::StdRng;
 
-use super::targets::{bring_up, named, victim};
+use super::targets::{named, victim};
 use super::{Begun, NotDone};
 use crate::cluster::Cluster;
 
@@ -10,9 +10,5 @@ pub(super) async fn begin(cluster: &Cluster, rng: &mut StdRng) -> Result<Begun, 
     let host = victim(cluster, rng)?;
     let name = named(cluster, host);
     cluster.kill_node(host).await?;
-    let cluster = cluster.clone();
-    Ok(Begun::new(format!("{name} killed"), async move {
-        let took = bring_up(&cluster, host).await?;
-        Ok(format!("machine {host} is ready again, after {took:.1?}"))
-    }))
+    Ok(Begun::down(format!("{name} killed"), cluster, vec![host]))
 }

@@ -1,8 +1,8 @@
 //! What is done to a cluster.
 //!
-//! One file for each [`Kind`]: it begins, which returns a [`Begun`], and that ends. A begun fault is always ended, whatever
-//! comes in between; a machine that is down after that is brought up before the next round, and [`heal()`] takes back whatever
-//! may be left. [`schedule`] says what comes when, from a seed and from nothing else; [`run`](run::run()) does it and writes it
+//! One file for each [`Kind`], or for two that are alike: it begins, which returns a [`Begun`], and that ends. A begun fault is
+//! always ended, whatever comes in between; a machine that is down after that is brought up before the next round, and
+//! [`heal()`] takes back whatever may be left. [`schedule`] says what comes when, from a seed and from nothing else; [`run`](run::run()) does it and writes it
 //! down. Whom it hits is chosen when it begins, among those who lead at that time.
 //!
 //! One machine of three that hold a shard may be away. So a schedule never breaks more than one at a time in a way that takes it
@@ -29,15 +29,15 @@ mod torn_log;
 mod wipe;
 
 use std::fmt;
-use std::str::FromStr;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, try_join_all};
 use rand::rngs::StdRng;
 
+use crate::cluster::links::Host;
 use crate::cluster::{Cluster, ClusterError};
 
-pub use clock::{SMALL_US_MAX, early_us};
+pub use clock::EARLY_US_MAX;
 pub use heal::heal;
 
 /// What can be done to a cluster.
@@ -173,18 +173,6 @@ impl fmt::Display for Kind {
     }
 }
 
-impl FromStr for Kind {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let names = || Kind::ALL.map(Kind::name).join(", ");
-        Kind::ALL
-            .into_iter()
-            .find(|kind| kind.name() == text)
-            .ok_or_else(|| format!("no fault is called '{text}'; there are {}", names()))
-    }
-}
-
 /// A fault that has begun. Nothing ends it but [`Begun::end`].
 struct Begun {
     /// What exactly.
@@ -200,6 +188,17 @@ impl Begun {
     ) -> Self {
         Self { detail: detail.into(), end: end.boxed() }
     }
+
+    /// The nodes of these machines are down, and are started in the end.
+    fn down(detail: impl Into<String>, cluster: &Cluster, hosts: Vec<Host>) -> Self {
+        let cluster = cluster.clone();
+        Self::new(detail, async move {
+            // Together: none of them may be ready alone.
+            let took = try_join_all(hosts.iter().map(|host| targets::bring_up(&cluster, *host))).await?;
+            let most = took.into_iter().max().unwrap_or_default();
+            Ok(format!("machines {hosts:?} are ready again, after {most:.1?}"))
+        })
+    }
 }
 
 /// Why a fault did not begin. What it may have taken down by then is brought up before the next round.
@@ -209,17 +208,4 @@ enum NotDone {
     NotNow(String),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_read_back() {
-        for kind in Kind::ALL {
-            assert_eq!(kind.name().parse(), Ok(kind));
-        }
-        assert!("fire".parse::<Kind>().unwrap_err().contains("torn-log"));
-    }
 }

@@ -4,10 +4,9 @@
 //! The node is killed, and its disk is put back to what the file system had sent to it by then. All at once, this is what
 //! shows that an answer has waited for the disk: nobody else has what is lost.
 
-use futures::future::try_join_all;
 use rand::rngs::StdRng;
 
-use super::targets::{bring_up, named, victim};
+use super::targets::{named, victim};
 use super::{Begun, NotDone};
 use crate::cluster::Cluster;
 use crate::cluster::links::Host;
@@ -24,10 +23,5 @@ pub(super) async fn all(cluster: &Cluster) -> Result<Begun, NotDone> {
 
 async fn cut(cluster: &Cluster, hosts: Vec<Host>, detail: String) -> Result<Begun, NotDone> {
     cluster.cut_power(&hosts).await?;
-    let cluster = cluster.clone();
-    Ok(Begun::new(detail, async move {
-        // Together: none of them may be ready alone.
-        let took = try_join_all(hosts.iter().map(|host| bring_up(&cluster, *host))).await?;
-        Ok(format!("machines {hosts:?} are ready again, after {:.1?}", took.into_iter().max().unwrap_or_default()))
-    }))
+    Ok(Begun::down(detail, cluster, hosts))
 }

@@ -49,7 +49,7 @@ struct Deck {
 const RARE: u32 = 3;
 const REST_MS: std::ops::RangeInclusive<u64> = 1_000..=6_000;
 const LASTS_MS: std::ops::RangeInclusive<u64> = 1_500..=15_000;
-/// So much into a hard fault, soft ones begin before it or after it.
+/// So much after the beginning of a round each of several faults begins: soft ones before the hard one, or into it.
 const AFTER_MS: std::ops::RangeInclusive<u64> = 0..=6_000;
 
 impl Schedule {

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt};
 
-use super::targets::{bring_up, named, victim};
+use super::targets::{named, victim};
 use super::{Begun, NotDone};
-use crate::cluster::{Cluster, ClusterError};
+use crate::cluster::Cluster;
 
 /// A record of RocksDB's log begins with a checksum, its length and its type.
 const HEADER: usize = 7;
@@ -30,11 +30,7 @@ pub(super) async fn begin(cluster: &Cluster, rng: &mut StdRng) -> Result<Begun, 
         Ok(file) => format!("{name} killed; {} ends with {what}", file.display()),
         Err(error) => format!("{name} killed; its log could not be torn: {error}"),
     };
-    let cluster = cluster.clone();
-    Ok(Begun::new(detail, async move {
-        let took = bring_up(&cluster, host).await?;
-        Ok::<_, ClusterError>(format!("machine {host} is ready again, after {took:.1?}"))
-    }))
+    Ok(Begun::down(detail, cluster, vec![host]))
 }
 
 /// What a write leaves that was cut short, and how to call it.

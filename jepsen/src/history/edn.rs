@@ -7,9 +7,12 @@
 //! {:index 2, :time 2100000, :type :info, :process :nemesis, :f :fault, :value {:fault "kill", :stage :begin, :detail "2"}}
 //! ```
 //!
-//! `:time` is nanoseconds since the run began. `:type` of the end of an operation is `:ok`, `:fail` or `:info` (unknown), the last two
-//! with `:error`. Whatever is no operation is `:info` of `:receiver`, `:nemesis` or `:observer`. [`read`] takes back what
-//! [`write()`] wrote, and refuses anything else with the line it stands in; it is no reader for all of EDN. It must not judge, nor mend, what it reads.
+//! The first line says what was recorded and is no event; an outside checker skips it. `:time` is nanoseconds since the run
+//! began. `:type` of the end of an operation is `:ok`, `:fail` or `:info` (unknown), the last two with `:error`. Whatever is no
+//! operation is `:info` of `:receiver`, `:nemesis` or `:observer`.
+//!
+//! [`read`] takes back what [`write()`] wrote, and refuses anything else with the line it stands in; it is no reader for all
+//! of EDN. It must not judge, nor mend, what it reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

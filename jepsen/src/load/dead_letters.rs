@@ -1,7 +1,6 @@
 //! Receivers that refuse: a few attempts, or all of them, and then the task is a dead letter, with a copy for somebody
 //! else.
 
-use boomerang::client::{OwnSettings, Registration as Request};
 use rand::RngExt;
 
 use super::Worker;
@@ -21,11 +20,8 @@ pub(super) async fn run(worker: &mut Worker) {
         let payload = Payload { refusals, ..Payload::plain(worker.shared.token()) };
         let due = Due::In(worker.rng.random_range(0..DELAY_MS_MAX));
         let registration = Registration { due, ..worker.registration(payload, ATTEMPTS) };
-        let callback = worker.callback();
-        let copies = worker.rng.random_ratio(1, 2).then(|| worker.shared.receivers.dead_letters());
-        let settings =
-            OwnSettings { callback: Some(callback), retry: Some(Worker::retry(ATTEMPTS)), dead_letters: copies };
-        let request = Request { payload: payload.bytes(), settings, ..Default::default() };
+        let mut request = worker.request(payload, ATTEMPTS);
+        request.settings.dead_letters = worker.rng.random_ratio(1, 2).then(|| worker.shared.receivers.dead_letters());
         worker.asker.register(registration, request).await;
     }
 }

@@ -1,6 +1,5 @@
 //! The same registration with the same key, until one is answered and once more after that: one task comes of it.
 
-use boomerang::client::{OwnSettings, Registration as Request};
 use rand::RngExt;
 
 use super::Worker;
@@ -21,12 +20,7 @@ pub(super) async fn run(worker: &mut Worker) {
             key: Some(format!("key-{}", payload.token)),
             ..worker.registration(payload, ATTEMPTS)
         };
-        let settings = OwnSettings {
-            callback: Some(worker.callback()),
-            retry: Some(Worker::retry(ATTEMPTS)),
-            ..Default::default()
-        };
-        let request = Request { payload: payload.bytes(), settings, ..Default::default() };
+        let request = worker.request(payload, ATTEMPTS);
         let mut more = worker.rng.random_range(0..3);
         for _ in 0..TRIES_MAX {
             if worker.asker.register(registration.clone(), request.clone()).await.is_some() {

@@ -1,6 +1,6 @@
 //! A receiver of real effects: whatever comes again, each effect is had once.
 
-use boomerang::client::{OwnSettings, Registration as Request};
+use boomerang::client::Registration as Request;
 use boomerang::task::Recurrence;
 use rand::RngExt;
 
@@ -26,12 +26,7 @@ pub(super) async fn run(worker: &mut Worker) {
             count: again.and_then(|recurrence| recurrence.count),
             ..worker.registration(payload, ATTEMPTS)
         };
-        let settings = OwnSettings {
-            callback: Some(worker.callback()),
-            retry: Some(Worker::retry(ATTEMPTS)),
-            ..Default::default()
-        };
-        let request = Request { payload: payload.bytes(), settings, recurrence: again, ..Default::default() };
+        let request = Request { recurrence: again, ..worker.request(payload, ATTEMPTS) };
         worker.asker.register(registration, request).await;
     }
 }

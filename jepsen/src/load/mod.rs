@@ -9,8 +9,8 @@
 //! - [`dedup`]: the same registration again and again, until one is answered
 //! - [`dead_letters`]: receivers that refuse, some for ever
 //! - [`fenced`]: a receiver that remembers what it has done, and answers late or not at all
-//! - [`receiver`]: the other end of all of them; [`asker`]: from an answer of the
-//!   client to an end in the history; [`left`]: what is there when all is over
+//! - [`receiver`]: the other end of all of them; [`asker`]: from an answer of the client to an end in the history;
+//!   [`left`]: what is there when all is over
 
 mod asker;
 mod dead_letters;
@@ -27,7 +27,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use boomerang::client::{Client, ClientError, ClientSettings, Credentials, Options};
+use boomerang::client::{
+    Client, ClientError, ClientSettings, Credentials, Options, OwnSettings, Registration as Request,
+};
 use boomerang::task::{Callback, CallbackOptions, ClientId, Invalid, Missed, Protocol, Retry};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -159,9 +161,12 @@ impl Worker {
         }
     }
 
-    fn retry(attempts_max: u32) -> Retry {
+    /// What goes to the node with that, for one of our receivers.
+    fn request(&mut self, payload: Payload, attempts_max: u32) -> Request {
         let (interval_ms, interval_max_ms) = (RETRY_AFTER_MS, RETRY_AFTER_MS_MAX);
-        Retry { attempts_max, interval_ms, interval_max_ms, ..Retry::default() }
+        let retry = Retry { attempts_max, interval_ms, interval_max_ms, ..Retry::default() };
+        let settings = OwnSettings { callback: Some(self.callback()), retry: Some(retry), ..Default::default() };
+        Request { payload: payload.bytes(), settings, ..Default::default() }
     }
 
     async fn run(mut self) {

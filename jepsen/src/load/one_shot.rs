@@ -1,6 +1,5 @@
 //! Tasks that are due once, soon or in a while, looked at by get and list on their way.
 
-use boomerang::client::{OwnSettings, Registration as Request};
 use boomerang::task::TaskId;
 use rand::RngExt;
 
@@ -48,8 +47,6 @@ async fn register(worker: &mut Worker, payload: Payload) -> Option<TaskId> {
         false => Due::In(delay_ms),
     };
     let registration = Registration { due, ..worker.registration(payload, ATTEMPTS) };
-    let settings =
-        OwnSettings { callback: Some(worker.callback()), retry: Some(Worker::retry(ATTEMPTS)), ..Default::default() };
-    let request = Request { payload: payload.bytes(), settings, ..Default::default() };
+    let request = worker.request(payload, ATTEMPTS);
     worker.asker.register(registration, request).await.map(|registered| registered.task_id)
 }

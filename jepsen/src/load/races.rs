@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use boomerang::client::{Cancelled, OwnSettings, Registration as Request, Updated};
+use boomerang::client::{Cancelled, Updated};
 use rand::RngExt;
 
 use super::Worker;
@@ -24,9 +24,7 @@ async fn one(worker: &mut Worker) {
     let mut payload = Payload::plain(worker.shared.token());
     let due = Due::In(worker.rng.random_range(DELAY_MS));
     let registration = Registration { due, ..worker.registration(payload, ATTEMPTS) };
-    let settings =
-        OwnSettings { callback: Some(worker.callback()), retry: Some(Worker::retry(ATTEMPTS)), ..Default::default() };
-    let request = Request { payload: payload.bytes(), settings, ..Default::default() };
+    let request = worker.request(payload, ATTEMPTS);
     let Some(registered) = worker.asker.register(registration, request).await else { return };
     let (task, mut due_ms) = (registered.task_id, registered.due_ms);
     for _ in 0..worker.rng.random_range(0..=EDITS_MAX) {

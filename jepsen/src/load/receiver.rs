@@ -54,9 +54,7 @@ impl Receivers {
         };
         Callback::new(protocol, &endpoint).expect("an address is a valid endpoint")
     }
-}
 
-impl Receivers {
     /// Where copies of dead letters go.
     pub fn dead_letters(&self) -> String {
         format!("tcp://{}", self.callback(Protocol::Tcp).endpoint)

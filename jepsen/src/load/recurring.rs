@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use boomerang::client::{OwnSettings, Registration as Request};
+use boomerang::client::Registration as Request;
 use boomerang::task::{Missed, Recurrence};
 use rand::RngExt;
 
@@ -34,14 +34,8 @@ pub(super) async fn run(worker: &mut Worker) {
             count: Some(count),
             ..worker.registration(payload, ATTEMPTS)
         };
-        let settings = OwnSettings {
-            callback: Some(worker.callback()),
-            retry: Some(Worker::retry(ATTEMPTS)),
-            ..Default::default()
-        };
         let recurrence = Recurrence { missed, count: Some(count), ..Recurrence::every(every_ms) };
-        let request =
-            Request { payload: payload.bytes(), settings, recurrence: Some(recurrence), ..Default::default() };
+        let request = Request { recurrence: Some(recurrence), ..worker.request(payload, ATTEMPTS) };
         let registered = worker.asker.register(registration, request).await;
         // Each of them is many deliveries: a few at a time are enough.
         let span = Duration::from_millis(every_ms * count);

@@ -268,7 +268,7 @@ impl Drawing<'_> {
     /// On a scale of decades.
     fn lateness(&mut self) {
         let legend =
-            [("worst", "c-max"), ("99 of 100", "c-p99")].map(|(name, class)| (name.to_owned(), class.to_owned()));
+            [("worst", "c-max"), ("half within", "c-half")].map(|(name, class)| (name.to_owned(), class.to_owned()));
         self.title("Lateness of what was due at that time", &legend);
         let most = self.series.late_max_us.iter().flatten().max().copied().unwrap_or(0) as f64;
         let decades = ((most / LATE_FROM_US).max(10.0).log10()).ceil();
@@ -280,10 +280,10 @@ impl Drawing<'_> {
             .collect();
         self.grid("log scale", &ticks);
         let part = |late_us: &Option<u64>| late_us.map(|us| (us as f64 / LATE_FROM_US).max(1.0).log10() / decades);
-        let [worst, p99] = [&self.series.late_max_us, &self.series.late_p99_us]
+        let [worst, half] = [&self.series.late_max_us, &self.series.late_half_us]
             .map(|values| values.iter().map(part).collect::<Vec<Option<f64>>>());
         // The broad one below: where little was due, both are the same.
-        self.line("c-p99", &p99);
+        self.line("c-half", &half);
         self.line("c-max", &worst);
         self.y += PANEL + GAP;
     }

@@ -39,10 +39,10 @@ pub fn of_call(call: &Call) -> &'static str {
     }
 }
 
-/// How late a first attempt came for the first time; `None` for all else.
-pub struct FirstAttempts<'h>(HashSet<(&'h str, u64, u32)>);
+/// Which attempts have come already.
+pub struct Come<'h>(HashSet<(&'h str, u64, u32)>);
 
-impl<'h> FirstAttempts<'h> {
+impl<'h> Come<'h> {
     pub fn new() -> Self {
         Self(HashSet::new())
     }
@@ -63,7 +63,7 @@ pub fn figures(history: &History) -> Figures {
             Some((End::Unknown(_), ..)) | None => outcomes.unknown += 1,
         }
     }
-    let mut seen = FirstAttempts::new();
+    let mut seen = Come::new();
     for (_, at_us, delivery) in history.deliveries() {
         if delivery.dead_letter {
             figures.copies += 1;

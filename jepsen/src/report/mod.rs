@@ -22,6 +22,9 @@ use crate::check::Verdict;
 use crate::history::History;
 use crate::history::edn::{self, Meta};
 
+/// Among what a history was recorded under: what was typed, so that it can be typed again.
+pub const COMMAND: &str = "command";
+
 #[derive(Serialize)]
 struct Verdicts<'a> {
     seed: Option<u64>,

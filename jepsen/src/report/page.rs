@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use boomerang::when::format_instant;
+
+use super::COMMAND;
 use super::chart::{charts, clock, span};
 use super::figures::{Figures, figures};
 use super::series::series;
@@ -70,17 +73,17 @@ fn head(page: &mut String, history: &History, verdicts: &[Verdict], meta: &Meta)
     };
     add(page, format_args!("<h1>Boomerang under faults</h1>\n<p class=\"banner {class}\">{say}</p>\n"));
     let lasted = history.events.last().map_or(0, |event| event.at_us);
-    // How it was asked for: what can be typed again first.
-    if let Some(command) = meta.settings.get("command") {
+    // How it was asked for: the command says all of it.
+    if let Some(command) = meta.settings.get(COMMAND) {
         add(page, format_args!("<p class=\"command\"><code>{}</code></p>\n", escaped(command)));
+    } else {
+        let seed = meta.seed.map(|seed| format!("seed {seed}"));
+        let settings = seed.into_iter().chain(meta.settings.iter().map(|(name, value)| format!("{name} {value}")));
+        let settings: Vec<String> = settings.map(|setting| escaped(&setting)).collect();
+        add(page, format_args!("<p class=\"muted\">{}</p>\n", settings.join(" · ")));
     }
-    let seed = meta.seed.map(|seed| ("seed".to_owned(), seed.to_string()));
-    let settings = meta.settings.iter().filter(|(name, _)| *name != "command");
-    let settings = seed.into_iter().chain(settings.map(|(name, value)| (name.clone(), value.clone())));
-    let settings: Vec<String> = settings.map(|(name, value)| escaped(&format!("{name} {value}"))).collect();
-    let (lasted, many, began_ms) = (clock(lasted), history.events.len(), history.began_ms);
-    add(page, format_args!("<p class=\"muted\">{}</p>\n", settings.join(" · ")));
-    add(page, format_args!("<p class=\"muted\">{lasted} · {many} events · began at {began_ms} ms since 1970</p>\n"));
+    let (lasted, many, began) = (clock(lasted), history.events.len(), format_instant(history.began_ms));
+    add(page, format_args!("<p class=\"muted\">began at {began} · {lasted} · {many} events</p>\n"));
 }
 
 fn table(page: &mut String, verdicts: &[Verdict]) {
@@ -191,7 +194,7 @@ fn events(page: &mut String, history: &History, verdicts: &[Verdict], shown: &BT
         .flat_map(|violation| violation.events.clone())
         .collect();
     page.push_str("<h2>Events around them</h2>\n<div class=\"wide\">\n<table class=\"events\">\n");
-    page.push_str("<thead><tr><th>event</th><th>s</th><th>what</th></tr></thead>\n<tbody>\n");
+    page.push_str("<thead><tr><th>event</th><th>second</th><th>what</th></tr></thead>\n<tbody>\n");
     let mut before = None;
     for index in shown {
         let Some(event) = usize::try_from(*index).ok().and_then(|at| history.events.get(at)) else { continue };

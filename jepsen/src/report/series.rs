@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::figures::FirstAttempts;
+use super::figures::Come;
 use crate::check::percentile;
 use crate::history::{Answer, End, History, Stage, What};
 
@@ -22,7 +22,7 @@ pub struct Series {
     pub fail: Vec<f64>,
     pub unknown: Vec<f64>,
     /// Of what was due within the step; `None` if nothing was.
-    pub late_p99_us: Vec<Option<u64>>,
+    pub late_half_us: Vec<Option<u64>>,
     pub late_max_us: Vec<Option<u64>>,
     /// By kind, in the order in which they began.
     pub faults: BTreeMap<&'static str, Vec<Span>>,
@@ -63,7 +63,7 @@ pub fn series(history: &History) -> Series {
         ok: vec![0.0; steps],
         fail: vec![0.0; steps],
         unknown: vec![0.0; steps],
-        late_p99_us: vec![None; steps],
+        late_half_us: vec![None; steps],
         late_max_us: vec![None; steps],
         faults: faults(history, end_us),
         leaders: leaders(history, end_us),
@@ -71,7 +71,7 @@ pub fn series(history: &History) -> Series {
     };
     let step = |at_us: u64| usize::try_from(at_us.min(end_us) / step_us).expect("there are few steps");
     let mut late: Vec<Vec<u64>> = vec![Vec::new(); steps];
-    let mut seen = FirstAttempts::new();
+    let mut seen = Come::new();
     for event in &history.events {
         let at = step(event.at_us);
         match &event.what {
@@ -99,7 +99,7 @@ pub fn series(history: &History) -> Series {
     for (at, late) in late.iter_mut().enumerate() {
         late.sort_unstable();
         series.late_max_us[at] = late.last().copied();
-        series.late_p99_us[at] = (!late.is_empty()).then(|| percentile(late, 99));
+        series.late_half_us[at] = (!late.is_empty()).then(|| percentile(late, 50));
     }
     let mut nodes: Vec<u64> = series.leaders.values().flatten().map(|leader| leader.node).collect();
     nodes.sort_unstable();

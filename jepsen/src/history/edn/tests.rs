@@ -182,6 +182,9 @@ fn damage_is_refused_with_its_line() {
     assert!(refused("{:began-ms 1, :settings {}} {}").contains("something follows"));
     assert!(refused(&"[".repeat(1_000)).contains("too many brackets"));
     assert!(refused("{:began-ms 99999999999999999999, :settings {}}").contains("too large"));
+    assert!(refused("{:began-ms").contains("line 1 of the history: it ends too soon"));
+    assert!(refused("{:began-ms nil}").contains("'nil' at column 12"));
+    assert!(refused("{:began-ms #inst}").contains("'#' at column 12"));
 }
 
 /// Any character may be wrong: the answer is an error or a history, and never a panic.

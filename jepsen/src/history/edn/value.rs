@@ -12,6 +12,7 @@ pub(super) enum Value {
     Map(Vec<(Value, Value)>),
 }
 
+const SOON: &str = "it ends too soon";
 /// Maps within maps are not deeper than this in what we write.
 const DEPTH_MAX: usize = 8;
 
@@ -26,7 +27,7 @@ impl<'t> Reader<'t> {
     }
 
     fn next(&mut self) -> Result<char, String> {
-        let next = self.peek().ok_or("it ends too soon")?;
+        let next = self.peek().ok_or(SOON)?;
         self.at += next.len_utf8();
         Ok(next)
     }
@@ -63,11 +64,16 @@ impl<'t> Reader<'t> {
                 Ok(Value::Word(self.while_in(is_word).to_owned()))
             }
             Some(digit) if digit.is_ascii_digit() => self.number(),
-            _ => match self.while_in(is_word) {
-                "true" => Ok(Value::Truth(true)),
-                "false" => Ok(Value::Truth(false)),
-                other => Err(format!("'{other}' at column {} is nothing that is written here", self.at + 1)),
-            },
+            Some(other) => {
+                let at = self.at;
+                match self.while_in(is_word) {
+                    "true" => Ok(Value::Truth(true)),
+                    "false" => Ok(Value::Truth(false)),
+                    "" => Err(format!("'{other}' at column {} belongs to nothing", at + 1)),
+                    word => Err(format!("'{word}' at column {} is nothing that is written here", at + 1)),
+                }
+            }
+            None => Err(SOON.to_owned()),
         }
     }
 
