@@ -250,7 +250,7 @@ fn nodes_know_each_other_by_their_certificates() {
     assert!(refused.code == Some(1) && refused.stderr.contains("--peer-key"), "{}", refused.stderr);
 }
 
-/// Signs certificates for nodes on this machine.
+/// Signs certificates for the nodes of this test.
 struct Authority {
     cert: rcgen::Certificate,
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
@@ -268,7 +268,7 @@ impl Authority {
     /// A certificate and its key.
     fn sign(&self) -> (String, String) {
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let params = rcgen::CertificateParams::new(vec![common::node::own_ip().to_string()]).unwrap();
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 }

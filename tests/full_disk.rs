@@ -7,7 +7,6 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,14 +15,16 @@ use boomerang::client::{Client, ClientError, Credentials, Due, Options, Received
 use boomerang::store::space::DiskSpace;
 use boomerang::task::{Callback, Protocol, TaskId};
 use boomerang::wire::proto::Status;
-use common::http_get;
 use common::node::{ADMIN_PASSWORD, NodeProcess};
+use common::{eventually_within, http_get};
+use rustix::fs::{FallocateFlags, fallocate};
 use tokio::sync::mpsc;
 
 const MIB: u64 = 1024 * 1024;
 const DISK_MIB: u64 = 192;
 const LOW_MIB: u64 = 64;
 const RESERVE_MIB: u64 = 24;
+const RESERVE_HALF: u64 = RESERVE_MIB / 2 * MIB;
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// A small file system in memory; unmounted when it is dropped.
@@ -49,12 +50,13 @@ impl SmallDisk {
         DiskSpace { path: self.path.clone() }.free_bytes().unwrap()
     }
 
-    /// Writes until only `left` bytes are free.
+    /// Leaves only `left` bytes free. In one go: a node that gave up its reserve half way would see it filled as well.
     fn fill(&self, name: &str, left: u64) -> PathBuf {
         let path = self.path.join(name);
-        let mut file = File::create(&path).unwrap();
-        let block = vec![1u8; 256 * 1024];
-        while self.free() > left && file.write_all(&block).is_ok() {}
+        let file = File::create(&path).unwrap();
+        let take_all = || fallocate(&file, FallocateFlags::empty(), 0, self.free().saturating_sub(left));
+        // The node may write between the look and the taking.
+        eventually_within(WITHIN, "the disk is filled", take_all);
         path
     }
 }
@@ -150,12 +152,12 @@ async fn a_full_disk_is_refused_survived_and_recovered_from() {
     }
     let filler = disk.fill("filler", 0);
     refused(&client, &node, "full").await;
-    let deadline = Instant::now() + WITHIN;
     // Its name goes before its room is there; filling the disk in between would find nothing to fill.
-    while node.data_dir().join("reserve").exists() || disk.free() < RESERVE_MIB / 2 * MIB {
-        assert!(Instant::now() < deadline, "the reserve is given up");
-        tokio::task::yield_now().await;
-    }
+    let reserve = node.data_dir().join("reserve");
+    eventually_within(WITHIN, "the reserve is given up", || match (reserve.exists(), disk.free()) {
+        (false, RESERVE_HALF..) => Ok(()),
+        (is_there, free) => Err(format!("it is {}there, {free} bytes are free", if is_there { "" } else { "not " })),
+    });
     let second = disk.fill("second", 0);
     refused(&client, &node, "nothing is written").await;
     assert!(client.cancel(far).await.is_err(), "a cancellation is refused as well, rather than left hanging");

@@ -19,7 +19,7 @@ use boomerang::wire::proto::occurrence::Outcome;
 use boomerang::wire::proto::{Status, TaskState};
 use bytes::Bytes;
 use common::node::{ADMIN_PASSWORD, NodeProcess};
-use common::{PATIENCE, now_ms};
+use common::{PATIENCE, now_ms, until};
 use tokio::sync::mpsc;
 
 fn options(node: &NodeProcess, client: &str, password: &str) -> Options {
@@ -44,6 +44,7 @@ fn to(endpoint: &str) -> Callback {
 
 /// Where nobody listens.
 const NOWHERE: &str = "127.0.0.1:1";
+const HOUR_MS: u64 = 3_600_000;
 
 fn tries(attempts_max: u32, interval_ms: u64) -> Retry {
     let interval_max_ms = interval_ms;
@@ -61,18 +62,6 @@ fn task(callback: Callback, retry: Retry, delay_ms: u64) -> Registration {
 
 fn named(name: &str, label: Option<(&str, &str)>) -> Tags {
     Tags::new(name, label.map(|(key, value)| (key.to_owned(), value.to_owned()))).unwrap()
-}
-
-/// Looks until `found` finds what it looks for.
-async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = found().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 async fn letters(client: &Client, filter: &DeadLetterFilter) -> Vec<DeadLetter> {
@@ -408,20 +397,21 @@ async fn what_a_node_slept_through_is_skipped_merged_or_run() {
     let mut tasks = Vec::new();
     for missed in [Missed::Skip, Missed::Once, Missed::All { max: 4 }] {
         let recurrence = Some(Recurrence { missed, ..Recurrence::every(200) });
-        let registered = client.register(Registration { recurrence, ..task(callback.clone(), tries(1, 0), 300) });
+        let registered = client.register(Registration { recurrence, ..task(callback.clone(), tries(1, 0), HOUR_MS) });
         tasks.push(registered.await.unwrap());
     }
     node.kill();
-    let last_due_ms = tasks[2].due_ms;
-    // Several intervals pass without a node: that is what is tested.
-    tokio::time::sleep(Duration::from_millis((last_due_ms + 1_900).saturating_sub(now_ms()))).await;
-    while deliveries.try_recv().is_ok() {}
-    tokio::task::block_in_place(|| node.restart());
+    assert!(deliveries.try_recv().is_err(), "nothing is due yet");
+    // An hour, and then several intervals.
+    let away_ms = tasks[2].due_ms + 1_900 - now_ms();
+    tokio::task::block_in_place(|| node.restart_after(Duration::from_millis(away_ms)));
     let mut seen: HashMap<TaskId, Vec<u64>> = HashMap::new();
     let mut back_at = HashMap::new();
     while tasks.iter().any(|task| seen.get(&task.task_id).is_none_or(|seen| seen.len() < 7)) {
         let received = tokio::time::timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap();
-        back_at.entry(received.task_id).or_insert_with(|| received.lateness_us().unwrap() / 1_000);
+        // The receiver has not moved on with the node.
+        let late_ms = received.lateness_us().unwrap() / 1_000 + i64::try_from(away_ms).unwrap();
+        back_at.entry(received.task_id).or_insert(late_ms);
         seen.entry(received.task_id).or_default().push(received.occurrence);
     }
     let first = |n: usize| (seen[&tasks[n].task_id][0], back_at[&tasks[n].task_id]);

@@ -41,16 +41,15 @@ struct World {
 impl World {
     /// All at once: they wait for each other.
     fn start(flags: &[Vec<String>]) -> Self {
-        let starting: Vec<JoinHandle<NodeProcess>> = flags.iter().map(|flags| start(flags.clone())).collect();
-        let nodes = starting.into_iter().map(|node| node.join().expect("the node starts"));
-        let nodes = nodes.map(|node| (node.started.node_id, node)).collect();
+        let nodes = NodeProcess::start_all(flags);
+        let nodes = nodes.into_iter().map(|node| (node.started.node_id, node)).collect();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         Self { nodes, runtime }
     }
 
     fn add(&mut self, flags: Vec<String>) {
-        let node = start(flags).join().expect("the node starts");
-        self.nodes.insert(node.started.node_id, node);
+        let nodes = NodeProcess::start_all(&[flags]);
+        self.nodes.extend(nodes.into_iter().map(|node| (node.started.node_id, node)));
     }
 
     fn node(&mut self, id: u64) -> &mut NodeProcess {
@@ -104,13 +103,6 @@ fn shown(groups: &ClusterGroups) -> Vec<String> {
 
 fn wait_for<T, W: Display>(what: &str, look: impl FnMut() -> Result<T, W>) -> T {
     eventually_within(WITHIN, what, look)
-}
-
-fn start(flags: Vec<String>) -> JoinHandle<NodeProcess> {
-    std::thread::spawn(move || {
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        NodeProcess::start(&flags)
-    })
 }
 
 fn with(flags: &[&str]) -> Vec<String> {

@@ -13,7 +13,7 @@ use boomerang::client::{
 };
 use boomerang::task::{Callback, Fence, Protocol, Recurrence, Retry, TaskId};
 use common::node::{ADMIN_PASSWORD, NodeProcess};
-use common::{PATIENCE, now_ms};
+use common::{now_ms, until};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 const TASKS: usize = 3_000;
@@ -149,6 +149,11 @@ async fn register(client: &Client, rng: &mut StdRng, spread_ms: u64) -> Vec<Task
     tasks
 }
 
+/// At an instant by chance, which is what races are made of: nothing is waited for.
+async fn at(at_us: u64) {
+    tokio::time::sleep(Duration::from_micros(at_us.saturating_sub(now_us()))).await;
+}
+
 /// What is done to one task, and what was answered.
 struct Racer {
     task: Task,
@@ -167,7 +172,7 @@ impl Racer {
         let around_ms = self.task.due_ms + if self.task.recurring { 120 * self.rng.random_range(0..4) } else { 0 };
         let span_ms = [4, 15, 60, 400][self.rng.random_range(0..4)];
         let at_us = (around_ms * 1_000 + self.rng.random_range(0..2 * span_ms * 1_000)).saturating_sub(span_ms * 1_000);
-        tokio::time::sleep(Duration::from_micros(at_us.saturating_sub(now_us()))).await;
+        at(at_us).await;
     }
 
     async fn race(mut self) -> (Task, Vec<Told>) {
@@ -252,20 +257,15 @@ impl Racer {
         let answer = client.pause(self.task.id).await;
         let at_us = now_us();
         let mut told = Vec::new();
-        tokio::time::sleep(Duration::from_millis(self.rng.random_range(0..300))).await;
+        at(now_us() + self.rng.random_range(0..300_000)).await;
         if self.rng.random_bool(0.3) {
             let edit = self.edit(None).await;
             told.push(edit);
-            tokio::time::sleep(Duration::from_millis(self.rng.random_range(0..100))).await;
+            at(now_us() + self.rng.random_range(0..100_000)).await;
         }
         let until_us = now_us();
         // Whatever became of the pause: the task must not stay behind.
-        let resumed = tokio::time::timeout(PATIENCE, async {
-            while client.resume(self.task.id).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        });
-        resumed.await.expect("the node is back in time");
+        until("the node is back", || async { client.resume(self.task.id).await.ok() }).await;
         let said = match answer {
             Ok(Some(paused)) => Said::Pause { answer: Some(paused.maybe_out), until_us },
             Ok(None) => Said::PauseNotFound,
@@ -422,8 +422,7 @@ async fn race(spread_ms: u64, kills: &[u64]) -> Counts {
         })
         .collect();
     for at_ms in kills {
-        let at_ms = begun_ms + FIRST_DUE_MS + at_ms + rng.random_range(0..200);
-        tokio::time::sleep(Duration::from_millis(at_ms.saturating_sub(now_ms()))).await;
+        at(1_000 * (begun_ms + FIRST_DUE_MS + at_ms + rng.random_range(0..200))).await;
         node.kill();
         tokio::task::block_in_place(|| node.restart());
     }

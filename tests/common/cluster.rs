@@ -1,6 +1,5 @@
 //! Nodes of one cluster, each a process of its own, and a load whose account another process keeps.
 
-use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::eventually_within;
-use super::node::{ADMIN_PASSWORD, NodeProcess, free_address};
+use super::node::{ADMIN_PASSWORD, Ended, NodeProcess, free_address};
 
 /// Few, so that each node leads some and a test build is quick.
 pub const SHARDS: u16 = 6;
@@ -27,33 +26,23 @@ impl Cluster {
         let list: Vec<String> = peers.iter().enumerate().map(|(at, peer)| format!("{}={peer}", at + 1)).collect();
         let list = list.join(",");
         let flags: Vec<&str> = ["--peers", &list].iter().chain(flags).copied().collect();
-        Self::start(1..=count, &|number| Some(peers[usize::try_from(number).unwrap() - 1].clone()), &flags)
+        Self::start((1..).zip(peers).map(|(number, peer)| flags_of(number, peer, &flags)).collect())
     }
 
     /// Nodes 1 to `count`, placed by etcd.
     pub fn with_etcd(count: u64, etcd: &str, flags: &[&str]) -> Self {
         let flags: Vec<&str> = ["--etcd", etcd].iter().chain(flags).copied().collect();
-        Self::start(1..=count, &|_| None, &flags)
+        Self::start((1..=count).map(|number| flags_of(number, free_address(), &flags)).collect())
     }
 
-    /// All at once: none of them is ready alone.
-    fn start(
-        numbers: impl Iterator<Item = u64>,
-        peer: &(dyn Fn(u64) -> Option<String> + Sync),
-        flags: &[&str],
-    ) -> Self {
-        let nodes = std::thread::scope(|scope| {
-            let starts: Vec<_> =
-                numbers.map(|number| scope.spawn(move || start_node(number, peer(number), flags))).collect();
-            starts.into_iter().map(|start| start.join().expect("a node starts")).collect()
-        });
-        Self { nodes }
+    fn start(flags: Vec<Vec<String>>) -> Self {
+        Self { nodes: NodeProcess::start_all(&flags) }
     }
 
     /// One more; it has to be told of the others by etcd.
     pub fn add(&mut self, number: u64, etcd: &str, flags: &[&str]) {
         let flags: Vec<&str> = ["--etcd", etcd].iter().chain(flags).copied().collect();
-        self.nodes.push(start_node(number, None, &flags));
+        self.nodes.extend(NodeProcess::start_all(&[flags_of(number, free_address(), &flags)]));
     }
 
     pub fn addresses(&self) -> String {
@@ -140,16 +129,16 @@ impl Cluster {
     }
 }
 
-fn start_node(number: u64, peer: Option<String>, flags: &[&str]) -> NodeProcess {
-    // The same over restarts.
-    let (tcp, http, peer) = (free_address(), free_address(), peer.unwrap_or_else(free_address));
+/// Of a node whose addresses are the same over restarts.
+fn flags_of(number: u64, peer: String, flags: &[&str]) -> Vec<String> {
+    let (tcp, http) = (free_address(), free_address());
     let (number, shards) = (number.to_string(), SHARDS.to_string());
     let mut all = vec!["--node-id", &number, "--tcp-addr", &tcp, "--http-addr", &http, "--peer-addr", &peer];
     if !flags.contains(&"--shards") {
         all.extend(["--shards", &shards]);
     }
     all.extend(flags);
-    NodeProcess::start(&all)
+    all.into_iter().map(str::to_owned).collect()
 }
 
 /// A load under way; its report is what its receiver saw.
@@ -164,13 +153,8 @@ pub struct Account {
 
 impl Load {
     pub fn finish(mut self) -> Account {
-        let mut child = self.child.take().unwrap();
-        // It prints little, and only at its end.
-        eventually_within(LOAD_ENDS_WITHIN, "the load ends", || child.try_wait().unwrap().ok_or("it runs"));
-        let (mut out, mut said) = (String::new(), String::new());
-        child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        let report: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}\n{said}"));
+        let Ended { stdout, stderr, .. } = Ended::of(self.child.take().unwrap(), LOAD_ENDS_WITHIN);
+        let report: Value = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}\n{stderr}"));
         eprintln!(
             "sent {} acknowledged {} fired {} lost {} early {} duplicates {} lateness {} failures {}",
             report["sent"],

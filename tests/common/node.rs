@@ -1,11 +1,14 @@
 //! A `boomerang serve` of its own process.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -27,15 +30,13 @@ pub struct Started {
     pub peer: SocketAddr,
 }
 
-/// A node; ends with this value, by its own process id.
+/// A node; ends with this value.
 pub struct NodeProcess {
     pub started: Started,
     /// From the start of the process to its start line.
     pub took: Duration,
-    child: Child,
-    flags: Vec<String>,
-    data_dir: PathBuf,
-    temp: TempDir,
+    process: Process,
+    home: Home,
 }
 
 impl NodeProcess {
@@ -45,11 +46,15 @@ impl NodeProcess {
         Self::start_with(&flags)
     }
 
+    /// The same, all at once, for nodes that are ready only together.
+    pub fn start_all(flags: &[Vec<String>]) -> Vec<Self> {
+        let own = ["--admin-password", ADMIN_PASSWORD].map(str::to_owned);
+        Self::start_there(flags.iter().map(|flags| Home::new([&own[..], flags].concat())).collect())
+    }
+
     /// With `flags` only.
     pub fn start_with(flags: &[&str]) -> Self {
-        let temp = tempfile::tempdir().unwrap();
-        let data_dir = temp.path().join("data");
-        Self::start_there(temp, data_dir, flags)
+        Self::start_one(Home::new(owned(flags)))
     }
 
     /// On a port for clients that stays the same over restarts.
@@ -64,49 +69,61 @@ impl NodeProcess {
         let address = free_address();
         let own = ["--tcp-addr", &address, "--admin-password", ADMIN_PASSWORD];
         let flags: Vec<&str> = own.iter().chain(flags).copied().collect();
-        Self::start_there(tempfile::tempdir().unwrap(), data_dir.to_owned(), &flags)
+        Self::start_one(Home { data_dir: data_dir.to_owned(), ..Home::new(owned(&flags)) })
     }
 
-    fn start_there(temp: TempDir, data_dir: PathBuf, flags: &[&str]) -> Self {
-        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let (child, started, took) = spawn(&temp, &data_dir, &flags);
-        Self { started, took, child, flags, data_dir, temp }
+    fn start_one(home: Home) -> Self {
+        Self::start_there(vec![home]).remove(0)
+    }
+
+    fn start_there(homes: Vec<Home>) -> Vec<Self> {
+        let running = run(&homes.iter().collect::<Vec<_>>());
+        let nodes = homes.into_iter().zip(running);
+        nodes.map(|(home, Running { started, took, process })| Self { started, took, process, home }).collect()
     }
 
     pub fn data_dir(&self) -> PathBuf {
-        self.data_dir.clone()
+        self.home.data_dir.clone()
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.child.id()
     }
 
     /// As if the power of the process had been cut.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.kill();
     }
 
     /// Asks it to stop; returns its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
-        eventually("the node stops", || self.child.try_wait().unwrap()).code()
+        kill_process(Pid::from_child(&self.process.child), Signal::TERM).unwrap();
+        assert_eq!(self.process.ended.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "the node stops");
+        self.process.child.wait().unwrap().code()
     }
 
     /// On the same folder, after [`NodeProcess::kill`] or [`NodeProcess::terminate`]; the ports are new.
     pub fn restart(&mut self) {
-        assert!(self.child.try_wait().unwrap().is_some(), "it still runs");
-        (self.child, self.started, self.took) = spawn(&self.temp, &self.data_dir, &self.flags);
+        assert!(self.exit_code().is_some(), "it still runs");
+        Running { started: self.started, took: self.took, process: self.process } = run(&[&self.home]).remove(0);
+    }
+
+    /// The same, as if it had been away for `away`: so far its clock has gone on.
+    pub fn restart_after(&mut self, away: Duration) {
+        let clock = self.home.temp.path().join("clock");
+        std::fs::write(&clock, format!("{} 0", away.as_micros())).unwrap();
+        self.home.flags.extend(["--test-clock".to_owned(), clock.to_str().unwrap().to_owned()]);
+        self.restart();
     }
 
     pub fn restart_with(&mut self, flags: &[&str]) {
-        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        self.home.flags = owned(flags);
         self.restart();
     }
 
     /// `None` while it runs.
     pub fn exit_code(&mut self) -> Option<Option<i32>> {
-        self.child.try_wait().unwrap().map(|status| status.code())
+        self.process.child.try_wait().unwrap().map(|status| status.code())
     }
 
     pub fn admin(&self) -> Client {
@@ -141,7 +158,7 @@ impl NodeProcess {
     }
 
     pub fn log(&self) -> String {
-        std::fs::read_to_string(log_path(&self.temp)).unwrap_or_default()
+        self.home.log()
     }
 }
 
@@ -149,9 +166,91 @@ impl Drop for NodeProcess {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            eprintln!("{}", tail(&self.temp));
+            eprintln!("{}", self.home.log_tail());
         }
     }
+}
+
+/// Where a node lives, with which flags.
+struct Home {
+    flags: Vec<String>,
+    data_dir: PathBuf,
+    temp: TempDir,
+}
+
+impl Home {
+    fn new(flags: Vec<String>) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        Self { flags, data_dir: temp.path().join("data"), temp }
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.temp.path().join("stderr")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let from = lines.len().saturating_sub(LOG_TAIL_LINES);
+        format!("the node with {:?} logged, at last:\n{}", self.flags, lines[from..].join("\n"))
+    }
+}
+
+/// Ends with this value, by its own process id.
+struct Process {
+    child: Child,
+    /// Closed when the process has ended.
+    ended: mpsc::Receiver<Infallible>,
+}
+
+impl Process {
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+struct Running {
+    started: Started,
+    took: Duration,
+    process: Process,
+}
+
+/// Starts a node in each home and waits for their start lines. If one ends instead, it is the one that is told of.
+fn run(homes: &[&Home]) -> Vec<Running> {
+    let begun = Instant::now();
+    let (told, lines) = mpsc::channel();
+    let mut processes: Vec<Process> = (0..).zip(homes).map(|(at, home)| spawn(home, at, told.clone())).collect();
+    let mut started = BTreeMap::new();
+    while started.len() < homes.len() {
+        match lines.recv_timeout(PATIENCE.saturating_sub(begun.elapsed())) {
+            Ok((at, Some(line))) => {
+                let line = serde_json::from_str(&line).unwrap_or_else(|error| panic!("start line {line}: {error}"));
+                started.insert(at, (line, begun.elapsed()));
+            }
+            Ok((at, None)) => {
+                let status = processes[at].child.wait().unwrap();
+                panic!("no start line, but {status}; {}", homes[at].log_tail());
+            }
+            Err(_) => {
+                let missing = (0..homes.len()).filter(|at| !started.contains_key(at));
+                let logs: Vec<String> = missing.map(|at| homes[at].log_tail()).collect();
+                panic!("no start line within {PATIENCE:?}; {}", logs.join("\n"));
+            }
+        }
+    }
+    let running = processes.into_iter().zip(started.into_values());
+    running.map(|(process, (started, took))| Running { started, took, process }).collect()
 }
 
 /// `boomerang` with arguments that make it end by itself.
@@ -161,25 +260,36 @@ pub struct Ended {
     pub stderr: String,
 }
 
+impl Ended {
+    /// Waits for the end of `child`, and of what it says.
+    pub fn of(mut child: Child, within: Duration) -> Self {
+        let deadline = Instant::now() + within;
+        let pipes = (all_of(child.stdout.take().unwrap()), all_of(child.stderr.take().unwrap()));
+        let text = |pipe: mpsc::Receiver<String>| pipe.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        match (text(pipes.0), text(pipes.1)) {
+            (Ok(stdout), Ok(stderr)) => Self { code: child.wait().unwrap().code(), stdout, stderr },
+            said => {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("it does not end within {within:?}: {said:?}");
+            }
+        }
+    }
+}
+
+/// What comes out of a pipe, when it has ended.
+fn all_of(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (out, text) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        pipe.read_to_string(&mut text).unwrap();
+        let _ = out.send(text);
+    });
+    text
+}
+
 pub fn run_to_its_end(args: &[&str]) -> Ended {
-    let mut child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if Instant::now() > deadline {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("it does not end: {args:?}");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    let (mut stdout, mut stderr) = (String::new(), String::new());
-    out.read_to_string(&mut stdout).unwrap();
-    err.read_to_string(&mut stderr).unwrap();
-    Ended { code: status.code(), stdout, stderr }
+    Ended::of(command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap(), PATIENCE)
 }
 
 /// `boomerang serve` on a folder, with free ports, that is expected to refuse.
@@ -202,50 +312,49 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-/// An address nobody listens on now.
+/// An address of this machine that only this process gives out: everybody else is on 127.0.0.1, as a client too.
+pub fn own_ip() -> Ipv4Addr {
+    const FIRST: u32 = u32::from_be_bytes([127, 64, 0, 0]);
+    const PROCESS_IDS: u32 = 1 << 22;
+    Ipv4Addr::from(FIRST | (std::process::id() % PROCESS_IDS))
+}
+
+/// An address nobody listens on, and nobody else will before whoever it is given to.
 pub fn free_address() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    /// Below those that the system gives out.
+    static NEXT_PORT: AtomicU16 = AtomicU16::new(10_000);
+    loop {
+        let address = SocketAddr::from((own_ip(), NEXT_PORT.fetch_add(1, Ordering::Relaxed)));
+        // Somebody may listen on this port of all addresses.
+        if TcpListener::bind(address).is_ok() {
+            return address.to_string();
+        }
+    }
 }
 
-fn log_path(temp: &TempDir) -> PathBuf {
-    temp.path().join("stderr")
+fn owned(flags: &[&str]) -> Vec<String> {
+    flags.iter().map(|flag| (*flag).to_owned()).collect()
 }
 
-fn tail(temp: &TempDir) -> String {
-    let log = std::fs::read_to_string(log_path(temp)).unwrap_or_default();
-    let lines: Vec<&str> = log.lines().collect();
-    let from = lines.len().saturating_sub(LOG_TAIL_LINES);
-    format!("the node logged, at last:\n{}", lines[from..].join("\n"))
-}
-
-fn spawn(temp: &TempDir, data_dir: &Path, flags: &[String]) -> (Child, Started, Duration) {
-    let mut args = vec!["serve", "--data-dir", data_dir.to_str().unwrap()];
+/// Tells its first line, or that there is none, as the number `at`.
+fn spawn(home: &Home, at: usize, told: mpsc::Sender<(usize, Option<String>)>) -> Process {
+    let mut args = vec!["serve", "--data-dir", home.data_dir.to_str().unwrap()];
     // No flag may be given twice: a test that names one wins. No reserve of disk space for a node of a second's life.
     for pair in ANY_PORTS.chunks(2).chain([["--disk-reserve", "1"].as_slice()]) {
-        if !flags.iter().any(|flag| flag == pair[0]) {
+        if !home.flags.iter().any(|flag| flag == pair[0]) {
             args.extend(pair);
         }
     }
-    args.extend(flags.iter().map(String::as_str));
-    let log: File = OpenOptions::new().create(true).append(true).open(log_path(temp)).unwrap();
-    let begun = Instant::now();
+    args.extend(home.flags.iter().map(String::as_str));
+    let log: File = OpenOptions::new().create(true).append(true).open(home.log_path()).unwrap();
     let mut child = command(&args).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-    let (out, line) = mpsc::channel();
     let stdout = child.stdout.take().unwrap();
+    let (end, ended) = mpsc::channel();
     std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let _ = out.send(line);
-        }
+        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        let _ = told.send((at, lines.next()));
+        lines.for_each(drop);
+        drop(end);
     });
-    match line.recv_timeout(PATIENCE) {
-        Ok(line) => {
-            let started = serde_json::from_str(&line).unwrap_or_else(|error| panic!("start line {line}: {error}"));
-            (child, started, begun.elapsed())
-        }
-        Err(_) => {
-            let _ = child.kill();
-            let status = child.wait();
-            panic!("no start line from {args:?} ({status:?})\n{}", tail(temp));
-        }
-    }
+    Process { child, ended }
 }

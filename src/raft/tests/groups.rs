@@ -279,22 +279,17 @@ async fn a_group_that_panics_is_built_again_while_the_others_go_on() {
     assert_eq!(core.leads(Duration::ZERO), None, "what is dead leads nobody, whatever it said last");
     assert_eq!(well.leads(Duration::ZERO), Some(terms[3]));
 
+    let mut changes = node.groups.changes();
     let looking = tokio::spawn(node.groups.clone().look_after());
     let world = worlds.get_mut(&well.id).unwrap();
     propose(&well, world.batch()).await;
     assert_eq!(leads(&well).await, terms[3], "it was not disturbed");
     for (broken, term) in [(core, terms[1]), (machine, terms[2])] {
-        let deadline = Instant::now() + NEVER;
-        let rebuilt = loop {
-            let group = node.groups.get(broken.id).unwrap();
-            // The old one answers no more; the new one is another.
-            if let Some(now) = group.leads(Duration::ZERO).filter(|now| *now > term) {
-                assert_eq!(leads(&group).await, now);
-                break group;
-            }
-            assert!(Instant::now() < deadline, "{} is not built again", broken.id);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        };
+        let is_another = |_: &u64| node.groups.get(broken.id).is_some_and(|group| group.life != broken.life);
+        let built_again = tokio::time::timeout(NEVER, changes.wait_for(is_another)).await;
+        built_again.unwrap_or_else(|_| panic!("{} is not built again", broken.id)).unwrap();
+        let rebuilt = node.groups.get(broken.id).unwrap();
+        assert!(leads(&rebuilt).await > term);
         let world = worlds.get_mut(&broken.id).unwrap();
         assert!(world.holds(&node.store), "{}", node.dump());
         propose(&rebuilt, world.batch()).await;
