@@ -217,6 +217,17 @@ impl Destination {
         self.hand_out();
     }
 
+    fn begin(self: &Arc<Self>, pass: &mut Pass) {
+        let mut state = self.state();
+        state.gate.begin(pass);
+        // Somebody may have come meanwhile, though there is room.
+        let others = state.gate.waiting() > 0;
+        drop(state);
+        if others {
+            self.hand_out();
+        }
+    }
+
     /// Tells the waiters whatever there is to tell.
     fn hand_out(self: &Arc<Self>) {
         let mut state = self.state();
@@ -290,6 +301,13 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// The attempt has its place in the order: who comes now comes after it. Until then all others wait.
+    pub fn begin(&mut self) {
+        if self.pass.is_on_its_way() {
+            self.destination.begin(&mut self.pass);
+        }
+    }
+
     /// Notes how the attempt to `callback` ended, and whether its receiver keeps many requests apart on one connection.
     /// A task may have been given another receiver while it waited: then it says nothing about the destination whose
     /// place it has.

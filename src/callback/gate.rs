@@ -10,7 +10,8 @@
 //! ```
 //!
 //! - At most `limit` passes are out, the probe included. Whoever gets none joins the end of the line, and whoever is
-//!   not at its head never goes first.
+//!   not at its head never goes first. Whoever waited and has been given a pass is on its way until it begins, and
+//!   those who come meanwhile queue up behind it, also when there is room.
 //! - The breaker counts failures to reach the receiver, not its refusals. While it is open nobody goes; then one does.
 //!   If that fails too, all who waited up to then have failed with it: so a destination that is down costs one
 //!   connection per cool-down, and attempts are used up at the pace of the retry policies all the same.
@@ -34,6 +35,8 @@ pub struct Gate {
     /// Passes that have not come back.
     out: usize,
     line: VecDeque<Ticket>,
+    /// So many of the line have their passes, and have not begun.
+    on_their_way: usize,
     /// Those who failed without being sent, with the probe that failed for them; until they are taken.
     down: Vec<(Vec<Ticket>, Failure)>,
     breaker: Breaker,
@@ -63,6 +66,14 @@ enum Breaker {
 pub struct Pass {
     epoch: u64,
     probe: bool,
+    on_its_way: bool,
+}
+
+impl Pass {
+    /// Whether it was waited for, and has not begun.
+    pub fn is_on_its_way(self) -> bool {
+        self.on_its_way
+    }
 }
 
 /// What an attempt has shown about its destination.
@@ -85,6 +96,7 @@ impl Gate {
             cool_downs,
             out: 0,
             line: VecDeque::new(),
+            on_their_way: 0,
             down: Vec::new(),
             breaker: Breaker::Closed { failures: 0 },
             epoch: 0,
@@ -100,6 +112,7 @@ impl Gate {
     /// A pass, or a place at the end of the line.
     pub fn admit(&mut self, ticket: Ticket, now: Instant) -> Option<Pass> {
         if self.line.is_empty()
+            && self.on_their_way == 0
             && let Some(pass) = self.pass(now)
         {
             return Some(pass);
@@ -108,15 +121,21 @@ impl Gate {
         None
     }
 
-    /// Those at the head of the line who may go now.
+    /// Those at the head of the line who may go now. Each is to [`Gate::begin`], or to end.
     pub fn turns(&mut self, now: Instant) -> Vec<(Ticket, Pass)> {
         let mut turns = Vec::new();
         while let Some(ticket) = self.line.front().copied() {
             let Some(pass) = self.pass(now) else { break };
             self.line.pop_front();
-            turns.push((ticket, pass));
+            self.on_their_way += 1;
+            turns.push((ticket, Pass { on_its_way: true, ..pass }));
         }
         turns
+    }
+
+    /// Whoever has this pass is gone, and nobody overtakes it any more. Others may have their turn now.
+    pub fn begin(&mut self, pass: &mut Pass) {
+        self.on_their_way -= usize::from(std::mem::take(&mut pass.on_its_way));
     }
 
     fn pass(&mut self, now: Instant) -> Option<Pass> {
@@ -132,13 +151,14 @@ impl Gate {
             Breaker::Open { .. } | Breaker::Probing { .. } => return None,
         };
         self.out += 1;
-        Some(Pass { epoch: self.epoch, probe })
+        Some(Pass { epoch: self.epoch, probe, on_its_way: false })
     }
 
     /// An attempt is over. Others may have their turn now, or have failed.
-    pub fn end(&mut self, pass: Pass, evidence: Evidence, now: Instant) {
+    pub fn end(&mut self, mut pass: Pass, evidence: Evidence, now: Instant) {
         assert!(self.out > 0, "a pass comes back once");
         self.out -= 1;
+        self.begin(&mut pass);
         let current = pass.epoch == self.epoch;
         match (evidence, self.breaker) {
             (Evidence::Answered, Breaker::Closed { .. }) => self.breaker = Breaker::Closed { failures: 0 },
@@ -250,6 +270,27 @@ mod tests {
     }
 
     #[test]
+    fn nobody_overtakes_those_who_have_had_their_turn_and_not_begun() {
+        let (mut gate, now) = (closed(1), Instant::now());
+        let first = gate.admit(ticket(0), now).unwrap();
+        assert!((1..4).all(|n| gate.admit(ticket(n), now).is_none()));
+        gate.set_limit(100);
+        gate.end(first, Evidence::Answered, now);
+        let mut turns = gate.turns(now);
+        assert_eq!(tasks(&turns), [ticket(1), ticket(2), ticket(3)]);
+        gate.begin(&mut turns[0].1);
+        gate.begin(&mut turns[1].1);
+        assert!(gate.admit(ticket(4), now).is_none(), "there is room, and no line, but one is still on its way");
+        // It has no task any more.
+        gate.end(turns[2].1, Evidence::Nothing, now);
+        assert!(gate.admit(ticket(5), now).is_none());
+        let mut turns = gate.turns(now);
+        assert_eq!(tasks(&turns), [ticket(4), ticket(5)]);
+        turns.iter_mut().for_each(|(_, pass)| gate.begin(pass));
+        assert!(gate.admit(ticket(6), now).is_some());
+    }
+
+    #[test]
     fn an_answer_between_failures_keeps_the_breaker_closed() {
         let (mut gate, now) = (closed(1), Instant::now());
         for n in 0..10 * u64::from(FAILURES_MAX) {
@@ -325,7 +366,7 @@ mod tests {
         gate.out = 5;
         assert!(gate.admit(ticket(9), now).is_none(), "there is no room for the probe");
         assert_eq!(gate.wakes_at(now), None, "a pass that comes back wakes it");
-        gate.end(Pass { epoch: 0, probe: false }, failed(), now);
+        gate.end(Pass { epoch: 0, probe: false, on_its_way: false }, failed(), now);
         assert_eq!(tasks(&gate.turns(now)), [ticket(9)]);
     }
 

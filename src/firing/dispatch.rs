@@ -147,7 +147,7 @@ impl Dispatcher {
         ready(&self.parts, self.group, self.term, due, &mut self.policies)
     }
 
-    fn deliver(&self, ready: Ready, permit: Permit) -> Result<(), StoreError> {
+    fn deliver(&self, ready: Ready, mut permit: Permit) -> Result<(), StoreError> {
         let Self { group, term, parts, .. } = self;
         let Ready { id, due_ms, task, at, policy } = ready;
         let CursorRow { occurrence, attempt, .. } = at;
@@ -155,6 +155,7 @@ impl Dispatcher {
             // Another replica is about to lead, or this is not its turn any more.
             return parts.ledger.put_back(*group, *term, id);
         };
+        permit.begin();
         let now_us = parts.clock.now_us();
         let late = Duration::from_micros(now_us.saturating_sub(due_ms * 1000));
         parts.metrics.lateness.observe(late.as_secs_f64());

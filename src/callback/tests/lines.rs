@@ -26,6 +26,8 @@ struct Walk {
     out: BTreeMap<(Instant, u64), Pass>,
     /// Those who joined the line, in order.
     line: VecDeque<Ticket>,
+    /// Those who had their turn and have not begun, in order.
+    coming: VecDeque<Pass>,
     told: HashSet<u128>,
     timer: Option<Instant>,
     up: bool,
@@ -34,6 +36,7 @@ struct Walk {
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Arrival,
+    Begins,
     ComesBack,
     Timer,
 }
@@ -47,14 +50,14 @@ impl Walk {
         let lasts = if self.rng.random_ratio(1, 20) { 3_000 } else { self.rng.random_range(0..100) };
         let number = self.rng.random();
         self.out.insert((self.now + lasts * MS, number), pass);
-        assert!(self.out.len() <= self.limit, "more are out than may be");
+        assert!(self.out.len() + self.coming.len() <= self.limit, "more are out than may be");
     }
 
     fn arrive(&mut self, number: u64) {
         let ticket = ticket(number);
         match self.gate.admit(ticket, self.now) {
             Some(pass) => {
-                assert!(self.line.is_empty(), "somebody was overtaken");
+                assert!(self.line.is_empty() && self.coming.is_empty(), "somebody was overtaken");
                 self.tell(ticket);
                 self.leave(pass);
             }
@@ -92,9 +95,19 @@ impl Walk {
         for (ticket, pass) in turns {
             assert_eq!(self.line.pop_front(), Some(ticket), "out of order");
             self.tell(ticket);
-            self.leave(pass);
+            self.coming.push_back(pass);
         }
         self.set_timer();
+    }
+
+    /// Or finds that its task is gone.
+    fn begin(&mut self) {
+        let mut pass = self.coming.pop_front().unwrap();
+        if self.rng.random_ratio(1, 10) {
+            return self.gate.end(pass, Evidence::Nothing, self.now);
+        }
+        self.gate.begin(&mut pass);
+        self.leave(pass);
     }
 }
 
@@ -108,7 +121,8 @@ fn on_any_walk_nobody_is_lost_overtaken_or_told_twice() {
         let cool_downs = CoolDowns { min: 50 * MS, max: 400 * MS };
         let (gate, now) = (Gate::new(limit, cool_downs), Instant::now());
         let (out, line, told) = (BTreeMap::new(), VecDeque::new(), HashSet::new());
-        let mut walk = Walk { rng, gate, limit, now, out, line, told, timer: None, up: true };
+        let coming = VecDeque::new();
+        let mut walk = Walk { rng, gate, limit, now, out, line, coming, told, timer: None, up: true };
         let tickets = 400;
         let mut arrivals: VecDeque<(Instant, u64)> = VecDeque::new();
         let mut at = now;
@@ -120,9 +134,10 @@ fn on_any_walk_nobody_is_lost_overtaken_or_told_twice() {
         loop {
             let arrival = arrivals.front().map(|next| (next.0, Event::Arrival));
             let comes_back = walk.out.keys().next().map(|next| (next.0, Event::ComesBack));
+            let begins = walk.coming.front().map(|_| (walk.now, Event::Begins));
             let timer = walk.timer.map(|at| (at, Event::Timer));
             // What happens at the same instant happens in any order.
-            let mut next: Vec<_> = [arrival, comes_back, timer].into_iter().flatten().collect();
+            let mut next: Vec<_> = [arrival, begins, comes_back, timer].into_iter().flatten().collect();
             let Some(now) = next.iter().map(|next| next.0).min() else { break };
             next.retain(|next| next.0 == now);
             walk.now = now.max(walk.now);
@@ -131,6 +146,10 @@ fn on_any_walk_nobody_is_lost_overtaken_or_told_twice() {
             }
             match next[walk.rng.random_range(0..next.len())].1 {
                 Event::Arrival => walk.arrive(arrivals.pop_front().unwrap().1),
+                Event::Begins => {
+                    walk.begin();
+                    walk.hand_out();
+                }
                 Event::ComesBack => {
                     walk.come_back();
                     walk.hand_out();
@@ -140,9 +159,9 @@ fn on_any_walk_nobody_is_lost_overtaken_or_told_twice() {
                     walk.hand_out();
                 }
             }
-            assert_eq!((walk.gate.waiting(), walk.gate.out()), (walk.line.len(), walk.out.len()));
+            assert_eq!((walk.gate.waiting(), walk.gate.out()), (walk.line.len(), walk.coming.len() + walk.out.len()));
         }
-        assert!(walk.line.is_empty(), "the line is stuck: {:?}", walk.line);
+        assert!(walk.line.is_empty() && walk.coming.is_empty(), "the line is stuck: {:?}", walk.line);
         assert_eq!(walk.told.len() as u64, tickets);
         assert!(walk.gate.is_idle());
     }
