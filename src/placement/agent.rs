@@ -8,19 +8,20 @@
 //! In epoch 1 the voters of a row begin the group together; in any later one the group is there already, and whoever
 //! comes waits to be spoken to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::nodes::{ask, own_status};
+use super::plan::Unsettled;
 use super::{Cluster, GroupRow, Table};
 use crate::clock::Clock;
 use crate::raft::groups::GroupError;
 use crate::raft::{Begin, Group, Member};
 use crate::task::GroupId;
-use crate::wire::peer::{GroupStatus, NodeStatus};
+use crate::wire::peer::{GroupMember, GroupStatus, NodeStatus};
 
 /// What could not be done is tried again, and whoever goes is looked for, this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -116,25 +117,32 @@ fn goes_on_without(status: &GroupStatus, replica: u64) -> bool {
 }
 
 /// The groups whose members, as their leaders know them, are not those of their row: they are on their way, or nobody
-/// leads them.
-pub fn unsettled(cluster: &Cluster, clock: &dyn Clock, table: &Table, fresh: Duration) -> Vec<GroupId> {
+/// leads them. With the nodes where a voter of each still is that its row does not name.
+pub fn unsettled(cluster: &Cluster, clock: &dyn Clock, table: &Table, fresh: Duration) -> Unsettled {
     let own = own_status(cluster, clock);
     let heard = cluster.statuses();
     let others = heard.values().filter(|heard| heard.at.elapsed() <= fresh).map(|heard| &*heard.status);
     let statuses: Vec<&NodeStatus> = others.chain([&own]).collect();
     let leaders = |id: GroupId| statuses.iter().filter_map(move |status| status_of(status, id)).filter(|s| s.leads);
-    let settled = |id: GroupId, row: &GroupRow| {
-        leaders(id).max_by_key(|status| status.term).is_some_and(|status| has_followed(status, row))
+    let occupied = |(id, row): (&GroupId, &GroupRow)| match leaders(*id).max_by_key(|status| status.term) {
+        Some(status) if has_followed(status, row) => None,
+        Some(status) => Some((*id, occupied(status, row))),
+        None => Some((*id, BTreeSet::new())),
     };
-    table.iter().filter(|(id, row)| !settled(**id, row)).map(|(id, _)| *id).collect()
+    table.iter().filter_map(occupied).collect()
+}
+
+fn occupied(status: &GroupStatus, row: &GroupRow) -> BTreeSet<u64> {
+    let is_named = |member: &GroupMember| row.on(member.node_id).is_some_and(|at| at.replica == member.replica);
+    let old = status.members.iter().filter(|member| member.voter && !is_named(member));
+    old.map(|member| member.node_id).collect()
 }
 
 /// The group is as its row wants it.
 pub fn has_followed(status: &GroupStatus, row: &GroupRow) -> bool {
     let found = |at: &super::ReplicaAt| {
-        let same = |member: &crate::wire::peer::GroupMember| {
-            (member.replica, member.node_id, member.voter) == (at.replica, at.node_id, at.voter)
-        };
+        let same =
+            |member: &GroupMember| (member.replica, member.node_id, member.voter) == (at.replica, at.node_id, at.voter);
         status.members.iter().any(same)
     };
     !status.joint && status.members.len() == row.replicas.len() && row.replicas.iter().all(found)
@@ -144,7 +152,6 @@ pub fn has_followed(status: &GroupStatus, row: &GroupRow) -> bool {
 mod tests {
     use super::*;
     use crate::placement::ReplicaAt;
-    use crate::wire::peer::GroupMember;
 
     fn row(epoch: u64) -> GroupRow {
         let at = |replica, node_id, voter| ReplicaAt { replica, node_id, voter };
@@ -186,6 +193,19 @@ mod tests {
         let mut more = status();
         more.members.push(GroupMember { replica: 4, node_id: 9, voter: false, matching: None });
         assert!(!has_followed(&more, &row(2)));
+        assert_eq!(occupied(&status(), &row(2)), BTreeSet::new());
+        let mut old = status();
+        old.members.extend([(3, 2, true), (4, 9, true), (2, 8, false)].map(|(replica, node_id, voter)| GroupMember {
+            replica,
+            node_id,
+            voter,
+            matching: None,
+        }));
+        assert_eq!(
+            occupied(&old, &row(2)),
+            BTreeSet::from([2, 9]),
+            "a learner is dropped before anything is waited for"
+        );
         let mut learner = status();
         learner.members[0].voter = false;
         assert!(!has_followed(&learner, &row(2)));

@@ -1,9 +1,9 @@
 //! Where this node leads a group, it moves the group's members towards their row, one step at a time.
 //!
 //! ```text
-//!   flatten what is joint --> add the new as learners --> wait until they have caught up
-//!     --> hand over, if the leader goes --> one joint change of voters --> drop who is not wanted
-//!     --> hand over to the first voter of the row
+//!   flatten what is joint --> drop learners that are not wanted --> add the new as learners
+//!     --> wait until they have caught up --> hand over, if the leader goes --> one joint change of voters
+//!     --> drop those who were voters --> hand over to the first voter of the row
 //! ```
 //!
 //! Each step is found from what the group is now, so that it does not matter who took the one before, or whether that
@@ -13,6 +13,10 @@
 //! Voters are changed only when the new ones have caught up and a majority of the new set answers, so that the group
 //! goes on without a pause. A leader that is to go hands over first; and leadership goes to the first voter of the row
 //! when that one has been well for some time, one group at a time.
+//!
+//! A node holds one replica of a group, and none begins there before the one of an earlier row has been let go. So a
+//! learner that is not wanted is dropped before anything is waited for; and where a new voter is to be on the node of
+//! an old one, another new voter that has caught up takes the old one's place first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -154,22 +158,49 @@ impl View {
         if self.joint {
             return Step::Flatten;
         }
+        let is_needed = |id: &ReplicaId| self.voters.contains(id) || row.replicas.iter().any(|at| at.replica == *id);
+        let unwanted: BTreeSet<ReplicaId> = self.members.keys().filter(|id| !is_needed(id)).copied().collect();
+        if !unwanted.is_empty() {
+            return Step::Drop(unwanted);
+        }
         if let Some(at) = row.replicas.iter().find(|at| !self.members.contains_key(&at.replica)) {
             return Step::AddLearner(at.replica, at.node_id);
         }
         let wanted: BTreeSet<ReplicaId> = row.voters().map(|at| at.replica).collect();
-        if wanted != self.voters {
-            return self.step_of_voters(row, wanted);
+        if wanted == self.voters { Step::Settled } else { self.step_of_voters(row, wanted) }
+    }
+
+    /// While others have not caught up, `ready` takes the place of a voter whose node is to hold another replica.
+    fn make_room(&self, row: &GroupRow, ready: ReplicaId) -> Step {
+        let is_in_the_way = |voter: &&ReplicaId| {
+            let at = self.members.get(*voter).and_then(|node| row.on(*node));
+            at.is_some_and(|at| at.replica != **voter)
+        };
+        // The leader goes last.
+        match self.voters.iter().filter(is_in_the_way).min_by_key(|voter| **voter == self.me) {
+            None => Step::Wait("the new voters have not caught up"),
+            Some(voter) if *voter == self.me => {
+                match self.voters.iter().find(|other| **other != self.me && self.could_lead(**other)) {
+                    Some(heir) => Step::HandOver(*heir),
+                    None => Step::Wait("nobody else has caught up to lead"),
+                }
+            }
+            Some(voter) => {
+                let voters: BTreeSet<ReplicaId> =
+                    self.voters.iter().filter(|other| *other != voter).copied().chain([ready]).collect();
+                match self.answer_with_majority(&voters) {
+                    true => Step::ChangeVoters(voters),
+                    false => Step::Wait("most of the voters would not answer"),
+                }
+            }
         }
-        let named = |replica: &ReplicaId| row.replicas.iter().any(|at| at.replica == *replica);
-        let unwanted: BTreeSet<ReplicaId> = self.members.keys().filter(|replica| !named(replica)).copied().collect();
-        if unwanted.is_empty() { Step::Settled } else { Step::Drop(unwanted) }
     }
 
     fn step_of_voters(&self, row: &GroupRow, wanted: BTreeSet<ReplicaId>) -> Step {
-        let mut new = wanted.difference(&self.voters);
-        if !new.all(|replica| self.is_close(*replica, BEHIND_TO_VOTE)) {
-            return Step::Wait("the new voters have not caught up");
+        let new = || wanted.difference(&self.voters).copied();
+        if !new().all(|replica| self.is_close(replica, BEHIND_TO_VOTE)) {
+            let ready = new().find(|replica| self.is_close(*replica, BEHIND_TO_VOTE));
+            return ready.map_or(Step::Wait("the new voters have not caught up"), |ready| self.make_room(row, ready));
         }
         if !self.answer_with_majority(&wanted) {
             return Step::Wait("most of the new voters do not answer");
@@ -448,7 +479,7 @@ mod tests {
 
     #[test]
     fn learners_come_stay_and_become_voters() {
-        let expected = [Step::AddLearner(4, 14), Step::ChangeVoters(set(&[1, 3])), Step::Drop(set(&[5]))];
+        let expected = [Step::Drop(set(&[5])), Step::AddLearner(4, 14), Step::ChangeVoters(set(&[1, 3]))];
         assert_eq!(steps(view(&[1, 2], &[3, 5]), &row(&[1, 3], &[2, 4])), expected);
     }
 
@@ -470,6 +501,49 @@ mod tests {
         found.matching.insert(4, 1_000);
         found.answering.remove(&4);
         assert!(matches!(found.step(&wanted), Step::Wait(_)));
+    }
+
+    /// It was left like this by rows that named the nodes of old voters again.
+    #[test]
+    fn a_voter_makes_room_for_another_replica_on_its_node() {
+        let row = GroupRow {
+            epoch: 30,
+            replicas: [(25, 4), (31, 7), (32, 9)]
+                .map(|(replica, node_id)| ReplicaAt { replica, node_id, voter: true })
+                .to_vec(),
+            next_replica: 33,
+        };
+        let mut found = view(&[17, 19, 20], &[25, 31, 32]);
+        found.members = BTreeMap::from([(17, 5), (19, 7), (20, 4), (25, 4), (31, 7), (32, 9), (22, 7)]);
+        for replica in [25, 31] {
+            found.answering.remove(&replica);
+            found.matching.remove(&replica);
+        }
+        let mut steps = Vec::new();
+        loop {
+            let step = found.step(&row);
+            match &step {
+                Step::Settled => break,
+                Step::Wait(_) => {
+                    // What has room begins, and catches up.
+                    let has_room = |(id, node): (&u64, &u64)| {
+                        !found.members.iter().any(|(other, at)| at == node && other < id)
+                            && !found.answering.contains(id)
+                    };
+                    let begins = found.members.iter().find(|(id, node)| has_room((id, node))).map(|(id, _)| *id);
+                    let begins = begins.unwrap_or_else(|| panic!("stuck after {steps:?}"));
+                    found.answering.insert(begins);
+                    found.matching.insert(begins, found.last_index);
+                    continue;
+                }
+                step => found = after(&found, step),
+            }
+            assert!(found.voters.len() == 3, "{steps:?}");
+            steps.push(step);
+        }
+        assert_eq!(steps[0], Step::Drop(set(&[22])));
+        assert_eq!(steps[1], Step::ChangeVoters(set(&[17, 20, 32])));
+        assert_eq!((found.voters, found.members.len()), (set(&[25, 31, 32]), 3));
     }
 
     #[test]

@@ -13,7 +13,9 @@
 //! - A change takes away one voter at most, and only while those that stay can go on without it.
 //! - A voter on a node that is only away is not given up for nothing: it goes when another has taken its place. A
 //!   group gets smaller only when somebody drains a node and there is no other.
-//! - A group that has not followed its row yet is changed only when that row names a node that will not come.
+//! - A group that has not followed its row yet is changed only when that row names a replica that will not come: its
+//!   node is gone, or is to hold nothing, or still holds a voter of an earlier row. No node of such a voter is chosen,
+//!   for nothing begins there before the group goes on without that one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,6 +52,9 @@ impl NodeState {
 }
 
 pub type Nodes = BTreeMap<u64, NodeState>;
+
+/// Groups whose members are not those of their row yet, and the nodes that still hold a voter of an earlier row.
+pub type Unsettled = BTreeMap<GroupId, BTreeSet<u64>>;
 
 /// A row that takes the place of the one before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,18 +100,18 @@ pub fn first_rows(table: Table, shards: u16, nodes: &Nodes, replicas: usize) -> 
     planner.table
 }
 
-/// What to change now. `unsettled`: groups whose members are not those of their row yet.
-pub fn plan(table: &Table, nodes: &Nodes, replicas: usize, unsettled: &BTreeSet<GroupId>) -> Vec<Change> {
-    let mut planner = Planner::new(table.clone(), nodes, replicas);
+/// What to change now.
+pub fn plan(table: &Table, nodes: &Nodes, replicas: usize, unsettled: &Unsettled) -> Vec<Change> {
+    let mut planner = Planner { unsettled: unsettled.clone(), ..Planner::new(table.clone(), nodes, replicas) };
     // At least one: a group that cannot follow must not hold up all others.
     let mut left = CHANGES_AT_A_TIME.saturating_sub(unsettled.len()).max(1);
     for &group in table.keys() {
-        if left > 0 && planner.may_change(group, unsettled) {
+        if left > 0 && planner.may_change(group) {
             planner.repair(group);
             left -= usize::from(planner.table[&group] != table[&group]);
         }
     }
-    let settled: Vec<GroupId> = table.keys().filter(|group| !unsettled.contains(group)).copied().collect();
+    let settled: Vec<GroupId> = table.keys().filter(|group| !unsettled.contains_key(group)).copied().collect();
     while left > 0 && (planner.spread_zones(&settled, table) || planner.even_loads(&settled, table)) {
         left -= 1;
     }
@@ -140,11 +145,12 @@ struct Planner<'a> {
     table: Table,
     nodes: &'a Nodes,
     replicas: usize,
+    unsettled: Unsettled,
 }
 
 impl<'a> Planner<'a> {
     fn new(table: Table, nodes: &'a Nodes, replicas: usize) -> Self {
-        Self { table, nodes, replicas }
+        Self { table, nodes, replicas, unsettled: Unsettled::new() }
     }
 
     /// The rows that differ from those before, each one epoch on.
@@ -168,6 +174,16 @@ impl<'a> Planner<'a> {
 
     fn takes(&self, node: u64) -> bool {
         self.nodes.get(&node).is_some_and(NodeState::takes)
+    }
+
+    /// Nothing of `group` can begin there yet.
+    fn is_occupied(&self, group: GroupId, node: u64) -> bool {
+        self.unsettled.get(&group).is_some_and(|occupied| occupied.contains(&node))
+    }
+
+    /// What the row has there may stay there, and can come.
+    fn keeps(&self, group: GroupId, node: u64) -> bool {
+        self.stays(node) && !self.is_occupied(group, node)
     }
 
     fn draining(&self, node: u64) -> bool {
@@ -207,20 +223,22 @@ impl<'a> Planner<'a> {
 
     /// Voters of `group` in `zone`, those on nodes that go left out.
     fn in_zone(&self, group: GroupId, zone: &str) -> usize {
-        self.row(group).voters().filter(|at| self.stays(at.node_id) && self.zone(at.node_id) == zone).count()
+        self.row(group).voters().filter(|at| self.keeps(group, at.node_id) && self.zone(at.node_id) == zone).count()
     }
 
-    /// A group that waits for the members of its row is left alone, unless it waits for a node that will not come. One
+    /// A group that waits for the members of its row is left alone, unless it waits for one that will not come. One
     /// that has never been there is left alone in any case: nobody but the nodes of its first row may begin it.
-    fn may_change(&self, group: GroupId, unsettled: &BTreeSet<GroupId>) -> bool {
+    fn may_change(&self, group: GroupId) -> bool {
         let row = self.row(group);
-        !unsettled.contains(&group) || (row.epoch > 1 && row.replicas.iter().any(|at| !self.stays(at.node_id)))
+        let comes = |at: &ReplicaAt| self.keeps(group, at.node_id);
+        !self.unsettled.contains_key(&group) || (row.epoch > 1 && !row.replicas.iter().all(comes))
     }
 
     /// Where the next voter of `group` is best.
     fn best_node(&self, group: GroupId) -> Option<u64> {
         let loads = self.loads();
-        let free = self.nodes.keys().filter(|node| self.takes(**node) && !self.has_voter_on(group, **node));
+        let is_free = |node: u64| self.takes(node) && !self.has_voter_on(group, node) && !self.is_occupied(group, node);
+        let free = self.nodes.keys().filter(|node| is_free(**node));
         free.min_by_key(|node| (self.in_zone(group, self.zone(**node)), loads[*node], **node)).copied()
     }
 
@@ -254,7 +272,7 @@ impl<'a> Planner<'a> {
 
     fn repair(&mut self, group: GroupId) {
         let voters: Vec<u64> = self.row(group).voters().map(|at| at.node_id).collect();
-        let staying = voters.iter().filter(|node| self.stays(**node)).count();
+        let staying = voters.iter().filter(|node| self.keeps(group, **node)).count();
         let there = self.nodes.values().filter(|node| node.stays()).count();
         let wanted = self.replicas.min(there).max(1);
         // One goes with each change, so there is no use for more than one beyond what there was.
@@ -272,8 +290,8 @@ impl<'a> Planner<'a> {
     /// The voter that goes, if one can. `before`: how many there were.
     fn dispensable(&self, group: GroupId, before: usize, wanted: usize) -> Option<u64> {
         let voters: Vec<u64> = self.row(group).voters().map(|at| at.node_id).collect();
-        let staying = voters.iter().filter(|node| self.stays(**node)).count();
-        let leaving = || voters.iter().copied().filter(|node| !self.stays(*node));
+        let staying = voters.iter().filter(|node| self.keeps(group, **node)).count();
+        let leaving = || voters.iter().copied().filter(|node| !self.keeps(group, *node));
         // Those that are away go first: where a group gets smaller, those that answer are worth more.
         let drained = leaving().filter(|node| self.draining(*node)).min_by_key(|node| self.alive(*node));
         let replaced = staying >= self.replicas.min(before) || (drained.is_some() && staying >= wanted);
@@ -460,7 +478,7 @@ mod tests {
             }
         }
 
-        fn step(&mut self, unsettled: &BTreeSet<GroupId>) -> bool {
+        fn step(&mut self, unsettled: &Unsettled) -> bool {
             let changes = plan(&self.table, &self.nodes, self.replicas, unsettled);
             let again = plan(&self.table, &self.nodes, self.replicas, unsettled);
             assert_eq!(changes, again, "the same question has the same answer");
@@ -470,7 +488,7 @@ mod tests {
                 self.check_change(&before, row);
                 self.moved += row.voters().filter(|at| before.on(at.node_id).is_none_or(|was| !was.voter)).count();
             }
-            let voters = changes.iter().filter(|change| !unsettled.contains(&change.group)).count();
+            let voters = changes.iter().filter(|change| !unsettled.contains_key(&change.group)).count();
             assert!(voters <= self.table.len());
             !changes.is_empty()
         }
@@ -478,7 +496,7 @@ mod tests {
         fn settle(&mut self) -> usize {
             let moved = self.moved;
             for _ in 0..500 {
-                if !self.step(&BTreeSet::new()) {
+                if !self.step(&Unsettled::new()) {
                     return self.moved - moved;
                 }
             }
@@ -595,7 +613,7 @@ mod tests {
     #[test]
     fn a_group_that_has_not_followed_is_left_alone() {
         let mut world = World::new(nodes(3), 3);
-        let all: BTreeSet<GroupId> = world.table.keys().copied().collect();
+        let all: Unsettled = world.table.keys().map(|group| (*group, BTreeSet::new())).collect();
         world.nodes = nodes(5);
         assert!(!world.step(&all));
         // Not even for a drained node while it is not known to have begun.
@@ -605,6 +623,26 @@ mod tests {
             row.epoch = 2;
         }
         assert!(world.step(&all), "but it need not wait for a node that is to hold nothing");
+    }
+
+    #[test]
+    fn no_replica_is_wanted_where_a_voter_of_an_earlier_row_is() {
+        let group = GroupId(1);
+        let at = |replica, node_id| ReplicaAt { replica, node_id, voter: true };
+        let row = |replicas: &[ReplicaAt]| GroupRow { epoch: 9, replicas: replicas.to_vec(), next_replica: 22 };
+        // Its voters are on 5, 7 and 4. The node in the place of 7 dies before it has anything.
+        let table = Table::from([(group, row(&[at(20, 4), at(17, 5), at(21, 8)]))]);
+        let mut all = Nodes::from([4, 5, 7, 8, 9].map(|id| (id, node(""))));
+        (all.get_mut(&8).unwrap().alive, all.get_mut(&8).unwrap().gone) = (false, true);
+        let unsettled = Unsettled::from([(group, BTreeSet::from([7]))]);
+        let planned = |table: &Table, nodes: &Nodes| plan(table, nodes, 3, &unsettled).pop().map(|change| change.row);
+        let on = |row: GroupRow| row.voters().map(|at| at.node_id).collect::<BTreeSet<_>>();
+        assert_eq!(planned(&table, &all).map(on), Some(BTreeSet::from([4, 5, 9])));
+        // A row that names such a node is changed, and not while there is no other.
+        let table = Table::from([(group, row(&[at(20, 4), at(17, 5), at(21, 7)]))]);
+        assert_eq!(planned(&table, &all).map(on), Some(BTreeSet::from([4, 5, 9])));
+        all.remove(&9);
+        assert_eq!(planned(&table, &all), None);
     }
 
     #[test]
@@ -650,8 +688,19 @@ mod tests {
                     _ => (found.alive, found.gone) = (true, false),
                 }
                 // Some have not followed yet.
-                let unsettled = world.table.keys().filter(|_| rng.random_range(0..4) == 0).copied().collect();
+                let mut unsettled = Unsettled::new();
+                for group in world.table.keys() {
+                    if rng.random_range(0..4) == 0 {
+                        let occupied = world.nodes.keys().filter(|_| rng.random_range(0..4) == 0).copied().collect();
+                        unsettled.insert(*group, occupied);
+                    }
+                }
+                let before = world.table.clone();
                 world.step(&unsettled);
+                for (group, occupied) in &unsettled {
+                    let mut new = world.table[group].voters().filter(|at| !before[group].replicas.contains(at));
+                    assert!(new.all(|at| !occupied.contains(&at.node_id)), "{group} cannot begin there: {occupied:?}");
+                }
                 if rng.random_range(0..3) == 0 {
                     world.settle();
                     world.check_at_rest();

@@ -7,7 +7,7 @@
 //! The first rows are written when as many nodes are there as the cluster waits for. Where nodes hold groups already,
 //! because etcd was lost or because a node alone becomes a cluster, the rows are taken from what their leaders say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,8 +136,7 @@ impl Controller {
                 |(group, row): &(&GroupId, &GroupRow)| table.get(group).is_some_and(|found| found.epoch < row.epoch);
             let lost: Table = known.iter().filter(ahead).map(|(group, row)| (*group, row.clone())).collect();
             table.extend(lost.clone());
-            let unsettled: BTreeSet<GroupId> =
-                unsettled(&self.cluster, &*self.clock, &table, FRESH).into_iter().collect();
+            let unsettled = unsettled(&self.cluster, &*self.clock, &table, FRESH);
             if !unsettled.is_empty() {
                 self.cluster.ask_now();
             }
