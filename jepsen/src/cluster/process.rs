@@ -146,8 +146,9 @@ mod tests {
     async fn a_process_says_a_line_and_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
-        let process =
-            Process::start(&mut sh("echo trouble >&2; echo ready; echo more; exec sleep 1000"), &log).unwrap();
+        // Both lines at once: when the first is heard, the second has been said.
+        let script = r"echo trouble >&2; printf 'ready\nmore\n'; exec sleep 1000";
+        let process = Process::start(&mut sh(script), &log).unwrap();
         assert_eq!(process.first_line(Duration::from_secs(10)).await.as_deref(), Some("ready\n"));
         assert!(process.ended().is_none());
         process.kill().await;
