@@ -301,7 +301,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// The attempt has its place in the order: who comes now comes after it. Until then all others wait.
+    /// The attempt has its place in the order. Until then, if it was waited for, others of its shard wait behind it.
     pub fn begin(&mut self) {
         if self.pass.is_on_its_way() {
             self.destination.begin(&mut self.pass);

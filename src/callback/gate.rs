@@ -11,20 +11,22 @@
 //!
 //! - At most `limit` passes are out, the probe included. Whoever gets none joins the end of the line, and whoever is
 //!   not at its head never goes first. Whoever waited and has been given a pass is on its way until it begins, and
-//!   those who come meanwhile queue up behind it, also when there is room.
+//!   those of its shard who come meanwhile queue up behind it, also when there is room: what is due of a shard leaves in
+//!   order, and shards know nothing of each other.
 //! - The breaker counts failures to reach the receiver, not its refusals. While it is open nobody goes; then one does.
 //!   If that fails too, all who waited up to then have failed with it: so a destination that is down costs one
 //!   connection per cool-down, and attempts are used up at the pace of the retry policies all the same.
 //! - What was sent before the breaker was last closed says nothing about now: an attempt that hangs for long is not
 //!   held against a destination that has come back meanwhile. An answer is: whoever answers is there.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Ticket;
-use crate::task::Failure;
+use crate::task::{Failure, GroupId};
 
 /// So many in a row open the breaker: enough that a connection or two lost by chance do not.
 pub const FAILURES_MAX: u32 = 5;
@@ -36,7 +38,7 @@ pub struct Gate {
     out: usize,
     line: VecDeque<Ticket>,
     /// So many of the line have their passes, and have not begun.
-    on_their_way: usize,
+    on_their_way: HashMap<GroupId, usize>,
     /// Those who failed without being sent, with the probe that failed for them; until they are taken.
     down: Vec<(Vec<Ticket>, Failure)>,
     breaker: Breaker,
@@ -66,13 +68,14 @@ enum Breaker {
 pub struct Pass {
     epoch: u64,
     probe: bool,
-    on_its_way: bool,
+    /// Of which shard it is.
+    on_its_way: Option<GroupId>,
 }
 
 impl Pass {
     /// Whether it was waited for, and has not begun.
     pub fn is_on_its_way(self) -> bool {
-        self.on_its_way
+        self.on_its_way.is_some()
     }
 }
 
@@ -96,7 +99,7 @@ impl Gate {
             cool_downs,
             out: 0,
             line: VecDeque::new(),
-            on_their_way: 0,
+            on_their_way: HashMap::new(),
             down: Vec::new(),
             breaker: Breaker::Closed { failures: 0 },
             epoch: 0,
@@ -112,7 +115,7 @@ impl Gate {
     /// A pass, or a place at the end of the line.
     pub fn admit(&mut self, ticket: Ticket, now: Instant) -> Option<Pass> {
         if self.line.is_empty()
-            && self.on_their_way == 0
+            && !self.on_their_way.contains_key(&ticket.group)
             && let Some(pass) = self.pass(now)
         {
             return Some(pass);
@@ -127,15 +130,22 @@ impl Gate {
         while let Some(ticket) = self.line.front().copied() {
             let Some(pass) = self.pass(now) else { break };
             self.line.pop_front();
-            self.on_their_way += 1;
-            turns.push((ticket, Pass { on_its_way: true, ..pass }));
+            *self.on_their_way.entry(ticket.group).or_default() += 1;
+            turns.push((ticket, Pass { on_its_way: Some(ticket.group), ..pass }));
         }
         turns
     }
 
     /// Whoever has this pass is gone, and nobody overtakes it any more. Others may have their turn now.
     pub fn begin(&mut self, pass: &mut Pass) {
-        self.on_their_way -= usize::from(std::mem::take(&mut pass.on_its_way));
+        let Some(group) = pass.on_its_way.take() else { return };
+        let Entry::Occupied(mut left) = self.on_their_way.entry(group) else {
+            unreachable!("whoever is on its way is counted");
+        };
+        *left.get_mut() -= 1;
+        if *left.get() == 0 {
+            left.remove();
+        }
     }
 
     fn pass(&mut self, now: Instant) -> Option<Pass> {
@@ -151,7 +161,7 @@ impl Gate {
             Breaker::Open { .. } | Breaker::Probing { .. } => return None,
         };
         self.out += 1;
-        Some(Pass { epoch: self.epoch, probe, on_its_way: false })
+        Some(Pass { epoch: self.epoch, probe, on_its_way: None })
     }
 
     /// An attempt is over. Others may have their turn now, or have failed.
@@ -280,6 +290,8 @@ mod tests {
         assert_eq!(tasks(&turns), [ticket(1), ticket(2), ticket(3)]);
         gate.begin(&mut turns[0].1);
         gate.begin(&mut turns[1].1);
+        let elsewhere = Ticket { group: GroupId(2), ..ticket(9) };
+        assert!(gate.admit(elsewhere, now).is_some(), "another shard does not wait for this one");
         assert!(gate.admit(ticket(4), now).is_none(), "there is room, and no line, but one is still on its way");
         // It has no task any more.
         gate.end(turns[2].1, Evidence::Nothing, now);
@@ -366,7 +378,7 @@ mod tests {
         gate.out = 5;
         assert!(gate.admit(ticket(9), now).is_none(), "there is no room for the probe");
         assert_eq!(gate.wakes_at(now), None, "a pass that comes back wakes it");
-        gate.end(Pass { epoch: 0, probe: false, on_its_way: false }, failed(), now);
+        gate.end(Pass { epoch: 0, probe: false, on_its_way: None }, failed(), now);
         assert_eq!(tasks(&gate.turns(now)), [ticket(9)]);
     }
 

@@ -101,7 +101,7 @@ pub struct Ticket {
 
 /// Who hears of attempts that waited for their destination. Called from any task; must not block.
 pub trait Waiters: Send + Sync + 'static {
-    /// It is their turn, with the place each was given.
+    /// It is their turn, with the place each was given; others wait until each permit begins or is dropped.
     fn go(&self, admitted: Vec<(Ticket, Permit)>);
     /// Their destination was found down: each that still goes there has failed like this, without being sent.
     fn down(&self, tickets: Vec<Ticket>, failure: &Failure, destination: &DestinationName);

@@ -127,7 +127,11 @@ pub fn unsettled(cluster: &Cluster, clock: &dyn Clock, table: &Table, fresh: Dur
     let occupied = |(id, row): (&GroupId, &GroupRow)| match leaders(*id).max_by_key(|status| status.term) {
         Some(status) if has_followed(status, row) => None,
         Some(status) => Some((*id, occupied(status, row))),
-        None => Some((*id, BTreeSet::new())),
+        // Those who follow know the members too, if not the last ones.
+        None => {
+            let known = statuses.iter().filter_map(|status| status_of(status, *id));
+            Some((*id, known.flat_map(|status| occupied(status, row)).collect()))
+        }
     };
     table.iter().filter_map(occupied).collect()
 }

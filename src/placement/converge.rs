@@ -15,8 +15,8 @@
 //! when that one has been well for some time, one group at a time.
 //!
 //! A node holds one replica of a group, and none begins there before the one of an earlier row has been let go. So a
-//! learner that is not wanted is dropped before anything is waited for; and where a new voter is to be on the node of
-//! an old one, another new voter that has caught up takes the old one's place first.
+//! learner that is not wanted is dropped before anything is waited for; and a new voter that has caught up takes the
+//! place of an old one while others are waited for, which may never come: first of one that is in their way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -170,27 +170,30 @@ impl View {
         if wanted == self.voters { Step::Settled } else { self.step_of_voters(row, wanted) }
     }
 
-    /// While others have not caught up, `ready` takes the place of a voter whose node is to hold another replica.
-    fn make_room(&self, row: &GroupRow, ready: ReplicaId) -> Step {
-        let is_in_the_way = |voter: &&ReplicaId| {
-            let at = self.members.get(*voter).and_then(|node| row.on(*node));
-            at.is_some_and(|at| at.replica != **voter)
-        };
-        // The leader goes last.
-        match self.voters.iter().filter(is_in_the_way).min_by_key(|voter| **voter == self.me) {
+    /// While others have not caught up, `ready` takes the place of a voter that is not wanted: of one whose node is to
+    /// hold another replica, if there is one; rather of one that does not answer; of the leader last.
+    fn take_a_place(&self, row: &GroupRow, wanted: &BTreeSet<ReplicaId>, ready: ReplicaId) -> Step {
+        let is_in_the_way = |voter: &ReplicaId| self.members.get(voter).is_some_and(|node| row.on(*node).is_some());
+        let goes = self
+            .voters
+            .difference(wanted)
+            .min_by_key(|voter| (**voter == self.me, !is_in_the_way(voter), self.answering.contains(*voter)));
+        let others = || self.voters.iter().copied().filter(|voter| Some(voter) != goes);
+        match goes {
             None => Step::Wait("the new voters have not caught up"),
-            Some(voter) if *voter == self.me => {
-                match self.voters.iter().find(|other| **other != self.me && self.could_lead(**other)) {
-                    Some(heir) => Step::HandOver(*heir),
-                    None => Step::Wait("nobody else has caught up to lead"),
+            Some(voter) if *voter == self.me && self.voters.len() > 1 => {
+                match others().find(|heir| self.could_lead(*heir)) {
+                    Some(heir) => Step::HandOver(heir),
+                    None => Step::Wait("nobody who stays has caught up to lead"),
                 }
             }
+            // The only one stays until there is another.
             Some(voter) => {
-                let voters: BTreeSet<ReplicaId> =
-                    self.voters.iter().filter(|other| *other != voter).copied().chain([ready]).collect();
+                let stays = (*voter == self.me).then_some(*voter);
+                let voters: BTreeSet<ReplicaId> = others().chain(stays).chain([ready]).collect();
                 match self.answer_with_majority(&voters) {
                     true => Step::ChangeVoters(voters),
-                    false => Step::Wait("most of the voters would not answer"),
+                    false => Step::Wait("most of the new voters do not answer"),
                 }
             }
         }
@@ -200,7 +203,10 @@ impl View {
         let new = || wanted.difference(&self.voters).copied();
         if !new().all(|replica| self.is_close(replica, BEHIND_TO_VOTE)) {
             let ready = new().find(|replica| self.is_close(*replica, BEHIND_TO_VOTE));
-            return ready.map_or(Step::Wait("the new voters have not caught up"), |ready| self.make_room(row, ready));
+            return match ready {
+                Some(ready) => self.take_a_place(row, &wanted, ready),
+                None => Step::Wait("the new voters have not caught up"),
+            };
         }
         if !self.answer_with_majority(&wanted) {
             return Step::Wait("most of the new voters do not answer");
@@ -544,6 +550,27 @@ mod tests {
         assert_eq!(steps[0], Step::Drop(set(&[22])));
         assert_eq!(steps[1], Step::ChangeVoters(set(&[17, 20, 32])));
         assert_eq!((found.voters, found.members.len()), (set(&[25, 31, 32]), 3));
+    }
+
+    /// The nodes of 2 and 3 are lost, that of 3 before anything was there: what is left is enough all the same.
+    #[test]
+    fn a_new_voter_does_not_wait_for_those_that_never_come() {
+        let row = row(&[2, 4, 3, 5], &[]);
+        let mut found = view(&[4, 1, 2], &[3, 5]);
+        for replica in [2, 3] {
+            found.answering.remove(&replica);
+            found.matching.remove(&replica);
+        }
+        assert_eq!(found.step(&row), Step::ChangeVoters(set(&[2, 4, 5])));
+        found.me = 1;
+        assert_eq!(found.step(&row), Step::HandOver(4));
+        found.matching.remove(&5);
+        assert!(matches!(found.step(&row), Step::Wait(_)));
+        // One that is alone is not alone any more.
+        let mut alone = view(&[1], &[6, 7]);
+        alone.matching.remove(&7);
+        let row = super::tests::row(&[6, 7], &[]);
+        assert_eq!(alone.step(&row), Step::ChangeVoters(set(&[1, 6])));
     }
 
     #[test]

@@ -14,8 +14,8 @@
 //! - A voter on a node that is only away is not given up for nothing: it goes when another has taken its place. A
 //!   group gets smaller only when somebody drains a node and there is no other.
 //! - A group that has not followed its row yet is changed only when that row names a replica that will not come: its
-//!   node is gone, or is to hold nothing, or still holds a voter of an earlier row. No node of such a voter is chosen,
-//!   for nothing begins there before the group goes on without that one.
+//!   node is gone, or is to hold nothing, or still holds a voter of an earlier row. No node that is known to hold such a
+//!   voter is chosen, for nothing begins there before the group goes on without that one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -643,6 +643,27 @@ mod tests {
         assert_eq!(planned(&table, &all).map(on), Some(BTreeSet::from([4, 5, 9])));
         all.remove(&9);
         assert_eq!(planned(&table, &all), None);
+    }
+
+    #[test]
+    fn a_node_that_was_left_is_free_when_its_voter_has_gone() {
+        let group = GroupId(1);
+        let at = |replica, node_id| ReplicaAt { replica, node_id, voter: true };
+        // Its voters are on 1, 3 and 4. The one in the place of 1 never comes, and 3 is lost too.
+        let row = GroupRow { epoch: 9, replicas: vec![at(8, 2), at(5, 3), at(6, 4)], next_replica: 9 };
+        let mut world =
+            World { table: Table::from([(group, row)]), nodes: nodes(5), replicas: 3, used: BTreeMap::new(), moved: 0 };
+        for id in [2, 3] {
+            (world.nodes.get_mut(&id).unwrap().alive, world.nodes.get_mut(&id).unwrap().gone) = (false, true);
+        }
+        let occupied = Unsettled::from([(group, BTreeSet::from([1]))]);
+        assert!(world.step(&occupied));
+        assert!(world.table[&group].on(5).is_some() && world.table[&group].on(1).is_none());
+        // The new one has taken the place of the one on 1.
+        let free = Unsettled::from([(group, BTreeSet::new())]);
+        while world.step(&free) {}
+        let on: BTreeSet<u64> = world.table[&group].voters().map(|at| at.node_id).collect();
+        assert_eq!(on, BTreeSet::from([1, 4, 5]));
     }
 
     #[test]

@@ -203,6 +203,9 @@ async fn many_threads_at_once_lose_nobody() {
         let (up, out) = (up.clone(), out.clone());
         tokio::spawn(async move {
             assert!(out.fetch_add(1, Ordering::SeqCst) < LIMIT, "more are out than may be");
+            if rand::random() {
+                permit.begin();
+            }
             for _ in 0..rand::random_range(0..5) {
                 tokio::task::yield_now().await;
             }
@@ -239,6 +242,24 @@ async fn many_threads_at_once_lose_nobody() {
     }
     assert_eq!(callbacks.counts().waiting, 0);
     assert!(hears.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn whoever_came_while_another_was_on_its_way_is_told_when_that_one_begins() {
+    let callbacks = Callbacks::new(CallbackSettings { in_flight_max: 2, ..settings() });
+    let mut told = listen(&callbacks);
+    let to = callback("grpc://h:1");
+    let [first, second] = [0, 1].map(|number| callbacks.admit(&to, ticket(number)).unwrap());
+    assert!(callbacks.admit(&to, ticket(2)).is_none());
+    drop(first);
+    let (turn, mut permit) = one(&mut told).await;
+    assert_eq!(turn, ticket(2));
+    drop(second);
+    assert!(callbacks.admit(&to, ticket(3)).is_none(), "there is room, and one that came before");
+    assert!(told.try_recv().is_err());
+    // It stays out: nobody else would say anything.
+    permit.begin();
+    assert_eq!(one(&mut told).await.0, ticket(3));
 }
 
 #[tokio::test]
