@@ -4,6 +4,7 @@
 //! not the one of the tests.
 
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +13,8 @@ use jepsen::cluster::links::cut_apart;
 use jepsen::cluster::{Cluster, ClusterSettings, State, find_binaries};
 use jepsen::fault::{self, Kind};
 use jepsen::history::{Recorder, Stage, Watch, What};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -175,11 +178,11 @@ async fn nothing_is_left_of_a_harness_that_is_killed() {
     let mut words = said.split(' ');
     let folder = words.next().unwrap().to_owned();
     let id = folder.rsplit_once("jepsen-").unwrap().1.to_owned();
-    let pids: Vec<String> = words.map(str::to_owned).collect();
+    let open = |pid: &str| pidfd_open(Pid::from_raw(pid.parse().unwrap()).unwrap(), PidfdFlags::empty()).unwrap();
+    let processes: Vec<OwnedFd> = words.map(open).collect();
     let left = || {
-        let exists = |path: &String| std::path::Path::new(path).exists();
-        let mut left: Vec<String> = pids.iter().map(|pid| format!("/proc/{pid}")).filter(exists).collect();
-        left.extend(Some(folder.clone()).filter(exists));
+        let mut left: Vec<String> =
+            Some(folder.clone()).filter(|path| std::path::Path::new(path).exists()).into_iter().collect();
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
         left.extend(mounts.lines().filter(|line| line.contains(&folder)).map(str::to_owned));
         let namespaces = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
@@ -187,7 +190,7 @@ async fn nothing_is_left_of_a_harness_that_is_killed() {
         left.extend(names.filter(|name| name.starts_with(&format!("bj-{id}-"))));
         left
     };
-    assert!(left().len() > pids.len(), "it was there: {:?}", left());
+    assert!(!processes.is_empty() && left().len() > processes.len(), "it was there: {:?}", left());
     child.kill().unwrap();
     child.wait().unwrap();
     // Its keeper has its standard error too, and leaves it when all is done.
@@ -195,4 +198,9 @@ async fn nothing_is_left_of_a_harness_that_is_killed() {
     let ended = tokio::task::spawn_blocking(move || std::io::copy(&mut keeper, &mut std::io::sink()));
     timeout(WITHIN, ended).await.expect("the keeper is done in time").unwrap().unwrap();
     assert_eq!(left(), Vec::<String>::new());
+    // What was killed may take a moment to die.
+    let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
+    for process in &processes {
+        assert_eq!(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&patience)), Ok(1), "it runs on");
+    }
 }
