@@ -52,7 +52,7 @@ jepsen-smoke: build ## The same with killed, paused and cut off nodes, for about
 jepsen-hour: build release ## Mixed faults for an hour, on what is shipped
 	$(BIN)/jepsen run --time 1h --binaries $(BENCH_BIN) $(ARGS)
 
-sim: build ## Ten thousand simulated schedules, in about an hour
+sim: build ## Ten thousand simulated schedules, in about half an hour
 	$(BIN)/jepsen sim --schedules 10000 $(ARGS)
 
 verify: setup ## Check everything and change nothing: format, lints, documentation, tests (what CI does)
