@@ -652,6 +652,17 @@ impl Peer for Silent {
     }
 }
 
+impl Silent {
+    /// As node 2 of the network that comes back, until the task is ended.
+    async fn serve(&self) -> (PeerNetwork, tokio::task::JoinHandle<Result<(), tonic::transport::Error>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let network = PeerNetwork::new(CLUSTER, 1);
+        network.set(2, &listener.local_addr().unwrap().to_string());
+        let server = tonic::transport::Server::builder().add_service(PeerServer::new(self.clone()));
+        (network, tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener))))
+    }
+}
+
 fn heartbeat() -> AppendEntriesRequest<TypeConfig> {
     AppendEntriesRequest { vote: vote(1, 1, true), prev_log_id: None, entries: Vec::new(), leader_commit: None }
 }
@@ -666,11 +677,7 @@ fn once() -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin + Send
 async fn heartbeats_of_one_moment_share_a_message() {
     bounded(async {
         let silent = Silent::default();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let network = PeerNetwork::new(CLUSTER, 1);
-        network.set(2, &listener.local_addr().unwrap().to_string());
-        let server = tonic::transport::Server::builder().add_service(PeerServer::new(silent.clone()));
-        let server = tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        let (network, server) = silent.serve().await;
         let beat = async |group: u16| {
             let mut client = network.for_group(GroupId(group)).new_heartbeat_client(2, &Member { node_id: 2 }).await;
             let option = RPCOption::new(Duration::from_millis(200));
@@ -699,11 +706,7 @@ async fn a_replica_that_does_not_answer_is_unreachable_and_one_that_is_not_asked
     bounded(async {
         let silent = Silent::default();
         silent.answers.store(3, Relaxed);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let network = PeerNetwork::new(CLUSTER, 1);
-        network.set(2, &listener.local_addr().unwrap().to_string());
-        let server = tonic::transport::Server::builder().add_service(PeerServer::new(silent.clone()));
-        let server = tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        let (network, server) = silent.serve().await;
         let mut client = network.for_group(GROUP).new_client(2, &Member { node_id: 2 }).await;
         let option = || RPCOption::new(Duration::from_millis(200));
         let streams = || silent.streams.load(Relaxed);
@@ -768,11 +771,7 @@ async fn a_replica_that_does_not_answer_is_unreachable_and_one_that_is_not_asked
 async fn an_answer_does_not_vouch_for_a_request_that_was_sent_after_it() {
     bounded(async {
         let silent = Silent { answers: Arc::new(AtomicUsize::new(1)), behind: 1, ..Silent::default() };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let network = PeerNetwork::new(CLUSTER, 1);
-        network.set(2, &listener.local_addr().unwrap().to_string());
-        let server = tonic::transport::Server::builder().add_service(PeerServer::new(silent.clone()));
-        let server = tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        let (network, server) = silent.serve().await;
         let mut client = network.for_group(GROUP).new_client(2, &Member { node_id: 2 }).await;
         let mut answers = async |requests: [AppendEntriesRequest<TypeConfig>; 2]| {
             let requests = futures::stream::iter(requests).chain(futures::stream::pending());

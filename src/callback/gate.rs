@@ -68,7 +68,7 @@ enum Breaker {
 pub struct Pass {
     epoch: u64,
     probe: bool,
-    /// Of which shard it is.
+    /// Of this shard: it was waited for, and has not begun.
     on_its_way: Option<GroupId>,
 }
 
