@@ -14,6 +14,7 @@ impl Shard<'_, '_> {
         let stand_in = self.cancel_stand_ins(id, owner.as_ref())?;
         let Some(task) = self.owned(id, owner.as_ref())? else { return Ok(stand_in.unwrap_or(Reply::NotFound)) };
         let at = self.cursor(id, &task)?;
+        let claim = if self.was_armed(&at) || claim != Claim::Unknown { claim } else { Claim::NotDispatched };
         let attempts = if claim == Claim::NotDispatched { at.attempt - 1 } else { at.attempt };
         self.end(id, &task, &at, attempts)?;
         // A stand-in goes out as another task's occurrence.

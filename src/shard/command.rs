@@ -92,7 +92,7 @@ pub enum Claim {
         occurrence: u64,
         attempt: u32,
     },
-    /// The leader does not know: the attempt the task stands at may be out.
+    /// The leader does not know: the attempt the task stands at may be out, if it was armed.
     Unknown,
 }
 

@@ -15,7 +15,7 @@ impl Shard<'_, '_> {
             return Ok(Reply::Conflict { version: before.version });
         }
         let at = self.cursor(id, &before)?;
-        if let Some((occurrence, attempt)) = may_be_out(claim, &at) {
+        if let Some((occurrence, attempt)) = self.may_be_out(claim, &at) {
             return Ok(Reply::TooLate { occurrence, attempt });
         }
         let Change { due_ms, payload, callback, retry, dead_letter } = change;
@@ -52,7 +52,7 @@ impl Shard<'_, '_> {
         let Pause { id, owner, paused, claim } = pause;
         let Some(task) = self.owned(id, owner.as_ref())? else { return Ok(Reply::NotFound) };
         let at = self.cursor(id, &task)?;
-        let out = may_be_out(claim, &at);
+        let out = self.may_be_out(claim, &at);
         if !paused {
             let due_ms = if at.is_paused() { self.resume(id, &task, &at, out.is_some())? } else { at.due_ms };
             return Ok(Reply::Resumed { due_ms });
@@ -65,16 +65,16 @@ impl Shard<'_, '_> {
         }
         Ok(Reply::Paused { out })
     }
-}
 
-/// The attempt that may be out, going by what the leader claims. An attempt before the one the task stands at has been
-/// settled since the claim, and nothing has left after it.
-fn may_be_out(claim: Claim, at: &CursorRow) -> Option<(u64, u32)> {
-    match claim {
-        Claim::NotDispatched => None,
-        Claim::MayBeOut { occurrence, attempt } => {
-            ((occurrence, attempt) >= (at.occurrence, at.attempt)).then_some((occurrence, attempt))
+    /// The attempt that may be out, going by what the leader claims. An attempt before the one the task stands at has been
+    /// settled since the claim, and nothing has left after it.
+    fn may_be_out(&self, claim: Claim, at: &CursorRow) -> Option<(u64, u32)> {
+        match claim {
+            Claim::NotDispatched => None,
+            Claim::MayBeOut { occurrence, attempt } => {
+                ((occurrence, attempt) >= (at.occurrence, at.attempt)).then_some((occurrence, attempt))
+            }
+            Claim::Unknown => self.was_armed(at).then_some((at.occurrence, at.attempt)),
         }
-        Claim::Unknown => Some((at.occurrence, at.attempt)),
     }
 }

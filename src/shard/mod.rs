@@ -168,6 +168,11 @@ impl Shard<'_, '_> {
         Ok(stored.unwrap_or_else(|| first_cursor(task)))
     }
 
+    /// Whether the attempt the task stands at may have left: nothing does before the watermark has passed it.
+    fn was_armed(&self, at: &CursorRow) -> bool {
+        at.armed_by_ms() <= self.meta.armed_ms
+    }
+
     /// A task that `owner` may touch; `None` is an administrator. Another client's task is not found rather than
     /// forbidden: ids of others are not confirmed.
     fn owned(&self, id: TaskId, owner: Option<&ClientId>) -> Result<Option<TaskRow>, StoreError> {

@@ -295,7 +295,7 @@ fn instant(due_ms: InstantMs) -> String {
     if due_ms == NEVER { "never".into() } else { due_ms.to_string() }
 }
 
-/// Runs a script, and compares what follows each `->`.
+/// Runs a script, and compares what follows each `->`. What is due by the time of a line was armed.
 fn script(policy: Policy, text: &str) -> World {
     let mut world = World::default();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -303,7 +303,7 @@ fn script(policy: Policy, text: &str) -> World {
         let (request, expected) = rest.split_once("->").expect("an expectation");
         let now_ms = time.parse().expect("a time in milliseconds");
         let requests = vec![parse_request(request)];
-        let batch = Batch { now_ms, armed_ms: 0, keep_history: true, policies: vec![policy.clone()], requests };
+        let batch = Batch { now_ms, armed_ms: now_ms, keep_history: true, policies: vec![policy.clone()], requests };
         let applied = world.apply(vec![batch]).remove(0);
         assert_eq!(show(&applied.replies[0], &applied.effects), expected.trim(), "{line}");
     }
@@ -422,7 +422,30 @@ fn a_cancellation_says_what_may_be_out() {
         2051 settle d 0.1 ok           -> settled, d at 2100
         2051 cancel d out=0.1          -> too late 0.1, d ended
         1000 register e due=2000       -> due 2000, e at 2000
-        1000 cancel e unknown          -> too late 0.1, e ended
+        2000 cancel e unknown          -> too late 0.1, e ended
+        ",
+    );
+}
+
+/// A leader that knows nothing of those before it need not know: what they can have let out was armed.
+#[test]
+fn what_was_not_armed_has_not_left() {
+    script(
+        three_tries(),
+        "
+        1000 register a due=2000       -> due 2000, a at 2000
+        1500 pause a unknown           -> paused
+        1500 resume a unknown          -> resumed due 2000, a at 2000
+        1500 edit a due=1800 unknown   -> version 2 due 1800, a at 1800
+        1799 cancel a unknown          -> cancelled, a ended
+        1799 register b due=1800       -> due 1800, b at 1800
+        1800 edit b due=1900 unknown   -> too late 0.1
+        1800 pause b unknown           -> paused, 0.1 out
+        1801 settle b 0.1 failed       -> settled, b at never
+        1801 resume b unknown          -> resumed due 1801, b at 1801
+        1802 settle b 0.2 failed       -> settled, b at 1902
+        # Of the third attempt that much is known, and the second was out.
+        1802 cancel b unknown          -> too late 0.2, b ended
         ",
     );
 }
