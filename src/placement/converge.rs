@@ -11,8 +11,9 @@
 //! committed.
 //!
 //! Voters are changed only when the new ones have caught up and a majority of the new set answers, so that the group
-//! goes on without a pause. A leader that is to go hands over first; and leadership goes to the first voter of the row
-//! when that one has been well for some time, one group at a time.
+//! goes on without a pause. A leader that is to go hands over first, and so does one that is no voter any more because it
+//! has finished what another had begun; and leadership goes to the first voter of the row when that one has been well for
+//! some time, one group at a time.
 //!
 //! A node holds one replica of a group, and none begins there before the one of an earlier row has been let go. So a
 //! learner that is not wanted is dropped before anything is waited for; and a new voter that has caught up takes the
@@ -158,6 +159,10 @@ impl View {
         if self.joint {
             return Step::Flatten;
         }
+        if !self.voters.contains(&self.me) {
+            let heirs = row.voters().map(|at| at.replica).filter(|replica| self.voters.contains(replica));
+            return self.hand_over(heirs.chain(self.voters.iter().copied()));
+        }
         let is_needed = |id: &ReplicaId| self.voters.contains(id) || row.replicas.iter().any(|at| at.replica == *id);
         let unwanted: BTreeSet<ReplicaId> = self.members.keys().filter(|id| !is_needed(id)).copied().collect();
         if !unwanted.is_empty() {
@@ -168,6 +173,14 @@ impl View {
         }
         let wanted: BTreeSet<ReplicaId> = row.voters().map(|at| at.replica).collect();
         if wanted == self.voters { Step::Settled } else { self.step_of_voters(row, wanted) }
+    }
+
+    /// To the first of `heirs` that could lead.
+    fn hand_over(&self, mut heirs: impl Iterator<Item = ReplicaId>) -> Step {
+        match heirs.find(|replica| self.could_lead(*replica)) {
+            Some(heir) => Step::HandOver(heir),
+            None => Step::Wait("nobody who stays has caught up to lead"),
+        }
     }
 
     /// While others have not caught up, `ready` takes the place of a voter that is not wanted: of one whose node is to
@@ -181,12 +194,7 @@ impl View {
         let others = || self.voters.iter().copied().filter(|voter| Some(voter) != goes);
         match goes {
             None => Step::Wait("the new voters have not caught up"),
-            Some(voter) if *voter == self.me && self.voters.len() > 1 => {
-                match others().find(|heir| self.could_lead(*heir)) {
-                    Some(heir) => Step::HandOver(heir),
-                    None => Step::Wait("nobody who stays has caught up to lead"),
-                }
-            }
+            Some(voter) if *voter == self.me && self.voters.len() > 1 => self.hand_over(others()),
             // The only one stays until there is another.
             Some(voter) => {
                 let stays = (*voter == self.me).then_some(*voter);
@@ -216,9 +224,8 @@ impl View {
         }
         // In the order of the row: the first is to lead.
         let heirs = || row.voters().map(|at| at.replica).filter(|replica| self.voters.contains(replica));
-        match heirs().find(|replica| self.could_lead(*replica)) {
-            Some(heir) => Step::HandOver(heir),
-            None if heirs().next().is_some() => Step::Wait("nobody who stays has caught up to lead"),
+        match heirs().next() {
+            Some(_) => self.hand_over(heirs()),
             // All voters go. First the new ones join them.
             None => Step::ChangeVoters(&wanted | &self.voters),
         }
@@ -495,6 +502,18 @@ mod tests {
         assert!(matches!(uncommitted.step(&row(&[1, 2, 3], &[])), Step::Wait(_)));
         let joint = View { joint: true, ..view(&[1, 2, 3], &[]) };
         assert_eq!(joint.step(&row(&[1, 2], &[])), Step::Flatten);
+    }
+
+    /// It was a voter of the old set only, and has led the change to its end. One that drops itself leads on, and is no
+    /// member of what it leads.
+    #[test]
+    fn a_leader_that_is_no_voter_hands_over_before_anything_else() {
+        let found = View { me: 5, ..view(&[1, 2, 3], &[5]) };
+        let expected = [Step::HandOver(2), Step::Drop(set(&[5])), Step::AddLearner(4, 14)];
+        assert_eq!(steps(found.clone(), &row(&[4, 2, 3], &[]))[..3], expected);
+        assert_eq!(steps(found.clone(), &row(&[1, 2, 3], &[5])), [Step::HandOver(1)]);
+        let unfit = View { unfit: set(&[1, 2, 3]), ..found };
+        assert!(matches!(unfit.step(&row(&[1, 2, 3], &[])), Step::Wait(_)));
     }
 
     #[test]
