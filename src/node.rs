@@ -174,7 +174,7 @@ impl Node {
         let stop = CancellationToken::new();
         let nodes = NodesService::new(cluster.clone(), clock.clone(), marks.clone());
         let forwarding = Forwarding::default();
-        let others = Routes::new(nodes.server()).add_service(forwarding.server());
+        let others = nodes.routes().add_service(forwarding.server());
         // Before placement: those who begin a group together speak to each other.
         let service = PeerService::new(groups.clone());
         let peers = tokio::spawn(serve_peers(peer_listener, service, others, tls, stop.clone()));
@@ -458,9 +458,9 @@ async fn make_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> Re
 }
 
 /// Firing rests before another node leads.
-struct HandOvers {
-    groups: Groups,
-    ledger: Arc<Ledger>,
+pub struct HandOvers {
+    pub groups: Groups,
+    pub ledger: Arc<Ledger>,
 }
 
 impl placement::HandOver for HandOvers {

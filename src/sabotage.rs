@@ -39,10 +39,14 @@ pub enum Fault {
     BeginLate,
     /// Reads ask nobody else whether this node still leads, and need not be what was acknowledged (`reads`).
     StaleReads,
+    /// A replica that the placement does not name goes without asking whether its group still counts on it (`lost`).
+    LetGoUnasked,
+    /// What a replica has stored stays where it was let go of (`nodes`).
+    LeaveBehind,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 10] = [
+    pub const ALL: [Fault; 12] = [
         Fault::SkipFsync,
         Fault::IgnoreWatermark,
         Fault::SkipLease,
@@ -53,6 +57,8 @@ impl Fault {
         Fault::ApplyDiffers,
         Fault::BeginLate,
         Fault::StaleReads,
+        Fault::LetGoUnasked,
+        Fault::LeaveBehind,
     ];
 
     pub fn name(self) -> &'static str {
@@ -67,6 +73,8 @@ impl Fault {
             Fault::ApplyDiffers => "apply-differs",
             Fault::BeginLate => "begin-late",
             Fault::StaleReads => "stale-reads",
+            Fault::LetGoUnasked => "let-go-unasked",
+            Fault::LeaveBehind => "leave-behind",
         }
     }
 

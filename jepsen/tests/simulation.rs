@@ -11,7 +11,7 @@ const THREADS: usize = 2;
 
 /// What is taken away, who must notice, and within how many schedules. Others may see the same harm from another side, and
 /// sooner: an assertion in the server itself is worth nothing here.
-const BROKEN: [(Fault, &[&str], u64); 10] = [
+const BROKEN: [(Fault, &[&str], u64); 12] = [
     (Fault::SkipFsync, &["lost"], 60),
     (Fault::IgnoreWatermark, &["answers"], 120),
     (Fault::SkipLease, &["reads"], 60),
@@ -22,6 +22,8 @@ const BROKEN: [(Fault, &[&str], u64); 10] = [
     (Fault::ApplyDiffers, &["digests"], 20),
     (Fault::BeginLate, &["lateness"], 20),
     (Fault::StaleReads, &["reads"], 40),
+    (Fault::LetGoUnasked, &["lost", "occurrences", "reads"], 60),
+    (Fault::LeaveBehind, &["nodes"], 20),
 ];
 
 #[test]

@@ -20,6 +20,7 @@ use super::{Cluster, GroupRow, Table};
 use crate::clock::Clock;
 use crate::raft::groups::GroupError;
 use crate::raft::{Begin, Group, Member};
+use crate::sabotage::Fault;
 use crate::task::GroupId;
 use crate::wire::peer::{GroupMember, GroupStatus, NodeStatus};
 
@@ -93,6 +94,10 @@ pub async fn follow(cluster: Cluster, clock: Arc<dyn Clock>) {
 
 /// False when the group has not gone on without it yet.
 async fn let_go(cluster: &Cluster, clock: &Arc<dyn Clock>, row: &GroupRow, group: &Group) -> Result<bool, GroupError> {
+    if Fault::LetGoUnasked.is_on() {
+        cluster.groups().retire(group.id).await?;
+        return Ok(row.on(cluster.node_id()).is_none());
+    }
     // Whoever leads it need not be one of those that are to hold it.
     let candidates = cluster.nodes().into_iter().map(|node| node.node_id).filter(|node| *node != cluster.node_id());
     // Asked now: an answer from before this replica came would say the same.

@@ -64,7 +64,7 @@ pub struct NodeInfo {
 
 impl NodeInfo {
     /// One of which no more is known.
-    fn at(node_id: u64, peer: &str) -> Self {
+    pub fn at(node_id: u64, peer: &str) -> Self {
         let unknown = String::new;
         Self { node_id, peer: peer.to_owned(), tcp: unknown(), http: unknown(), zone: unknown(), version: unknown() }
     }
@@ -236,7 +236,7 @@ async fn start_fixed(
     let nodes: Vec<u64> = peers.keys().copied().collect();
     fixed::begin(cluster, &parts.data_dir, folder, &nodes, replicas, holds).await?;
     cluster.set_table(fixed::table(parts.shards, &nodes, replicas));
-    follow(parts, tasks).await;
+    follow(cluster, &parts.clock, &parts.hand_over, tasks).await;
     Ok(())
 }
 
@@ -298,7 +298,7 @@ async fn start_etcd(parts: &Parts, start: EtcdStart, running: &mut Running) -> R
     };
     tasks.spawn(controller.run());
     wait_for_table(cluster).await;
-    follow(parts, tasks).await;
+    follow(cluster, &parts.clock, &parts.hand_over, tasks).await;
     Ok(())
 }
 
@@ -310,9 +310,8 @@ async fn wait_for_table(cluster: &Cluster) {
     }
 }
 
-/// Does this node's part of the table, and goes on with that.
-async fn follow(parts: &Parts, tasks: &mut JoinSet<()>) {
-    let (cluster, clock) = (&parts.cluster, &parts.clock);
+/// Does this node's part of the table, and has `tasks` go on with that. Returns when it holds what it is to hold.
+pub async fn follow(cluster: &Cluster, clock: &Arc<dyn Clock>, hand_over: &Arc<dyn HandOver>, tasks: &mut JoinSet<()>) {
     loop {
         let table = cluster.table().borrow().clone();
         let holds_all =
@@ -325,5 +324,5 @@ async fn follow(parts: &Parts, tasks: &mut JoinSet<()>) {
         let _ = timeout(HOST_AGAIN_AFTER, cluster.table().changed()).await;
     }
     tasks.spawn(agent::follow(cluster.clone(), clock.clone()));
-    tasks.spawn(converge::converge(cluster.clone(), parts.hand_over.clone()));
+    tasks.spawn(converge::converge(cluster.clone(), hand_over.clone()));
 }

@@ -13,6 +13,7 @@ use futures::future::{BoxFuture, join_all};
 use openraft::rt::WatchReceiver as _;
 use rand::RngExt;
 use tokio::time::{Instant, timeout};
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use super::cluster::Heard;
@@ -20,6 +21,7 @@ use super::{Cluster, LeaderAt};
 use crate::clock::Clock;
 use crate::raft::types::{LogId, term_of};
 use crate::raft::{Group, ReplicaId};
+use crate::random;
 use crate::store::dump::Digest;
 use crate::task::GroupId;
 use crate::wire::peer;
@@ -54,8 +56,8 @@ impl NodesService {
     }
 
     /// What is added to the peer listener.
-    pub fn server(self) -> NodesServer<Self> {
-        NodesServer::new(self)
+    pub fn routes(self) -> Routes {
+        Routes::new(NodesServer::new(self))
     }
 
     fn check(&self, cluster: &str) -> Result<(), Status> {
@@ -153,10 +155,11 @@ fn to_log_id(id: &LogId) -> peer::LogId {
 
 /// Asks every other node, again and again, until it is dropped.
 pub async fn ask_around(cluster: Cluster, clock: Arc<dyn Clock>) {
+    let mut random = random::source();
     loop {
         let nodes = cluster.nodes().into_iter().map(|node| node.node_id).filter(|node| *node != cluster.node_id());
         join_all(nodes.map(|node| hear(&cluster, &*clock, node))).await;
-        let wait = ASK_EVERY.mul_f64(1.0 + JITTER * (rand::rng().random::<f64>() - 0.5));
+        let wait = ASK_EVERY.mul_f64(1.0 + JITTER * (random.random::<f64>() - 0.5));
         let _ = timeout(wait, cluster.asked()).await;
     }
 }

@@ -313,7 +313,9 @@ impl Groups {
         // First of all, so that whatever happens from here on, the next start goes on with it.
         store.write_log(vec![LogWrite::Put(Key::log_retired(id), Vec::new())])?;
         self.synced(id, "be let go of").await?;
-        erase(store, id).await?;
+        if !Fault::LeaveBehind.is_on() {
+            erase(store, id).await?;
+        }
         drop(seat);
         tracing::info!(group = %id, replica = group.replica, "let go of a replica");
         Ok(())

@@ -122,9 +122,11 @@ pub async fn serve(
 pub async fn serve_wires(
     wires: impl Stream<Item = Wire> + Send + 'static,
     service: PeerService,
+    others: Routes,
 ) -> Result<(), tonic::transport::Error> {
     let incoming = wires.map(Ok::<Wire, std::io::Error>);
     flow_controlled(Server::builder())
+        .add_routes(others)
         .add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .serve_with_incoming(incoming)
         .await

@@ -8,13 +8,14 @@
 //! ```
 //!
 //! What runs is the real code: openraft, `raft`, `propose`, `firing`, `shard`, keys, rows and log entries of `store`, the
-//! gates and lines of `callback`, and the messages between peers over HTTP/2. What is simulated is what is under it: the
-//! disk ([`boomerang::store::memory`]), the network ([`net`]), the clocks and the receivers; and there is no group 0, no
-//! placement, and no listener for clients.
+//! gates and lines of `callback`, how `placement` plans rows, follows them and changes members, and the messages between
+//! nodes over HTTP/2. What is simulated is what is under it: the disk ([`boomerang::store::memory`]), the network ([`net`]),
+//! the clocks, etcd ([`placement`]) and the receivers; and there is no group 0, and no listener for clients.
 //!
 //! A schedule has two phases. First clients ask while nodes lose their power, links are cut and slowed, disks hang and
-//! leaders are changed ([`faults`]): nothing that was promised may be broken. Then everything is mended, clients go on for a
-//! while, and what is left must come to its end: everything due has fired, and all replicas are equal.
+//! leaders are changed ([`faults`]), and in every fourth schedule replicas move: nothing that was promised may be broken.
+//! Then everything is mended, clients go on for a while, and what is left must come to its end: everything due has fired,
+//! every replica is where it is to be and nothing is left of it elsewhere, and all are equal.
 //!
 //! # What repeats
 //!
@@ -28,14 +29,16 @@ mod faults;
 mod many;
 mod net;
 mod node;
+mod placement;
 mod receivers;
 mod world;
 
 use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use boomerang::raft::ReplicaId;
 use boomerang::sabotage::{self, Fault};
 use boomerang::store::codec;
 use boomerang::store::dump::{Digest, digest};
@@ -63,6 +66,8 @@ const CALM: Duration = Duration::from_secs(2);
 const LATE: Duration = Duration::from_millis(300);
 /// What is left when clients have stopped ends within this.
 const QUIET_WITHIN: Duration = Duration::from_secs(60);
+/// Every replica is where it is to be, after clients have stopped.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 /// And all replicas have applied the same.
 const EQUAL_WITHIN: Duration = Duration::from_secs(20);
 /// A delivery that is on its way for longer than this has no excuse.
@@ -73,6 +78,10 @@ const STALE: Duration = Duration::from_secs(30);
 pub struct Plan {
     pub nodes: u64,
     pub shards: u16,
+    /// Of each shard.
+    pub replicas: usize,
+    /// They move.
+    pub moves: bool,
     pub clients: u32,
     /// How long things are broken.
     pub safety: Duration,
@@ -85,9 +94,13 @@ pub struct Plan {
 impl Plan {
     /// What the seed asks for.
     pub fn of(seed: u64) -> Self {
+        let moves = seed % 4 == 1;
+        let five = seed % 8 == 7;
         Self {
-            nodes: if seed % 8 == 7 { 5 } else { 3 },
+            nodes: if five || moves { 5 } else { 3 },
             shards: 2,
+            replicas: if five { 5 } else { 3 },
+            moves,
             clients: 4,
             safety: Duration::from_secs(6),
             clock_offset_us: if seed % 2 == 1 { 100_000 } else { 0 },
@@ -160,6 +173,7 @@ async fn simulate(seed: u64, plan: &Plan) -> (History, Vec<String>) {
     });
     futures::future::join_all(starts).await;
     let watching = tokio::spawn(world.clone().watch_leaders());
+    let controller = plan.moves.then(|| tokio::spawn(placement::control(world.clone())));
     let stop = CancellationToken::new();
     let mut clients = JoinSet::new();
     for process in 1..=plan.clients {
@@ -170,6 +184,10 @@ async fn simulate(seed: u64, plan: &Plan) -> (History, Vec<String>) {
     stop.cancel();
     while clients.join_next().await.is_some() {}
     become_quiet(&world).await;
+    placement::settle(&world, SETTLED_WITHIN).await.into_iter().for_each(|what| world.stopped(what));
+    if let Some(controller) = controller {
+        controller.abort();
+    }
     record_left(&world);
     record_digests(&world).await;
     watching.abort();
@@ -239,21 +257,25 @@ async fn record_digests(world: &World) {
     for group in world.groups() {
         let equal = || {
             let digests = digests(world, group);
-            digests.windows(2).all(|two| two[0].1.applied == two[1].1.applied).then_some(digests)
+            digests.windows(2).all(|two| two[0].2.applied == two[1].2.applied).then_some(digests)
         };
         let until = Instant::now() + EQUAL_WITHIN;
         let said = timeout_at(until, once_applied(world, equal)).await.unwrap_or_else(|_| digests(world, group));
-        for (node, digest) in said {
+        for (node, replica, digest) in said {
             let index = digest.applied.map_or(0, |applied| applied.index);
             let digest: String = digest.hash.iter().map(|byte| format!("{byte:02x}")).collect();
-            world.recorder.record(What::Digest { group: group.0, replica: node, node, index, digest });
+            world.recorder.record(What::Digest { group: group.0, replica, node, index, digest });
         }
     }
 }
 
-fn digests(world: &World, group: GroupId) -> Vec<(net::NodeId, Digest)> {
+fn digests(world: &World, group: GroupId) -> Vec<(net::NodeId, ReplicaId, Digest)> {
     let lives = world.nodes().filter_map(|node| world.life(node));
-    lives.map(|life| (life.node, digest(&life.store, group).expect("memory does not fail"))).collect()
+    let of = |life: Arc<node::Life>| {
+        let replica = life.groups.get(group)?.replica;
+        Some((life.node, replica, digest(&life.store, group).expect("memory does not fail")))
+    };
+    lives.filter_map(of).collect()
 }
 
 thread_local! {
@@ -284,7 +306,7 @@ fn no_node_stops(reasons: impl Iterator<Item = String>) -> Verdict {
     let violations: Vec<Violation> = reasons.map(|what| Violation { what, events: Vec::new() }).collect();
     Verdict {
         checker: "nodes",
-        promise: "No node stops by itself, and no assertion fails",
+        promise: "No node stops by itself, no assertion fails, and in the end every replica is where it is to be",
         counts: vec![("violations", violations.len() as u64)],
         violations,
     }

@@ -1,11 +1,10 @@
 //! One life of a simulated node: the rooms of the server, put together as `boomerang::node` does it, on a disk in memory,
-//! a simulated network and a clock that may be wrong. Without group 0, placement, listeners for clients, and what looks
-//! after a real disk.
+//! a simulated network and a clock that may be wrong. Without group 0, etcd, listeners for clients, and what looks after a
+//! real disk.
 //!
 //! A life that has crashed is a ghost: its tasks may still run, but its disk is read by nobody, its connections lead
 //! nowhere, and nothing it delivers leaves it.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,18 +14,21 @@ use boomerang::callback::{CallbackSettings, Callbacks};
 use boomerang::clock::Clock;
 use boomerang::firing::{self, Firing, FiringSettings, Ledger};
 use boomerang::metrics::Metrics;
-use boomerang::placement::Cluster;
+use boomerang::node::HandOvers;
+use boomerang::placement::{self, Cluster, Digests, HandOver, NodeInfo, NodesService, Table, clock_guard, nodes};
 use boomerang::propose::{self, DiskState, Proposer};
 use boomerang::raft::groups::{GroupError, Parts};
-use boomerang::raft::{Begin, Groups, Member, Observer, PeerNetwork, PeerService, ReplicaId, peer_service};
+use boomerang::raft::{Groups, Observer, PeerNetwork, PeerService, peer_service};
 use boomerang::server::route::Router;
 use boomerang::shard::Effect;
 use boomerang::store::Store;
+use boomerang::store::dump::Digest;
 use boomerang::store::memory::MemoryDisk;
 use boomerang::store::rows::ShardMetaRow;
 use boomerang::store::syncer::{Rounds, Syncer};
 use boomerang::task::GroupId;
-use futures::stream;
+use futures::future::BoxFuture;
+use futures::{FutureExt, stream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -35,6 +37,7 @@ use tokio_util::task::TaskTracker;
 
 use super::BEGAN_MS;
 use super::net::{LifeId, Net, NodeId};
+use super::placement::learn;
 use super::receivers::{Carrier, Receivers};
 
 const CLUSTER: &str = "sim";
@@ -81,9 +84,12 @@ pub struct DiskPace {
 /// What a node is made of, life after life.
 pub struct Machine {
     pub node: NodeId,
-    /// All nodes that hold replicas, from 1 up.
+    /// All of them, from 1 up.
     pub nodes: u64,
     pub shards: u16,
+    /// What etcd has of the placement, and what this node had stored of it last.
+    pub rows: watch::Receiver<Arc<Table>>,
+    pub known: Arc<Mutex<Arc<Table>>>,
     pub disk: MemoryDisk,
     pub pace: Arc<DiskPace>,
     pub net: Net,
@@ -105,10 +111,24 @@ impl Observer for Told {
     }
 }
 
+/// Replicas are compared from outside.
+struct NoDigests;
+
+impl Digests for NoDigests {
+    fn mark(&self, _: GroupId, _: u64) -> BoxFuture<'_, Result<(), String>> {
+        async { Err("no marks here".to_owned()) }.boxed()
+    }
+
+    fn digest(&self, _: GroupId, _: u64) -> BoxFuture<'_, Result<Digest, String>> {
+        async { Err("no marks here".to_owned()) }.boxed()
+    }
+}
+
 pub struct Life {
     pub node: NodeId,
     pub store: Store,
     pub groups: Groups,
+    pub cluster: Cluster,
     pub ledger: Arc<Ledger>,
     pub proposer: Proposer,
     pub router: Router,
@@ -134,8 +154,6 @@ impl Machine {
         tasks.spawn(sync(rounds, self.pace.clone()));
         let clock = Arc::new(clock);
         let network = PeerNetwork::dialing(CLUSTER, node, self.net.dialer(node, id));
-        let others = (1..=self.nodes).filter(|other| *other != node);
-        others.for_each(|other| network.set(other, &Net::address(other)));
         let ledger = Ledger::new(store.clone(), clock.clone(), firing_settings());
         let groups = Groups::start(Parts {
             cluster: CLUSTER.to_owned(),
@@ -149,17 +167,20 @@ impl Machine {
             observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, Arc::new(Told(self.applied.clone()))]),
         })
         .await?;
+        let cluster = Cluster::new(groups.clone(), network);
+        (1..=self.nodes).for_each(|node| cluster.set_node(NodeInfo::at(node, &Net::address(node))));
         let wires = self.net.listen(node, id);
         self.net.back(node);
         let wires = stream::unfold(wires, async |mut wires| wires.recv().await.map(|wire| (wire, wires)));
         let service = PeerService::new(groups.clone());
+        let others = NodesService::new(cluster.clone(), clock.clone(), Arc::new(NoDigests)).routes();
         tasks.spawn(async move {
             // It ends with this task.
-            let _ = peer_service::serve_wires(wires, service).await;
+            let _ = peer_service::serve_wires(wires, service, others).await;
         });
         tasks.spawn(groups.clone().look_after());
-        let cluster = Cluster::new(groups.clone(), network);
-        let router = Router::new(cluster, shards);
+        tasks.spawn(clock_guard::watch(cluster.clone()));
+        let router = Router::new(cluster.clone(), shards);
         let (disk_out, disk) = watch::channel(DiskState::Fine);
         let proposer = Proposer::start(propose::Parts {
             groups: groups.clone(),
@@ -182,14 +203,16 @@ impl Machine {
             metrics: Arc::new(Metrics::new()),
             deliveries: TaskTracker::new(),
         });
-        // What was begun before a crash and did not reach the disk is begun again, with the very same members.
-        let members: BTreeMap<ReplicaId, Member> =
-            (1..=self.nodes).map(|node| (node, Member { node_id: node })).collect();
-        for group in (1..=shards).map(GroupId) {
-            groups.host(group, Begin::Together { replica: node, members: members.clone() }).await?;
-        }
+        let everyday: Arc<dyn Clock> = clock.clone();
+        let hand_over: Arc<dyn HandOver> = Arc::new(HandOvers { groups: groups.clone(), ledger: ledger.clone() });
+        tasks.spawn(nodes::ask_around(cluster.clone(), everyday.clone()));
+        let known = self.known.lock().expect("no panic under this lock").clone();
+        cluster.set_table((*known).clone());
+        placement::follow(&cluster, &everyday, &hand_over, &mut tasks).await;
+        tasks.spawn(learn(cluster.clone(), self.known.clone(), self.rows.clone()));
+        cluster.set_begun();
         let running = Mutex::new(Some(Running { _firing: firing, _tasks: tasks, _disk: disk_out }));
-        Ok(Life { node, store, groups, ledger, proposer, router, clock, gone, running })
+        Ok(Life { node, store, groups, cluster, ledger, proposer, router, clock, gone, running })
     }
 }
 

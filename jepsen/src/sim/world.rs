@@ -15,6 +15,7 @@ use tokio::time::{Instant, interval};
 
 use super::net::{LifeId, Net, NodeId};
 use super::node::{DiskPace, Life, Machine, NodeClock};
+use super::placement::Placement;
 use super::receivers::Receivers;
 use super::{BEGAN_MS, Plan};
 use crate::history::{FaultNote, Recorder, Stage, Watch, What};
@@ -39,14 +40,17 @@ pub struct World {
     pub recorder: Recorder,
     pub net: Net,
     pub receivers: Arc<Receivers>,
+    pub placement: Placement,
     /// Told whenever anything is applied anywhere.
     pub applied: Arc<Notify>,
     machines: Vec<Machine>,
     lives: Mutex<BTreeMap<NodeId, Arc<Life>>>,
+    /// Since when nodes are away that were there.
+    away: Mutex<BTreeMap<NodeId, Instant>>,
     next_life: AtomicU64,
     /// Who was seen to lead last.
     leaders: Mutex<BTreeMap<GroupId, (u64, NodeId)>>,
-    /// What must not happen to a node: its storage has failed, or it cannot start.
+    /// What must not happen to nodes: storage that fails, one that cannot start, a group that is not where it is to be.
     stopped: Mutex<Vec<String>>,
     rng: Mutex<SmallRng>,
 }
@@ -63,10 +67,13 @@ impl World {
         let net = Net::new(chance(seed, 1).random());
         let receivers = Arc::new(Receivers::new(recorder.clone(), chance(seed, 2)));
         let applied = Arc::new(Notify::new());
+        let placement = Placement::new(&plan);
         let machines = (1..=plan.nodes).map(|node| Machine {
             node,
             nodes: plan.nodes,
             shards: plan.shards,
+            rows: placement.rows(),
+            known: Arc::new(Mutex::new(placement.rows().borrow().clone())),
             disk: MemoryDisk::default(),
             pace: Arc::new(DiskPace { sync_ms: AtomicU64::new(SYNC_MS) }),
             net: net.clone(),
@@ -81,8 +88,10 @@ impl World {
             recorder,
             net,
             receivers,
+            placement,
             applied: applied.clone(),
             lives: Mutex::default(),
+            away: Mutex::default(),
             next_life: AtomicU64::new(1),
             leaders: Mutex::default(),
             stopped: Mutex::default(),
@@ -107,6 +116,10 @@ impl World {
         self.lives.lock().expect("no panic under this lock").get(&node).cloned()
     }
 
+    pub fn away_since(&self, node: NodeId) -> Option<Instant> {
+        self.away.lock().expect("no panic under this lock").get(&node).copied()
+    }
+
     pub fn pace(&self, node: NodeId) -> &DiskPace {
         &self.machine(node).pace
     }
@@ -120,7 +133,7 @@ impl World {
     }
 
     /// A node that stops by itself has met something it must not meet here.
-    fn stopped(&self, why: String) {
+    pub fn stopped(&self, why: String) {
         self.stopped.lock().expect("no panic under this lock").push(why);
     }
 
@@ -140,6 +153,7 @@ impl World {
             Ok(life) => {
                 let life = Arc::new(life);
                 self.lives.lock().expect("no panic under this lock").insert(node, life.clone());
+                self.away.lock().expect("no panic under this lock").remove(&node);
                 tokio::spawn(watch_storage(self.clone(), life));
             }
             Err(error) => self.stopped(format!("node {node} cannot start: {error}")),
@@ -158,6 +172,7 @@ impl World {
     /// The power of `node` is gone, or only its process; nothing else happens to the others. False when it was not there.
     pub fn crash(&self, node: NodeId, power: bool) -> bool {
         let Some(life) = self.lives.lock().expect("no panic under this lock").remove(&node) else { return false };
+        self.away.lock().expect("no panic under this lock").insert(node, Instant::now());
         let disk = &self.machine(node).disk;
         let kept = match power {
             true => {

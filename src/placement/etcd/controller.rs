@@ -32,7 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// And while groups move.
 const LOOK_SOON: Duration = Duration::from_millis(300);
 /// What was heard within this time counts.
-const FRESH: Duration = Duration::from_secs(3);
+pub const FRESH: Duration = Duration::from_secs(3);
 /// Rows in one transaction; etcd takes 128 operations.
 const ROWS_AT_A_TIME: usize = 64;
 /// Epochs from here on are of rows that were made of groups: seconds, and no counts.

@@ -1,0 +1,200 @@
+//! Where replicas are to be: the rows as etcd keeps them, the plan of the server that changes them, and operators who drain
+//! nodes and move replicas while things are broken.
+//!
+//! There is one controller, which asks another node what it knows of the others each time it looks. Between the rows and
+//! a node there is a way that takes time, and now and then long: nodes act on what is old. A node that starts knows what
+//! it had stored of them.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use boomerang::placement::agent::{has_followed, unsettled};
+use boomerang::placement::etcd::controller::FRESH;
+use boomerang::placement::nodes::own_status;
+use boomerang::placement::plan::{self, NodeState, Nodes, Unsettled, move_replica};
+use boomerang::placement::{Cluster, GroupRow, Table};
+use boomerang::random;
+use boomerang::store::dump::digest;
+use boomerang::task::GroupId;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::Plan;
+use super::net::NodeId;
+use super::node::Life;
+use super::world::{World, chance};
+use crate::history::Stage;
+
+/// From one look of the controller to the next.
+const LOOK_MS: (u64, u64) = (300, 1_000);
+/// A node that is away for longer is given up.
+const GRACE: Duration = Duration::from_secs(1);
+/// While things are broken, so many looks come with a wish of an operator.
+const WISHES: f64 = 0.6;
+const DRAINED_MAX: usize = 2;
+/// From the rows to a node.
+const WAY_MS: (u64, u64) = (1, 30);
+const LONG_WAY_MS: (u64, u64) = (100, 2_500);
+const LONG_WAYS: f64 = 0.15;
+/// So often somebody looks whether everything is where it is to be.
+const SETTLED_EVERY: Duration = Duration::from_millis(100);
+
+/// The rows as etcd has them, and what operators want.
+pub struct Placement {
+    table: watch::Sender<Arc<Table>>,
+    drained: Mutex<BTreeSet<NodeId>>,
+}
+
+impl Placement {
+    pub fn new(plan: &Plan) -> Self {
+        let there = |_| NodeState { alive: true, ..NodeState::default() };
+        let nodes: Nodes = (1..=plan.nodes).map(|node| (node, there(node))).collect();
+        let mut table = plan::first_rows(Table::new(), plan.shards, &nodes, plan.replicas);
+        table.remove(&GroupId::CLUSTER);
+        Self { table: watch::Sender::new(Arc::new(table)), drained: Mutex::default() }
+    }
+
+    pub fn rows(&self) -> watch::Receiver<Arc<Table>> {
+        self.table.subscribe()
+    }
+
+    fn table(&self) -> Arc<Table> {
+        self.table.borrow().clone()
+    }
+
+    fn drained(&self) -> BTreeSet<NodeId> {
+        self.drained.lock().expect("no panic under this lock").clone()
+    }
+
+    fn drain(&self, node: NodeId, drain: bool) {
+        let mut drained = self.drained.lock().expect("no panic under this lock");
+        if drain {
+            drained.insert(node)
+        } else {
+            drained.remove(&node)
+        };
+    }
+}
+
+/// Tells a node of the rows, late, and after it has stored them. Until it is dropped.
+pub async fn learn(cluster: Cluster, known: Arc<Mutex<Arc<Table>>>, mut rows: watch::Receiver<Arc<Table>>) {
+    let mut rng = random::source();
+    loop {
+        let table = rows.borrow_and_update().clone();
+        let (from, until) = if rng.random_bool(LONG_WAYS) { LONG_WAY_MS } else { WAY_MS };
+        sleep(Duration::from_millis(rng.random_range(from..until))).await;
+        *known.lock().expect("no panic under this lock") = table.clone();
+        cluster.set_table((*table).clone());
+        if rows.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Changes rows, until it is dropped.
+pub async fn control(world: Arc<World>) {
+    let mut rng = chance(world.seed, 5);
+    let placement = &world.placement;
+    loop {
+        sleep(Duration::from_millis(rng.random_range(LOOK_MS.0..LOOK_MS.1))).await;
+        let asked = world.life(rng.random_range(1..=world.plan.nodes));
+        let Some(life) = asked else { continue };
+        let unsettled = unsettled(&life.cluster, &*life.clock, &placement.table(), FRESH);
+        if !world.receivers.is_broken() {
+            placement.drained().into_iter().for_each(|node| undrain(&world, node));
+        } else if rng.random_bool(WISHES) {
+            wish(&world, &mut rng, &unsettled);
+        }
+        let nodes = nodes(&world);
+        for change in plan::plan(&placement.table(), &nodes, world.plan.replicas, &unsettled) {
+            write(&world, change.group, change.row);
+        }
+    }
+}
+
+fn write(world: &World, group: GroupId, row: GroupRow) {
+    let at: Vec<String> = row.voters().map(|at| format!("{} on node {}", at.replica, at.node_id)).collect();
+    world.note("row", Stage::Note, format!("{group}, epoch {}: {}", row.epoch, at.join(", ")));
+    world.placement.table.send_modify(|table| drop(Arc::make_mut(table).insert(group, row)));
+}
+
+fn undrain(world: &World, node: NodeId) {
+    world.placement.drain(node, false);
+    world.note("undrain", Stage::Note, format!("node {node}"));
+}
+
+/// The nodes, as a controller sees them that is told by etcd who is there.
+fn nodes(world: &World) -> Nodes {
+    let drained = world.placement.drained();
+    let state = |node| {
+        let away = world.away_since(node).map(|since| since.elapsed());
+        let gone = away.is_some_and(|away| away > GRACE);
+        (node, NodeState { zone: String::new(), alive: away.is_none(), draining: drained.contains(&node), gone })
+    };
+    world.nodes().map(state).collect()
+}
+
+/// What operators come up with.
+fn wish(world: &World, rng: &mut SmallRng, unsettled: &Unsettled) {
+    let mut some_node = || rng.random_range(1..=world.plan.nodes);
+    let (one, other) = (some_node(), some_node());
+    let drained = world.placement.drained();
+    match rng.random_range(0..3) {
+        0 if drained.len() < DRAINED_MAX && !drained.contains(&one) => {
+            world.placement.drain(one, true);
+            world.note("drain", Stage::Note, format!("node {one}"));
+        }
+        1 if drained.contains(&one) => undrain(world, one),
+        _ => {
+            let group = GroupId(rng.random_range(1..=world.plan.shards));
+            let row = move_replica(&world.placement.table(), &nodes(world), group, one, other);
+            if let (Ok(row), false) = (row, unsettled.contains_key(&group)) {
+                world.note("move", Stage::Note, format!("{group}, from node {one} to node {other}"));
+                write(world, group, row);
+            }
+        }
+    }
+}
+
+/// Waits until every group is where its row wants it and nothing of it is anywhere else; what is still missing when
+/// patience is over.
+pub async fn settle(world: &World, within: Duration) -> Vec<String> {
+    let until = Instant::now() + within;
+    loop {
+        let missing = missing(world);
+        if missing.is_empty() || Instant::now() >= until {
+            return missing;
+        }
+        sleep(SETTLED_EVERY).await;
+    }
+}
+
+fn missing(world: &World) -> Vec<String> {
+    let table = world.placement.table();
+    let groups = table.iter().filter_map(|(group, row)| {
+        let Some(life) = world.leading(*group) else { return Some(format!("{group} has no leader")) };
+        let status = own_status(&life.cluster, &*life.clock);
+        let status = status.groups.into_iter().find(|status| status.group == u32::from(group.0))?;
+        (!has_followed(&status, row)).then(|| format!("{group} does not follow {row:?}: {status:?}"))
+    });
+    let lives = world.nodes().filter_map(|node| world.life(node));
+    let nodes = lives.flat_map(|life| {
+        let wrong = table.iter().filter_map(move |(group, row)| is_wrong(&life, *group, row));
+        wrong.collect::<Vec<_>>()
+    });
+    let drained = world.placement.drained().into_iter().map(|node| format!("node {node} is still drained"));
+    groups.chain(nodes).chain(drained).collect()
+}
+
+/// What a node holds of a group and should not, or the other way round.
+fn is_wrong(life: &Life, group: GroupId, row: &GroupRow) -> Option<String> {
+    let (held, wanted) = (life.groups.get(group).map(|held| held.replica), row.on(life.node).map(|at| at.replica));
+    if held != wanted {
+        return Some(format!("node {} holds replica {held:?} of {group}, and not {wanted:?}", life.node));
+    }
+    let rows = digest(&life.store, group).expect("memory does not fail").rows;
+    (held.is_none() && rows > 0).then(|| format!("node {} has let go of {group} and has {rows} rows of it", life.node))
+}
