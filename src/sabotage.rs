@@ -41,7 +41,7 @@ pub enum Fault {
     StaleReads,
     /// A replica that the placement does not name goes without asking whether its group still counts on it (`lost`).
     LetGoUnasked,
-    /// What a replica has stored stays where it was let go of (`nodes`).
+    /// What a replica has stored stays where it was let go of (`places`).
     LeaveBehind,
 }
 

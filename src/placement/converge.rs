@@ -268,11 +268,7 @@ pub async fn converge(cluster: Cluster, hand_over: Arc<dyn HandOver>) {
     let mut steps: JoinSet<Done> = JoinSet::new();
     loop {
         tokio::select! {
-            _ = looks.tick() => converger.look(&mut steps),
-            changed = tables.changed() => match changed {
-                Ok(()) => converger.look(&mut steps),
-                Err(_) => return,
-            },
+            biased;
             Some(done) = steps.join_next() => {
                 let Done { group, handed_over } = done.expect("a step does not panic");
                 converger.at_work.remove(&group);
@@ -280,6 +276,11 @@ pub async fn converge(cluster: Cluster, hand_over: Arc<dyn HandOver>) {
                 // Its next step.
                 converger.look_at(group, &mut steps);
             }
+            changed = tables.changed() => match changed {
+                Ok(()) => converger.look(&mut steps),
+                Err(_) => return,
+            },
+            _ = looks.tick() => converger.look(&mut steps),
         }
     }
 }

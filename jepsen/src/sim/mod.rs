@@ -15,14 +15,15 @@
 //! A schedule has two phases. First clients ask while nodes lose their power, links are cut and slowed, disks hang and
 //! leaders are changed ([`faults`]), and in every fourth schedule replicas move: nothing that was promised may be broken.
 //! Then everything is mended, clients go on for a while, and what is left must come to its end: everything due has fired,
-//! every replica is where it is to be and nothing is left of it elsewhere, and all are equal.
+//! every replica is where it is to be and nothing of its state is left elsewhere, and all are equal.
 //!
 //! # What repeats
 //!
 //! Everything that is drawn by chance comes from the seed, there is one thread, and time moves only when nobody has anything
-//! left to do. So the same program gives the same history for the same seed; a test compares hashes of two runs. Another
-//! build may give another history for a seed, as may another version of a library. What does not come from the seed: how
-//! maps of the standard library are ordered, and dates in HTTP headers; neither is seen by anything that decides.
+//! left to do. So the same program gives the same history for the same seed; a test compares hashes of runs. Another build
+//! may give another history for a seed, as may another version of a library. What does not come from the seed: how maps
+//! of the standard library are ordered, dates in HTTP headers, and in which order tokio wakes several that wait for one
+//! watch channel; none of it was seen to make a difference.
 
 mod clients;
 mod faults;
@@ -94,7 +95,7 @@ pub struct Plan {
 impl Plan {
     /// What the seed asks for.
     pub fn of(seed: u64) -> Self {
-        let moves = seed % 4 == 1;
+        let moves = matches!(seed % 8, 1 | 4);
         let five = seed % 8 == 7;
         Self {
             nodes: if five || moves { 5 } else { 3 },
@@ -155,17 +156,23 @@ pub fn run(seed: u64, plan: &Plan) -> Outcome {
         .start_paused(true)
         .build()
         .expect("a runtime without threads and sockets needs nothing");
-    let (history, stopped) = runtime.block_on(simulate(seed, plan));
+    let (history, stopped, misplaced) = runtime.block_on(simulate(seed, plan));
     drop(runtime);
     let panics = PANICS.take().unwrap_or_default();
     sabotage::on_this_thread(&[]);
     boomerang::random::seed_this_thread(None);
     let mut verdicts = check::all(&history, &plan.limits());
-    verdicts.push(no_node_stops(panics.into_iter().chain(stopped)));
+    verdicts.push(seen_here(
+        "nodes",
+        "No node stops by itself, and no assertion fails",
+        panics.into_iter().chain(stopped),
+    ));
+    verdicts.push(seen_here("places", "In the end every replica is where it is to be, and nowhere else", misplaced));
     Outcome { seed, history, verdicts }
 }
 
-async fn simulate(seed: u64, plan: &Plan) -> (History, Vec<String>) {
+/// With why nodes have stopped, and what is not where it is to be.
+async fn simulate(seed: u64, plan: &Plan) -> (History, Vec<String>, Vec<String>) {
     let world = World::new(seed, plan.clone());
     let starts = world.nodes().map(|node| {
         let world = world.clone();
@@ -184,7 +191,7 @@ async fn simulate(seed: u64, plan: &Plan) -> (History, Vec<String>) {
     stop.cancel();
     while clients.join_next().await.is_some() {}
     become_quiet(&world).await;
-    placement::settle(&world, SETTLED_WITHIN).await.into_iter().for_each(|what| world.stopped(what));
+    let misplaced = placement::settle(&world, SETTLED_WITHIN).await;
     if let Some(controller) = controller {
         controller.abort();
     }
@@ -197,7 +204,7 @@ async fn simulate(seed: u64, plan: &Plan) -> (History, Vec<String>) {
             life.end();
         }
     }
-    (history, stopped)
+    (history, stopped, misplaced)
 }
 
 /// Waits until no task is left anywhere, or patience is over.
@@ -302,12 +309,7 @@ fn hear_panics() {
 }
 
 /// What the simulation itself has to say.
-fn no_node_stops(reasons: impl Iterator<Item = String>) -> Verdict {
-    let violations: Vec<Violation> = reasons.map(|what| Violation { what, events: Vec::new() }).collect();
-    Verdict {
-        checker: "nodes",
-        promise: "No node stops by itself, no assertion fails, and in the end every replica is where it is to be",
-        counts: vec![("violations", violations.len() as u64)],
-        violations,
-    }
+fn seen_here(checker: &'static str, promise: &'static str, what: impl IntoIterator<Item = String>) -> Verdict {
+    let violations: Vec<Violation> = what.into_iter().map(|what| Violation { what, events: Vec::new() }).collect();
+    Verdict { checker, promise, counts: vec![("violations", violations.len() as u64)], violations }
 }

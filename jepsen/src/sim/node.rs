@@ -37,7 +37,7 @@ use tokio_util::task::TaskTracker;
 
 use super::BEGAN_MS;
 use super::net::{LifeId, Net, NodeId};
-use super::placement::learn;
+use super::placement::{Rows, learn};
 use super::receivers::{Carrier, Receivers};
 
 const CLUSTER: &str = "sim";
@@ -88,7 +88,7 @@ pub struct Machine {
     pub nodes: u64,
     pub shards: u16,
     /// What etcd has of the placement, and what this node had stored of it last.
-    pub rows: watch::Receiver<Arc<Table>>,
+    pub rows: Arc<Rows>,
     pub known: Arc<Mutex<Arc<Table>>>,
     pub disk: MemoryDisk,
     pub pace: Arc<DiskPace>,

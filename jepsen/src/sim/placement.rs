@@ -12,14 +12,14 @@ use std::time::Duration;
 use boomerang::placement::agent::{has_followed, unsettled};
 use boomerang::placement::etcd::controller::FRESH;
 use boomerang::placement::nodes::own_status;
-use boomerang::placement::plan::{self, NodeState, Nodes, Unsettled, move_replica};
+use boomerang::placement::plan::{self, NodeState, Nodes, move_replica};
 use boomerang::placement::{Cluster, GroupRow, Table};
 use boomerang::random;
 use boomerang::store::dump::digest;
 use boomerang::task::GroupId;
 use rand::RngExt;
 use rand::rngs::SmallRng;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::Plan;
@@ -39,12 +39,29 @@ const DRAINED_MAX: usize = 2;
 const WAY_MS: (u64, u64) = (1, 30);
 const LONG_WAY_MS: (u64, u64) = (100, 2_500);
 const LONG_WAYS: f64 = 0.15;
-/// So often somebody looks whether everything is where it is to be.
+/// So often somebody looks whether everything is where it is to be: nobody says that a replica was let go of.
 const SETTLED_EVERY: Duration = Duration::from_millis(100);
 
-/// The rows as etcd has them, and what operators want.
+/// The rows as etcd has them. Whoever waits for a change is woken in turn, always in the same order.
+pub struct Rows {
+    table: Mutex<Arc<Table>>,
+    changed: Notify,
+}
+
+impl Rows {
+    pub fn now(&self) -> Arc<Table> {
+        self.table.lock().expect("no panic under this lock").clone()
+    }
+
+    fn put(&self, group: GroupId, row: GroupRow) {
+        Arc::make_mut(&mut *self.table.lock().expect("no panic under this lock")).insert(group, row);
+        self.changed.notify_waiters();
+    }
+}
+
+/// The rows, and what operators want.
 pub struct Placement {
-    table: watch::Sender<Arc<Table>>,
+    pub rows: Arc<Rows>,
     drained: Mutex<BTreeSet<NodeId>>,
 }
 
@@ -54,15 +71,8 @@ impl Placement {
         let nodes: Nodes = (1..=plan.nodes).map(|node| (node, there(node))).collect();
         let mut table = plan::first_rows(Table::new(), plan.shards, &nodes, plan.replicas);
         table.remove(&GroupId::CLUSTER);
-        Self { table: watch::Sender::new(Arc::new(table)), drained: Mutex::default() }
-    }
-
-    pub fn rows(&self) -> watch::Receiver<Arc<Table>> {
-        self.table.subscribe()
-    }
-
-    fn table(&self) -> Arc<Table> {
-        self.table.borrow().clone()
+        let rows = Rows { table: Mutex::new(Arc::new(table)), changed: Notify::new() };
+        Self { rows: Arc::new(rows), drained: Mutex::default() }
     }
 
     fn drained(&self) -> BTreeSet<NodeId> {
@@ -80,16 +90,17 @@ impl Placement {
 }
 
 /// Tells a node of the rows, late, and after it has stored them. Until it is dropped.
-pub async fn learn(cluster: Cluster, known: Arc<Mutex<Arc<Table>>>, mut rows: watch::Receiver<Arc<Table>>) {
+pub async fn learn(cluster: Cluster, known: Arc<Mutex<Arc<Table>>>, rows: Arc<Rows>) {
     let mut rng = random::source();
     loop {
-        let table = rows.borrow_and_update().clone();
+        let table = rows.now();
         let (from, until) = if rng.random_bool(LONG_WAYS) { LONG_WAY_MS } else { WAY_MS };
         sleep(Duration::from_millis(rng.random_range(from..until))).await;
         *known.lock().expect("no panic under this lock") = table.clone();
         cluster.set_table((*table).clone());
-        if rows.changed().await.is_err() {
-            return;
+        let changed = rows.changed.notified();
+        if *rows.now() == *table {
+            changed.await;
         }
     }
 }
@@ -102,14 +113,14 @@ pub async fn control(world: Arc<World>) {
         sleep(Duration::from_millis(rng.random_range(LOOK_MS.0..LOOK_MS.1))).await;
         let asked = world.life(rng.random_range(1..=world.plan.nodes));
         let Some(life) = asked else { continue };
-        let unsettled = unsettled(&life.cluster, &*life.clock, &placement.table(), FRESH);
         if !world.receivers.is_broken() {
             placement.drained().into_iter().for_each(|node| undrain(&world, node));
         } else if rng.random_bool(WISHES) {
-            wish(&world, &mut rng, &unsettled);
+            wish(&world, &mut rng);
         }
-        let nodes = nodes(&world);
-        for change in plan::plan(&placement.table(), &nodes, world.plan.replicas, &unsettled) {
+        let table = placement.rows.now();
+        let unsettled = unsettled(&life.cluster, &*life.clock, &table, FRESH);
+        for change in plan::plan(&table, &nodes(&world), world.plan.replicas, &unsettled) {
             write(&world, change.group, change.row);
         }
     }
@@ -118,7 +129,7 @@ pub async fn control(world: Arc<World>) {
 fn write(world: &World, group: GroupId, row: GroupRow) {
     let at: Vec<String> = row.voters().map(|at| format!("{} on node {}", at.replica, at.node_id)).collect();
     world.note("row", Stage::Note, format!("{group}, epoch {}: {}", row.epoch, at.join(", ")));
-    world.placement.table.send_modify(|table| drop(Arc::make_mut(table).insert(group, row)));
+    world.placement.rows.put(group, row);
 }
 
 fn undrain(world: &World, node: NodeId) {
@@ -138,7 +149,7 @@ fn nodes(world: &World) -> Nodes {
 }
 
 /// What operators come up with.
-fn wish(world: &World, rng: &mut SmallRng, unsettled: &Unsettled) {
+fn wish(world: &World, rng: &mut SmallRng) {
     let mut some_node = || rng.random_range(1..=world.plan.nodes);
     let (one, other) = (some_node(), some_node());
     let drained = world.placement.drained();
@@ -150,8 +161,7 @@ fn wish(world: &World, rng: &mut SmallRng, unsettled: &Unsettled) {
         1 if drained.contains(&one) => undrain(world, one),
         _ => {
             let group = GroupId(rng.random_range(1..=world.plan.shards));
-            let row = move_replica(&world.placement.table(), &nodes(world), group, one, other);
-            if let (Ok(row), false) = (row, unsettled.contains_key(&group)) {
+            if let Ok(row) = move_replica(&world.placement.rows.now(), &nodes(world), group, one, other) {
                 world.note("move", Stage::Note, format!("{group}, from node {one} to node {other}"));
                 write(world, group, row);
             }
@@ -173,7 +183,7 @@ pub async fn settle(world: &World, within: Duration) -> Vec<String> {
 }
 
 fn missing(world: &World) -> Vec<String> {
-    let table = world.placement.table();
+    let table = world.placement.rows.now();
     let groups = table.iter().filter_map(|(group, row)| {
         let Some(life) = world.leading(*group) else { return Some(format!("{group} has no leader")) };
         let status = own_status(&life.cluster, &*life.clock);
@@ -195,6 +205,9 @@ fn is_wrong(life: &Life, group: GroupId, row: &GroupRow) -> Option<String> {
     if held != wanted {
         return Some(format!("node {} holds replica {held:?} of {group}, and not {wanted:?}", life.node));
     }
+    if held.is_some() {
+        return None;
+    }
     let rows = digest(&life.store, group).expect("memory does not fail").rows;
-    (held.is_none() && rows > 0).then(|| format!("node {} has let go of {group} and has {rows} rows of it", life.node))
+    (rows > 0).then(|| format!("node {} has let go of {group} and has {rows} rows of it", life.node))
 }

@@ -50,7 +50,7 @@ pub struct World {
     next_life: AtomicU64,
     /// Who was seen to lead last.
     leaders: Mutex<BTreeMap<GroupId, (u64, NodeId)>>,
-    /// What must not happen to nodes: storage that fails, one that cannot start, a group that is not where it is to be.
+    /// What must not happen to a node: its storage has failed, or it cannot start.
     stopped: Mutex<Vec<String>>,
     rng: Mutex<SmallRng>,
 }
@@ -72,8 +72,8 @@ impl World {
             node,
             nodes: plan.nodes,
             shards: plan.shards,
-            rows: placement.rows(),
-            known: Arc::new(Mutex::new(placement.rows().borrow().clone())),
+            rows: placement.rows.clone(),
+            known: Arc::new(Mutex::new(placement.rows.now())),
             disk: MemoryDisk::default(),
             pace: Arc::new(DiskPace { sync_ms: AtomicU64::new(SYNC_MS) }),
             net: net.clone(),
@@ -133,7 +133,7 @@ impl World {
     }
 
     /// A node that stops by itself has met something it must not meet here.
-    pub fn stopped(&self, why: String) {
+    fn stopped(&self, why: String) {
         self.stopped.lock().expect("no panic under this lock").push(why);
     }
 
