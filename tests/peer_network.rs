@@ -6,6 +6,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use boomerang::raft::dial::{Dial, Wire};
 use boomerang::raft::groups::Parts;
 use boomerang::raft::network::ReplicaClient;
 use boomerang::raft::types::{Command, LogId, Membership, MembershipRow, TypeConfig, Vote, log_id, term_of, vote};
@@ -28,14 +30,14 @@ use boomerang::wire::peer::peer_client::PeerClient;
 use boomerang::wire::peer::peer_server::{Peer, PeerServer};
 use boomerang::wire::peer::snapshot_request::Part;
 use bytes::Bytes;
-use futures::future::join_all;
-use futures::{Stream, StreamExt};
+use futures::future::{BoxFuture, join_all};
+use futures::{FutureExt, Stream, StreamExt};
 use openraft::RaftMetrics;
 use openraft::network::{NetStreamAppend, NetVote, RPCOption, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::rt::WatchReceiver as _;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -669,6 +671,43 @@ fn heartbeat() -> AppendEntriesRequest<TypeConfig> {
 
 fn once() -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin + Send + 'static {
     futures::stream::iter([heartbeat()])
+}
+
+/// The first connection is never made; those after it are.
+struct Hesitant {
+    asked: AtomicUsize,
+    to: String,
+}
+
+impl Dial for Hesitant {
+    fn dial(&self, _: String) -> BoxFuture<'static, io::Result<Wire>> {
+        let (asked, to) = (self.asked.fetch_add(1, Relaxed), self.to.clone());
+        async move {
+            if asked == 0 {
+                std::future::pending::<()>().await;
+            }
+            Ok(Wire::new(TcpStream::connect(to).await?))
+        }
+        .boxed()
+    }
+}
+
+/// Whoever gives up while a connection is being made leaves it to the next one, which must not fail by its deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_was_given_up_long_ago_fails_nobody() {
+    bounded(async {
+        let nodes = cluster(1, 1).await;
+        let hesitant = Hesitant { asked: AtomicUsize::new(0), to: nodes[0].address() };
+        let network = PeerNetwork::dialing(CLUSTER, 2, Arc::new(hesitant));
+        network.set(1, "elsewhere:1");
+        let mut client = network.for_group(GROUP).new_client(1, &Member { node_id: 1 }).await;
+        let request = || VoteRequest::new(vote(0, 2, false), None);
+        client.vote(request(), RPCOption::new(Duration::from_millis(200))).await.unwrap_err();
+        // Nobody looks, and the deadline passes: that of a connection is a second.
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        client.vote(request(), RPCOption::new(WITHIN)).await.unwrap();
+    })
+    .await;
 }
 
 /// Those of one moment share a message, and each gets its own answer; one that is not answered is not waited for longer

@@ -229,8 +229,7 @@ impl Remote {
 
     /// What came back instead of an answer, from it or because it is not there.
     fn refused(&self, status: &Status) -> Unreachable<TypeConfig> {
-        // What the node itself says has no source.
-        if std::error::Error::source(status).is_some() {
+        if was_not_sent(status) {
             *self.failed_at.lock().expect("no panic under this lock") = Some(Instant::now());
         }
         said(status)
@@ -322,12 +321,20 @@ impl ReplicaClient {
     async fn ask<T>(
         &self,
         option: &RPCOption,
-        question: impl AsyncFnOnce(PeerClient<Channel>) -> Result<Response<T>, Status>,
+        question: impl AsyncFnOnce(PeerClient<Channel>) -> Result<Response<T>, Status> + Clone,
     ) -> Result<T, RPCError<TypeConfig>> {
         let remote = self.remote()?;
         remote.check_reachable()?;
         let client = client(&remote.connections()?.control);
-        match timeout(option.soft_ttl(), question(client)).await {
+        let asked = async {
+            match question.clone()(client.clone()).await {
+                // Whoever gave up while a connection was being made has left it like that, and the next one fails by a
+                // deadline of long ago. Then it is made anew.
+                Err(status) if was_not_sent(&status) => question(client).await,
+                answer => answer,
+            }
+        };
+        match timeout(option.soft_ttl(), asked).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(remote.refused(&status).into()),
             Err(_) => Err(unreachable(format!("node {} does not answer", self.node_id)).into()),
@@ -341,7 +348,7 @@ impl ReplicaClient {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = to_vote_request(self.to.clone(), &request, pre_vote);
-        let answer = self.ask(&option, async |mut client| client.vote(request).await).await?;
+        let answer = self.ask(&option, async move |mut client| client.vote(request).await).await?;
         from_vote_response(answer).map_err(|malformed| unreachable(malformed).into())
     }
 
@@ -513,6 +520,11 @@ where
     }
 }
 
+/// Or the connection broke before the answer. What the node itself says has no source.
+fn was_not_sent(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
 fn answered(
     unanswered: &mut Unanswered,
     answer: Result<Option<peer::AppendResponse>, Status>,
@@ -590,7 +602,7 @@ impl NetTransferLeader<TypeConfig> for ReplicaClient {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = to_transfer(self.to.clone(), &request);
-        self.ask(&option, async |mut client| client.transfer(request).await).await?;
+        self.ask(&option, async move |mut client| client.transfer(request).await).await?;
         Ok(Ok(()))
     }
 }
