@@ -98,8 +98,9 @@ struct State {
     /// The term a group was led in last, and the deliveries of that term: a lease that is lost and won back within one
     /// term must not give a fence twice.
     fences: HashMap<GroupId, (u64, u64)>,
-    /// Not to be dispatched: so many changes are under way, which outlive a lease that is lost and won back.
-    held: HashMap<GroupId, HashMap<TaskId, usize>>,
+    /// Not to be dispatched in a term: so many changes of that term are under way. They begin before this node leads in
+    /// it, and outlive a lease that is lost and won back.
+    held: BTreeMap<(GroupId, u64), HashMap<TaskId, usize>>,
     /// Whose turn is first, so that none is always the last to get what room there is.
     first: usize,
     in_flight: usize,
@@ -114,8 +115,8 @@ impl State {
         self.leading.get_mut(&group).filter(|leading| leading.term == term)
     }
 
-    fn is_held(&self, group: GroupId, id: TaskId) -> bool {
-        self.held.get(&group).is_some_and(|held| held.contains_key(&id))
+    fn is_held(&self, group: GroupId, term: u64, id: TaskId) -> bool {
+        self.held.get(&(group, term)).is_some_and(|held| held.contains_key(&id))
     }
 
     /// What is returned must be dropped when the lock is free: with it may go the permits of those who were about to
@@ -193,7 +194,7 @@ impl Ledger {
             leading: BTreeMap::new(),
             metas: HashMap::new(),
             fences: HashMap::new(),
-            held: HashMap::new(),
+            held: BTreeMap::new(),
             first: 0,
             in_flight: 0,
             timers: 0,
@@ -236,10 +237,8 @@ impl Ledger {
         let armed_ms = armed_ms.unwrap_or(0);
         let gone = state.drop_leading(group);
         let before = state.fences.get(&group).filter(|(before, _)| *before == term).map(|(_, seq)| *seq);
-        if before.is_none() {
-            // Whatever was under way belonged to another term, and is void.
-            state.held.remove(&group);
-        }
+        // Whatever was under way in an earlier term has been applied, or is void.
+        state.held.retain(|(of, held_in), _| *of != group || *held_in >= term);
         let fence_seq = before.unwrap_or(0);
         let leading = Leading {
             term,
@@ -292,7 +291,7 @@ impl Ledger {
         let share = self.share(&state);
         let State { leading: all, held, timers, .. } = &mut *state;
         let leading = all.get_mut(&group).filter(|leading| leading.term == term)?;
-        let held = held.get(&group);
+        let held = held.get(&(group, term));
         let is_held = |id: &TaskId| held.is_some_and(|held| held.contains_key(id));
         let added: usize = rows
             .iter()
@@ -342,7 +341,7 @@ impl Ledger {
         order.rotate_left(first);
         for group in &order {
             let leading = state.leading.get_mut(group).expect("it was there");
-            let held = state.held.get(group);
+            let held = state.held.get(&(*group, leading.term));
             if leading.resting.is_some() {
                 continue;
             }
@@ -480,7 +479,7 @@ impl Ledger {
         let Some((_, cursor)) = shard::read_task(&self.store, group, id)? else { return Ok(()) };
         let mut guard = self.lock();
         let state = &mut *guard;
-        let is_held = state.is_held(group, id);
+        let is_held = state.is_held(group, term, id);
         let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return Ok(()) };
         if is_before(cursor.due_ms, id, leading.horizon) && !leading.in_flight.contains_key(&id) && !is_held {
             state.timers += usize::from(leading.wheel.insert(cursor.due_ms, id));
@@ -525,7 +524,7 @@ impl Ledger {
             Some(_) => return false,
             None => {
                 // It comes back by itself when what it is held back for is over.
-                if held.get(&ticket.group).is_some_and(|held| held.contains_key(&ticket.task)) {
+                if held.get(&(ticket.group, ticket.term)).is_some_and(|held| held.contains_key(&ticket.task)) {
                     return false;
                 }
                 *in_flight += 1;
@@ -601,7 +600,7 @@ impl Observer for Ledger {
         let mut guard = self.lock();
         let state = &mut *guard;
         state.metas.insert(group, *meta);
-        if let Some(held) = state.held.get_mut(&group) {
+        for (_, held) in state.held.range_mut((group, 0)..=(group, u64::MAX)) {
             for effect in effects {
                 if let Effect::Ended { id } = effect {
                     held.remove(id);
@@ -617,6 +616,7 @@ impl Observer for Ledger {
                 wake_ms = 0;
             }
         }
+        let held = state.held.get(&(group, leading.term));
         let was_full = state.in_flight >= self.settings.in_flight_max;
         for effect in effects {
             let (Effect::Scheduled { id, .. } | Effect::Ended { id }) = effect else { continue };
@@ -624,7 +624,7 @@ impl Observer for Ledger {
             state.in_flight -= usize::from(leading.in_flight.remove(id).is_some());
             match effect {
                 Effect::Scheduled { id, due_ms } => {
-                    let is_held = state.held.get(&group).is_some_and(|held| held.contains_key(id));
+                    let is_held = held.is_some_and(|held| held.contains_key(id));
                     if !is_held && is_before(*due_ms, *id, leading.horizon) {
                         state.timers += usize::from(leading.wheel.reschedule(*due_ms, *id).is_none());
                         wake_ms = wake_ms.min(due_ms.saturating_sub(ARM_BEFORE_MS));
@@ -653,12 +653,13 @@ impl Dispatches for Ledger {
         let known = {
             let mut guard = self.lock();
             let state = &mut *guard;
+            // In any case: the attempt that is out may settle before the cancellation, and the next must not follow; and
+            // one end is told for each.
+            *state.held.entry((group, term)).or_default().entry(id).or_default() += 1;
             let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else {
                 // This node leads the shard, but what it knows is of another term, or not there yet.
                 return if ignored { Claim::NotDispatched } else { Claim::Unknown };
             };
-            // In any case: the attempt that is out may settle before the cancellation, and the next must not follow.
-            *state.held.entry(group).or_default().entry(id).or_default() += 1;
             state.timers -= usize::from(leading.wheel.cancel(&id).is_some());
             match leading.in_flight.get(&id) {
                 Some(Stage::Out { occurrence, attempt }) => {
@@ -685,7 +686,7 @@ impl Dispatches for Ledger {
         }
     }
 
-    fn release(&self, group: GroupId, id: TaskId) {
+    fn release(&self, group: GroupId, term: u64, id: TaskId) {
         // The state, not the ledger, says when it is due: it may not have been in the wheel, or have moved.
         let due_ms = match shard::read_task(&self.store, group, id) {
             Ok(found) => found.map(|(_, cursor)| cursor.due_ms),
@@ -696,7 +697,7 @@ impl Dispatches for Ledger {
         };
         let mut guard = self.lock();
         let state = &mut *guard;
-        if let Some(held) = state.held.get_mut(&group)
+        if let Some(held) = state.held.get_mut(&(group, term))
             && let Some(holds) = held.get_mut(&id)
         {
             *holds -= 1;
@@ -705,7 +706,8 @@ impl Dispatches for Ledger {
             }
             held.remove(&id);
         }
-        let Some(leading) = state.leading.get_mut(&group) else { return };
+        // In another term the timeline has been read, or will be.
+        let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
         if let Some(due_ms) = due_ms.filter(|due_ms| is_before(*due_ms, id, leading.horizon))
             && !leading.in_flight.contains_key(&id)
         {

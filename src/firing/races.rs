@@ -21,7 +21,9 @@ use crate::callback::{Ticket, Waiters};
 use crate::clock::{Clock, ManualClock};
 use crate::propose::{ARM_AHEAD_MS, Dispatches};
 use crate::raft::Observer;
-use crate::shard::{self, Batch, Cancel, CatchUp, Change, Detach, Edit, Pause, Register, Reply, Request, Settle};
+use crate::shard::{
+    self, Batch, Cancel, CatchUp, Change, Claim, Detach, Edit, Pause, Register, Reply, Request, Settle,
+};
 use crate::store::Store;
 use crate::store::codec;
 use crate::store::keys::{Key, Parsed, parse_state};
@@ -140,6 +142,8 @@ struct Met {
     kills: u64,
     moved: u64,
     timed_out: u64,
+    unknown: u64,
+    late_ends: u64,
 }
 
 struct World {
@@ -150,12 +154,16 @@ struct World {
     ledger: Arc<Ledger>,
     meta: ShardMetaRow,
     term: u64,
-    /// While this node leads.
+    /// This node has won `term`, and has a lease. What is asked is proposed from then on.
+    won: bool,
+    /// While the ledger leads.
     dues: Option<mpsc::UnboundedReceiver<Handed>>,
     armed_ms: InstantMs,
     asks: Vec<Ask>,
     /// In the order of the log.
     entries: VecDeque<Entry>,
+    /// Ends of what an entry of an earlier term held back, which nobody has told yet.
+    late_ends: Vec<(u64, TaskId)>,
     /// Moved on by the dispatcher, and found to have moved by themselves.
     stale: Vec<(u64, TaskId)>,
     messages: VecDeque<Handed>,
@@ -185,10 +193,12 @@ impl World {
             ledger,
             meta: ShardMetaRow::default(),
             term: 0,
+            won: false,
             dues: None,
             armed_ms: 0,
             asks: Vec::new(),
             entries: VecDeque::new(),
+            late_ends: Vec::new(),
             stale: Vec::new(),
             messages: VecDeque::new(),
             looked: VecDeque::new(),
@@ -231,6 +241,8 @@ impl World {
             92..95 => self.give_back_one(),
             95..97 => self.lose_or_win(),
             97 if self.rng.random_bool(0.3) => self.kill(),
+            _ if self.won && self.dues.is_none() => self.lead(),
+            98 => self.end_late(),
             _ => self.turn(),
         }
     }
@@ -281,7 +293,7 @@ impl World {
 
     /// As `propose::Maker` does it: claims are made here, and tasks are held from here on.
     fn propose(&mut self) {
-        if self.dues.is_none() || self.asks.is_empty() {
+        if !self.won || self.asks.is_empty() {
             return;
         }
         // One at a time, unless the one before takes too long.
@@ -301,7 +313,9 @@ impl World {
             let mut hold = |id| {
                 held.push(Some(id));
                 moves.push(None);
-                self.ledger.hold(self.group, self.term, id)
+                let claim = self.ledger.hold(self.group, self.term, id);
+                self.met.unknown += u64::from(claim == Claim::Unknown);
+                claim
             };
             let request = match ask {
                 Ask::Cancel(id) => Request::Cancel(Cancel { id, owner: None, claim: hold(id) }),
@@ -535,7 +549,7 @@ impl World {
         }
         for ((reply, held), moved) in entry.replies.unwrap().into_iter().zip(entry.held).zip(entry.moves) {
             if let Some(id) = held.filter(|_| reply != Reply::Cancelled) {
-                self.ledger.release(self.group, id);
+                self.ledger.release(self.group, entry.term, id);
             }
             if let Some(id) = moved.filter(|_| reply == Reply::Stale && !entry.timed_out) {
                 self.stale.push((entry.term, id));
@@ -702,9 +716,10 @@ impl World {
     }
 
     fn lose_or_win(&mut self) {
-        match self.dues.is_some() {
-            true => self.lose(),
-            false => self.win(),
+        match (self.won, self.dues.is_some()) {
+            (_, true) => self.lose(),
+            (true, false) => self.lead(),
+            (false, false) => self.win(),
         }
     }
 
@@ -717,13 +732,19 @@ impl World {
         self.messages.clear();
         self.rows = None;
         self.ledger.unlead(self.group, self.term);
+        // The lease may be back before anybody asks.
+        self.won = self.rng.random_bool(0.2);
+        if self.won {
+            self.met.same_terms += 1;
+            return;
+        }
         // Whatever is asked of who does not lead is refused; deliveries ask again as long as their term lasts.
         let term = self.term;
         self.asks
             .retain(|ask| matches!(ask, Ask::Settle(of, _) | Ask::CatchUp(of, _) | Ask::Detach(of, ..) if *of == term));
     }
 
-    /// In the term that was lost, if nobody else has led meanwhile.
+    /// The term that was lost, if nobody else has led meanwhile.
     fn win(&mut self) {
         let new = self.term == 0 || self.rng.random_bool(0.5);
         if new {
@@ -734,6 +755,11 @@ impl World {
         } else {
             self.met.same_terms += 1;
         }
+        self.won = true;
+    }
+
+    /// As `window` does it, a while after the election.
+    fn lead(&mut self) {
         let (dues, _room) = self.ledger.lead(self.group, self.term).unwrap();
         self.dues = Some(dues);
     }
@@ -742,17 +768,28 @@ impl World {
     fn end_entries(&mut self, node_lives: bool) {
         let mut stored = true;
         for entry in std::mem::take(&mut self.entries) {
-            let applied = entry.replies.is_some();
-            stored = stored && (applied || self.rng.random_bool(0.5));
-            if !applied && stored {
+            stored = stored && (entry.replies.is_some() || self.rng.random_bool(0.5));
+            // What was stored without a reply stays held back.
+            let ended = |n: usize| match &entry.replies {
+                Some(replies) => replies[n] != Reply::Cancelled,
+                None => !stored && !entry.timed_out,
+            };
+            let ends = entry.held.iter().enumerate().filter(|(n, _)| node_lives && ended(*n));
+            self.late_ends.extend(ends.filter_map(|(_, held)| held.map(|id| (entry.term, id))));
+            if entry.replies.is_none() && stored {
                 self.apply_batch(&entry.batch, false);
             }
-            if !stored && node_lives && !entry.timed_out {
-                for id in entry.held.into_iter().flatten() {
-                    self.ledger.release(self.group, id);
-                }
-            }
         }
+    }
+
+    fn end_late(&mut self) {
+        if self.late_ends.is_empty() {
+            return;
+        }
+        let n = self.rng.random_range(0..self.late_ends.len());
+        let (term, id) = self.late_ends.swap_remove(n);
+        self.met.late_ends += 1;
+        self.ledger.release(self.group, term, id);
     }
 
     /// Nothing is left but what is stored.
@@ -760,6 +797,7 @@ impl World {
         self.met.kills += 1;
         self.dues = None;
         self.asks.clear();
+        self.late_ends.clear();
         self.stale.clear();
         self.messages.clear();
         self.looked.clear();
@@ -770,14 +808,19 @@ impl World {
         self.ledger = Ledger::new(self.store.clone(), self.clock.clone(), settings());
         self.end_entries(false);
         self.term += 1;
-        let (dues, _room) = self.ledger.lead(self.group, self.term).unwrap();
-        self.dues = Some(dues);
+        self.won = true;
     }
 
     /// Everything that stands is delivered, and nothing is left of it.
     fn drain(&mut self) {
-        if self.dues.is_none() {
+        if !self.won {
             self.win();
+        }
+        if self.dues.is_none() {
+            self.lead();
+        }
+        while !self.late_ends.is_empty() {
+            self.end_late();
         }
         for id in self.tasks.keys().copied().collect::<Vec<_>>() {
             self.asks.push(Ask::Pause(id, false));
@@ -851,14 +894,16 @@ impl Met {
             same_terms,
             kills,
             moved,
-            timed_out
+            timed_out,
+            unknown,
+            late_ends
         );
     }
 
     fn least(&self) -> u64 {
         let Self { cancelled, cancel_too_late, cancel_not_found, edited, edit_too_late, conflicts, .. } = *self;
         let Self { paused, paused_maybe_out, resumed, again, waits, turns_in_line, downs, put_back, .. } = *self;
-        let Self { void_begins, new_terms, same_terms, kills, moved, timed_out, .. } = *self;
+        let Self { void_begins, new_terms, same_terms, kills, moved, timed_out, unknown, late_ends, .. } = *self;
         let all = [
             cancelled,
             cancel_too_late,
@@ -880,6 +925,8 @@ impl Met {
             kills,
             moved,
             timed_out,
+            unknown,
+            late_ends,
         ];
         all.into_iter().min().unwrap()
     }

@@ -247,7 +247,7 @@ fn a_held_task_stays_and_goes_on_when_it_is_released() {
     // The window is read beside it.
     bench.ledger.load(GROUP, TERM, &[(1_500, id(1))]);
     assert_eq!(bench.at(1_600), NOTHING, "still held");
-    bench.ledger.release(GROUP, id(1));
+    bench.ledger.release(GROUP, TERM, id(1));
     assert_eq!(bench.at(1_600), [1]);
     assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 }, "handed over");
     assert_eq!(bench.begin(TERM, id(1), 0, 1), Some(1));
@@ -265,9 +265,9 @@ fn a_refused_cancellation_leaves_no_trace() {
     bench.schedule(1, 1_500);
     bench.ledger.hold(GROUP, TERM, id(1));
     bench.ledger.hold(GROUP, TERM, id(1));
-    bench.ledger.release(GROUP, id(1));
+    bench.ledger.release(GROUP, TERM, id(1));
     assert_eq!(bench.ledger.counts().timers, 0, "another one is still under way");
-    bench.ledger.release(GROUP, id(1));
+    bench.ledger.release(GROUP, TERM, id(1));
     assert_eq!(bench.ledger.counts().timers, 1);
     assert_eq!(bench.at(1_600), [1]);
     // It fails, is due again, and an attempt to cancel it is refused while the first attempt is out.
@@ -275,7 +275,7 @@ fn a_refused_cancellation_leaves_no_trace() {
     bench.ledger.hold(GROUP, TERM, id(1));
     bench.schedule(1, 1_700);
     assert_eq!(bench.at(1_800), NOTHING, "held: no attempt follows the one the claim names");
-    bench.ledger.release(GROUP, id(1));
+    bench.ledger.release(GROUP, TERM, id(1));
     assert_eq!(bench.at(1_800), [1]);
 }
 
@@ -290,8 +290,30 @@ fn a_task_stays_held_when_the_lease_comes_back_and_not_in_a_new_term() {
     bench.ledger.load(GROUP, TERM, &[(1_500, id(1))]);
     assert_eq!(bench.at(1_600), NOTHING, "the cancellation is still under way");
     assert_eq!(bench.ledger.hold(GROUP, TERM + 1, id(1)), Claim::Unknown, "of a term it knows nothing of");
-    (bench.dues, bench.room) = bench.ledger.lead(GROUP, TERM + 1).unwrap();
-    bench.ledger.load(GROUP, TERM + 1, &[(1_500, id(1))]);
+    (bench.dues, bench.room) = bench.ledger.lead(GROUP, TERM + 2).unwrap();
+    bench.ledger.load(GROUP, TERM + 2, &[(1_500, id(1))]);
+    assert_eq!(bench.at(1_600), [1]);
+}
+
+/// An edit was asked for between the election and the first look, a cancellation after it.
+#[test]
+fn the_end_of_one_change_lets_go_of_no_other() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    bench.store_task(1, 1_500);
+    let of_before = TERM;
+    bench.ledger.hold(GROUP, of_before, id(1));
+    let term = TERM + 1;
+    assert_eq!(bench.ledger.hold(GROUP, term, id(1)), Claim::Unknown, "the edit");
+    (bench.dues, bench.room) = bench.ledger.lead(GROUP, term).unwrap();
+    bench.ledger.widen(GROUP, term, (1_000_000, None)).unwrap();
+    bench.ledger.load(GROUP, term, &[(1_500, id(1))]);
+    assert_eq!(bench.at(1_600), NOTHING, "the edit is under way");
+    bench.ledger.hold(GROUP, term, id(1));
+    bench.ledger.release(GROUP, of_before, id(1));
+    bench.ledger.release(GROUP, term, id(1));
+    assert_eq!(bench.at(1_600), NOTHING, "the cancellation is under way");
+    bench.ledger.release(GROUP, term, id(1));
     assert_eq!(bench.at(1_600), [1]);
 }
 
@@ -333,7 +355,7 @@ fn a_task_that_is_resumed_before_it_is_put_back_goes_on() {
     assert_eq!(bench.at(1_100), [1]);
     // Here it is paused and read; the resumption finds it handed over, and leaves it to the dispatcher.
     assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), Claim::MayBeOut { occurrence: 0, attempt: 1 });
-    bench.ledger.release(GROUP, id(1));
+    bench.ledger.release(GROUP, TERM, id(1));
     bench.put_back(1);
     assert_eq!(bench.at(1_100), [1]);
 }
@@ -365,7 +387,7 @@ fn who_waits_is_counted_once() {
     bench.ledger.look(GROUP, TERM, &[(0, id(1))]);
     bench.ledger.wait(GROUP, TERM, id(1));
     bench.ledger.hold(GROUP, TERM, id(1));
-    bench.ledger.release(GROUP, id(1));
+    bench.ledger.release(GROUP, TERM, id(1));
     assert_eq!(bench.at(1_100), [1]);
     assert_eq!(bench.ledger.counts().waiting, 1);
     // The first ticket's turn comes while the dispatcher finds room for the second.

@@ -176,10 +176,10 @@ impl fmt::Debug for Ask {
 
 /// What the leader knows about dispatches; the firing room is the one who does.
 pub trait Dispatches: Send + Sync + 'static {
-    /// Holds the task back from now on, and says whether its current attempt may be out.
+    /// Holds the task back for the rest of `term`, and says whether its current attempt may be out.
     fn hold(&self, group: GroupId, term: u64, id: TaskId) -> Claim;
-    /// What it was held back for has not ended the task: it goes on as the state has it.
-    fn release(&self, group: GroupId, id: TaskId);
+    /// What it was held back for in `term` has not ended the task: it goes on as the state has it.
+    fn release(&self, group: GroupId, term: u64, id: TaskId);
     /// Whether an attempt is out, as far as this node knows.
     fn is_out(&self, group: GroupId, id: TaskId) -> bool;
 }
@@ -495,7 +495,7 @@ async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &Arc<dyn Dis
                 let (group, dispatches) = (entry.group, dispatches.clone());
                 tokio::spawn(async move {
                     if matches!(reply.await, Ok(Ok(_))) {
-                        held.into_iter().for_each(|id| dispatches.release(group, id));
+                        held.into_iter().for_each(|id| dispatches.release(group, term, id));
                     }
                 });
                 Err(Refused::Unknown)
@@ -511,7 +511,7 @@ async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &Arc<dyn Dis
             for (Waited { answer, _room, held }, reply) in entry.answers.into_iter().zip(replies) {
                 // A task that has ended has been let go by then.
                 if let Some(id) = held.filter(|_| reply != Reply::Cancelled) {
-                    dispatches.release(entry.group, id);
+                    dispatches.release(entry.group, term, id);
                 }
                 answer(Ok(reply));
             }
@@ -524,7 +524,7 @@ async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &Arc<dyn Dis
             for Waited { answer, _room, held } in entry.answers {
                 // What may have been stored stays held back: it is applied later, or the term is over.
                 if let Some(id) = held.filter(|_| refused != Refused::Unknown) {
-                    dispatches.release(entry.group, id);
+                    dispatches.release(entry.group, term, id);
                 }
                 answer(Err(refused.clone()));
             }
