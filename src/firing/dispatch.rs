@@ -244,21 +244,21 @@ async fn fail(
         }
         let began = Instant::now();
         let due = parts.ledger.end_wait(tickets);
-        // Some may have been given another receiver while they waited.
-        let here = ready(&parts, group, term, &due, &mut policies).and_then(|ready| {
-            let (here, elsewhere): (Vec<Ready>, Vec<Ready>) =
-                ready.into_iter().partition(|ready| destination.is_of(&ready.policy.callback));
-            elsewhere.into_iter().try_for_each(|ready| parts.ledger.put_back(group, term, ready.id))?;
-            Ok(here)
+        // Some may have been given another receiver while they waited, and another replica may be about to lead.
+        let begins = |Ready { id, at, policy, .. }: &Ready| {
+            destination.is_of(&policy.callback)
+                && parts.ledger.begin(group, term, *id, at.occurrence, at.attempt).is_some()
+        };
+        let begun = ready(&parts, group, term, &due, &mut policies).and_then(|ready| {
+            let (begun, others): (Vec<Ready>, Vec<Ready>) = ready.into_iter().partition(begins);
+            others.into_iter().try_for_each(|other| parts.ledger.put_back(group, term, other.id))?;
+            Ok(begun)
         });
-        let here = match here {
-            Ok(here) => here,
+        let begun = match begun {
+            Ok(begun) => begun,
             Err(error) => return parts.groups.fail(&error.to_string()),
         };
-        let begun = here
-            .into_iter()
-            .filter(|Ready { id, at, .. }| parts.ledger.begin(group, term, *id, at.occurrence, at.attempt).is_some());
-        let settled = begun.map(|Ready { id, at, .. }| {
+        let settled = begun.into_iter().map(|Ready { id, at, .. }| {
             parts.metrics.failed_attempts.inc();
             let outcome = Outcome::Failed(failure.clone());
             let CursorRow { occurrence, attempt, .. } = at;

@@ -98,8 +98,8 @@ struct State {
     /// The term a group was led in last, and the deliveries of that term: a lease that is lost and won back within one
     /// term must not give a fence twice.
     fences: HashMap<GroupId, (u64, u64)>,
-    /// Not to be dispatched in a term: so many changes of that term are under way. They begin before this node leads in
-    /// it, and outlive a lease that is lost and won back.
+    /// Not to be dispatched in a term: so many changes of that term are under way. They may begin before this node leads
+    /// in it, and outlive a lease that is lost and won back.
     held: BTreeMap<(GroupId, u64), HashMap<TaskId, usize>>,
     /// Whose turn is first, so that none is always the last to get what room there is.
     first: usize,
@@ -654,7 +654,7 @@ impl Dispatches for Ledger {
             let mut guard = self.lock();
             let state = &mut *guard;
             // In any case: the attempt that is out may settle before the cancellation, and the next must not follow; and
-            // one end is told for each.
+            // an end that is told must find what it ends.
             *state.held.entry((group, term)).or_default().entry(id).or_default() += 1;
             let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else {
                 // This node leads the shard, but what it knows is of another term, or not there yet.

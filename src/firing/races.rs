@@ -160,6 +160,8 @@ struct World {
     dues: Option<mpsc::UnboundedReceiver<Handed>>,
     armed_ms: InstantMs,
     asks: Vec<Ask>,
+    /// How fast entries are applied: 1 is fast.
+    pace: f64,
     /// In the order of the log.
     entries: VecDeque<Entry>,
     /// Ends of what an entry of an earlier term held back, which nobody has told yet.
@@ -183,10 +185,12 @@ impl World {
         let clock = Arc::new(ManualClock::at_ms(1_000));
         let ledger = Ledger::new(store.clone(), clock.clone(), settings());
         let retry = Retry { attempts_max: 3, interval_ms: 100, interval_max_ms: 100, ..Retry::default() };
+        let mut rng = StdRng::seed_from_u64(seed);
+        let pace = [1.0, 0.2][rng.random_range(0..2)];
         let policy =
             Policy { callback: Callback::new(Protocol::Tcp, "127.0.0.1:1").unwrap(), retry, dead_letter: None };
         Self {
-            rng: StdRng::seed_from_u64(seed),
+            rng,
             group,
             store: store.clone(),
             clock,
@@ -197,6 +201,7 @@ impl World {
             dues: None,
             armed_ms: 0,
             asks: Vec::new(),
+            pace,
             entries: VecDeque::new(),
             late_ends: Vec::new(),
             stale: Vec::new(),
@@ -220,7 +225,9 @@ impl World {
         if self.tasks.is_empty() {
             return None;
         }
-        let n = self.rng.random_range(0..self.tasks.len());
+        // Rather the last: changes of one task are what can go wrong.
+        let last = self.tasks.len() - 1;
+        let n = if self.rng.random_bool(0.5) { last } else { self.rng.random_range(0..=last) };
         self.tasks.keys().nth(n).copied()
     }
 
@@ -230,7 +237,7 @@ impl World {
             10..20 => self.clock.advance(Duration::from_millis(self.rng.random_range(0..250))),
             20..32 => self.turn(),
             32..42 => self.propose(),
-            42..50 => self.apply(),
+            42..50 if self.rng.random_bool(self.pace) => self.apply(),
             50..58 => self.answer(),
             58..64 => self.look(),
             64..76 => self.dispatch_one(),
@@ -298,7 +305,7 @@ impl World {
         }
         // One at a time, unless the one before takes too long.
         if let Some(last) = self.entries.back_mut() {
-            if last.replies.is_some() || self.rng.random_bool(0.9) {
+            if last.replies.is_some() || self.rng.random_bool(0.8) {
                 return;
             }
             last.timed_out = true;
@@ -624,6 +631,16 @@ impl World {
             return self.asks.push(Ask::Settle(self.term, settle));
         }
         self.met.deliveries += 1;
+        // Of what was on its way before it was held back, the claim says so.
+        let holds = |request: &Request| match request {
+            Request::Cancel(Cancel { id: of, claim, .. })
+            | Request::Edit(Edit { id: of, claim, .. })
+            | Request::Pause(Pause { id: of, claim, .. }) => *of == id && !matches!(claim, Claim::MayBeOut { .. }),
+            _ => false,
+        };
+        let under_way = self.entries.iter().filter(|entry| entry.term == self.term);
+        let held = under_way.flat_map(|entry| &entry.batch.requests).find(|request| holds(request));
+        assert!(held.is_none(), "{id} leaves while it is held back for {held:?}");
         let now_ms = self.now_ms();
         assert!(at.due_ms <= now_ms, "early");
         assert!(at.due_ms <= self.meta.armed_ms, "not armed: the next leader would not know of it");

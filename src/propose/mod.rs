@@ -176,7 +176,7 @@ impl fmt::Debug for Ask {
 
 /// What the leader knows about dispatches; the firing room is the one who does.
 pub trait Dispatches: Send + Sync + 'static {
-    /// Holds the task back for the rest of `term`, and says whether its current attempt may be out.
+    /// Holds the task back in `term`, until it is released or has ended, and says whether its current attempt may be out.
     fn hold(&self, group: GroupId, term: u64, id: TaskId) -> Claim;
     /// What it was held back for in `term` has not ended the task: it goes on as the state has it.
     fn release(&self, group: GroupId, term: u64, id: TaskId);
