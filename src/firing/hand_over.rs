@@ -17,7 +17,8 @@ use crate::raft::{Group, LEASE, ReplicaId};
 
 /// Whoever is due meanwhile waits for it.
 const SETTLE_WITHIN: Duration = Duration::from_millis(150);
-/// A transfer takes milliseconds. When it fails, openraft leads on but stores nothing until the lease is over.
+/// A transfer takes milliseconds. When it fails, openraft stores nothing and beats no more for the rest of the term, and
+/// whoever can is elected.
 const TRANSFER_WITHIN: Duration = LEASE.saturating_mul(3);
 
 #[derive(Debug, thiserror::Error)]

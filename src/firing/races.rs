@@ -144,6 +144,7 @@ struct Met {
     timed_out: u64,
     unknown: u64,
     late_ends: u64,
+    refused: u64,
 }
 
 struct World {
@@ -164,7 +165,7 @@ struct World {
     pace: f64,
     /// In the order of the log.
     entries: VecDeque<Entry>,
-    /// Ends of what an entry of an earlier term held back, which nobody has told yet.
+    /// Ends of what an entry of an earlier term held back, or one that nobody waits for, which nobody has told yet.
     late_ends: Vec<(u64, TaskId)>,
     /// Moved on by the dispatcher, and found to have moved by themselves.
     stale: Vec<(u64, TaskId)>,
@@ -237,7 +238,11 @@ impl World {
             10..20 => self.clock.advance(Duration::from_millis(self.rng.random_range(0..250))),
             20..32 => self.turn(),
             32..42 => self.propose(),
-            42..50 if self.rng.random_bool(self.pace) => self.apply(),
+            42..50 => {
+                if self.rng.random_bool(self.pace) {
+                    self.apply();
+                }
+            }
             50..58 => self.answer(),
             58..64 => self.look(),
             64..76 => self.dispatch_one(),
@@ -248,8 +253,8 @@ impl World {
             92..95 => self.give_back_one(),
             95..97 => self.lose_or_win(),
             97 if self.rng.random_bool(0.3) => self.kill(),
-            _ if self.won && self.dues.is_none() => self.lead(),
             98 => self.end_late(),
+            _ if self.won && self.dues.is_none() => self.lead(),
             _ => self.turn(),
         }
     }
@@ -316,7 +321,8 @@ impl World {
         let mut arm_up_to = 0;
         let mut batch = Batch { now_ms, policies: vec![self.policy.clone()], ..Batch::default() };
         let (mut held, mut moves) = (Vec::new(), Vec::new());
-        for ask in self.asks.drain(..some).collect::<Vec<_>>() {
+        let asks: Vec<Ask> = self.asks.drain(..some).collect();
+        for ask in asks.iter().cloned() {
             let mut hold = |id| {
                 held.push(Some(id));
                 moves.push(None);
@@ -346,6 +352,17 @@ impl World {
             batch.requests.push(request);
         }
         if batch.requests.is_empty() && arm_up_to <= self.armed_ms {
+            return;
+        }
+        if self.rng.random_bool(0.05) {
+            // The lease was over just then: nothing is appended.
+            self.met.refused += 1;
+            held.into_iter().flatten().for_each(|id| self.ledger.release(self.group, self.term, id));
+            if asks.iter().any(|ask| matches!(ask, Ask::Arm(_))) {
+                self.ledger.arm_failed(self.group);
+            }
+            // Whoever wanted the others asks again.
+            self.asks.splice(0..0, asks.into_iter().filter(|ask| !matches!(ask, Ask::Arm(_))));
             return;
         }
         batch.armed_ms = self.armed_ms.max(now_ms + ARM_AHEAD_MS).max(arm_up_to);
@@ -555,8 +572,11 @@ impl World {
             }
         }
         for ((reply, held), moved) in entry.replies.unwrap().into_iter().zip(entry.held).zip(entry.moves) {
-            if let Some(id) = held.filter(|_| reply != Reply::Cancelled) {
-                self.ledger.release(self.group, entry.term, id);
+            match held {
+                // Whoever still waits for it, beside the proposer, gets to it at any time.
+                Some(id) if entry.timed_out => self.late_ends.push((entry.term, id)),
+                Some(id) if reply != Reply::Cancelled => self.ledger.release(self.group, entry.term, id),
+                _ => {}
             }
             if let Some(id) = moved.filter(|_| reply == Reply::Stale && !entry.timed_out) {
                 self.stale.push((entry.term, id));
@@ -623,7 +643,7 @@ impl World {
         let CursorRow { occurrence, attempt, .. } = *at;
         let Some(seq) = self.ledger.begin(self.group, self.term, id, occurrence, attempt) else {
             self.met.void_begins += 1;
-            return;
+            return self.ledger.put_back(self.group, self.term, id).unwrap();
         };
         let failed = Outcome::Failed(Failure::new(FailureClass::CircuitOpen, "down"));
         let settle = Settle { id, occurrence, attempt, outcome: failed, dispatched_ms: 0 };
@@ -786,16 +806,15 @@ impl World {
         let mut stored = true;
         for entry in std::mem::take(&mut self.entries) {
             stored = stored && (entry.replies.is_some() || self.rng.random_bool(0.5));
-            // What was stored without a reply stays held back.
-            let ended = |n: usize| match &entry.replies {
-                Some(replies) => replies[n] != Reply::Cancelled,
-                None => !stored && !entry.timed_out,
+            let replies = match entry.replies {
+                Some(replies) => replies,
+                None if stored => self.apply_batch(&entry.batch, false),
+                // Nobody can tell what became of it, so nobody ends what it held back.
+                None => continue,
             };
-            let ends = entry.held.iter().enumerate().filter(|(n, _)| node_lives && ended(*n));
-            self.late_ends.extend(ends.filter_map(|(_, held)| held.map(|id| (entry.term, id))));
-            if entry.replies.is_none() && stored {
-                self.apply_batch(&entry.batch, false);
-            }
+            let ends =
+                entry.held.into_iter().zip(replies).filter(|(_, reply)| node_lives && *reply != Reply::Cancelled);
+            self.late_ends.extend(ends.filter_map(|(held, _)| held.map(|id| (entry.term, id))));
         }
     }
 
@@ -836,9 +855,6 @@ impl World {
         if self.dues.is_none() {
             self.lead();
         }
-        while !self.late_ends.is_empty() {
-            self.end_late();
-        }
         for id in self.tasks.keys().copied().collect::<Vec<_>>() {
             self.asks.push(Ask::Pause(id, false));
         }
@@ -862,6 +878,9 @@ impl World {
                 }
                 while !self.stale.is_empty() {
                     self.give_back_one();
+                }
+                while !self.late_ends.is_empty() {
+                    self.end_late();
                 }
             }
             self.clock.advance(Duration::from_millis(100));
@@ -913,14 +932,16 @@ impl Met {
             moved,
             timed_out,
             unknown,
-            late_ends
+            late_ends,
+            refused
         );
     }
 
     fn least(&self) -> u64 {
         let Self { cancelled, cancel_too_late, cancel_not_found, edited, edit_too_late, conflicts, .. } = *self;
         let Self { paused, paused_maybe_out, resumed, again, waits, turns_in_line, downs, put_back, .. } = *self;
-        let Self { void_begins, new_terms, same_terms, kills, moved, timed_out, unknown, late_ends, .. } = *self;
+        let Self { void_begins, new_terms, same_terms, kills, moved, timed_out, unknown, late_ends, refused, .. } =
+            *self;
         let all = [
             cancelled,
             cancel_too_late,
@@ -944,6 +965,7 @@ impl Met {
             timed_out,
             unknown,
             late_ends,
+            refused,
         ];
         all.into_iter().min().unwrap()
     }
