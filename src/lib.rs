@@ -21,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod blocking;
 pub mod callback;
 pub mod client;

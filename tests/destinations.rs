@@ -167,9 +167,7 @@ async fn a_receiver_that_comes_back_is_served() {
     let _alone = ALONE.lock().await;
     let node = NodeProcess::start(&[]);
     let client = admin(&node).await;
-    let place = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = place.local_addr().unwrap().to_string();
-    drop(place);
+    let address = common::node::free_address();
     let callback = Callback::new(Protocol::Tcp, &address).unwrap();
     let mut registration = task(&callback, 0);
     registration.settings.retry.as_mut().unwrap().attempts_max = 200;

@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use boomerang::address::OwnAddress;
 use boomerang::raft::dial::{Dial, Wire};
 use boomerang::raft::groups::Parts;
 use boomerang::raft::network::ReplicaClient;
@@ -714,7 +715,8 @@ async fn a_connection_that_was_given_up_long_ago_fails_nobody() {
 
 /// Those of one moment share a message, and each gets its own answer; one that is not answered is not waited for longer
 /// than until the next.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// On one thread, so that all twenty are of one moment.
+#[tokio::test]
 async fn heartbeats_of_one_moment_share_a_message() {
     bounded(async {
         let silent = Silent::default();
@@ -854,7 +856,7 @@ async fn nobody_speaks_to_oneself_or_to_nowhere() {
 /// thousands of times a second.
 #[tokio::test]
 async fn a_failure_waits_for_the_request_it_is_about() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let nobody = OwnAddress::take().unwrap();
     let network = PeerNetwork::new(CLUSTER, 1);
     network.set(2, &nobody.to_string());
     let mut client = network.for_group(GROUP).new_client(2, &Member { node_id: 2 }).await;

@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -110,6 +111,22 @@ async fn on_loopback_processes_are_broken_and_networks_are_not() {
     });
     assert_eq!(notes, [("partition", Stage::Note), ("kill", Stage::Begin), ("kill", Stage::End)]);
     cluster.stop().await;
+}
+
+/// Node 1 of these waits for ever, and node 2 ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_ends_at_the_start_is_named_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = folder.path().join("boomerang");
+    let script =
+        "#!/bin/sh\ncase \"$*\" in *'--node-id 2 '*) echo 'no such luck' >&2; exit 3;; esac\nexec sleep 1000\n";
+    std::fs::write(&server, script).unwrap();
+    std::fs::set_permissions(&server, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = ClusterSettings { nodes: 3, loopback: true, ..ClusterSettings::new(folder.path()) };
+    let starting =
+        timeout(WITHIN, Cluster::start(settings, recorder())).await.expect("sooner than it waits for node 1");
+    let error = starting.err().expect("it cannot start").to_string();
+    assert_eq!(error, "node 2 ended before it was ready (exit status: 3); its log ends with: no such luck");
 }
 
 const TASKS: usize = 300;

@@ -1,7 +1,8 @@
 //! A node that a test plays by hand: a real loopback socket, and the test decides what is answered, and when.
 //!
-//! Only for tests, of this room and of `tool`. Nothing here waits for time; a test awaits the request it expects.
+//! Only for tests, of this room, `tool` and `callback`. Nothing here waits for time; a test awaits the request it expects.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::codec::Decoder;
 
 use super::{Client, Credentials, Options};
+use crate::address::OwnAddress;
 use crate::task::{DeadLetterId, ShardId, TaskId};
 use crate::wire::proto::{self, BoomerangEnvelope, Status, boomerang_envelope::Payload};
 use crate::wire::{FRAME_BYTES_MAX, decode_envelope, encode_frame, frame_codec};
@@ -393,7 +395,7 @@ pub(crate) fn callback_request(random: u64) -> proto::CallbackRequest {
     }
 }
 
-/// An address where nobody listens.
-pub(crate) async fn dead_address() -> String {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
+/// An address where nobody listens, nor is it given to anybody while the tests run; the test that has it may listen there.
+pub(crate) fn dead_address() -> SocketAddr {
+    OwnAddress::take().unwrap().keep()
 }

@@ -374,11 +374,11 @@ mod tests {
     async fn a_dead_address_is_passed_over() {
         let fake = Fake::start().await;
         let mut options = fake.options();
-        options.addresses.insert(0, fake::dead_address().await);
+        options.addresses.insert(0, fake::dead_address().to_string());
         let (client, _peer) = fake.connect(options).await;
         drop(client);
 
-        let dead = Options { addresses: vec![fake::dead_address().await], ..fake.options() };
+        let dead = Options { addresses: vec![fake::dead_address().to_string()], ..fake.options() };
         let error = Client::connect(dead).await.unwrap_err();
         assert!(matches!(error, ClientError::Connect { .. }), "{error}");
     }

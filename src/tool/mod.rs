@@ -289,7 +289,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_node_is_explained() {
-        let address = crate::client::fake::dead_address().await;
+        let address = crate::client::fake::dead_address().to_string();
         let (printed, result) = boomtool(&format!("task list --addr {address}")).await;
         let error = result.unwrap_err();
         let text = chain(&error);

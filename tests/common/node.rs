@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use boomerang::address::OwnAddress;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -312,24 +312,9 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-/// An address of this machine that only this process gives out: everybody else is on 127.0.0.1, as a client too.
-pub fn own_ip() -> Ipv4Addr {
-    const FIRST: u32 = u32::from_be_bytes([127, 64, 0, 0]);
-    const PROCESS_IDS: u32 = 1 << 22;
-    Ipv4Addr::from(FIRST | (std::process::id() % PROCESS_IDS))
-}
-
-/// An address nobody listens on, and nobody else will before whoever it is given to.
+/// An address nobody listens on, and nobody else is given; whoever it is for may listen there.
 pub fn free_address() -> String {
-    /// Below those that the system gives out.
-    static NEXT_PORT: AtomicU16 = AtomicU16::new(10_000);
-    loop {
-        let address = SocketAddr::from((own_ip(), NEXT_PORT.fetch_add(1, Ordering::Relaxed)));
-        // Somebody may listen on this port of all addresses.
-        if TcpListener::bind(address).is_ok() {
-            return address.to_string();
-        }
-    }
+    OwnAddress::take().unwrap().keep().to_string()
 }
 
 fn owned(flags: &[&str]) -> Vec<String> {

@@ -2,14 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::ground::Ground;
 use super::keeper::Run;
 use super::links::Host;
 use super::process::Process;
-use super::{empty_log, http};
+use super::{ClusterError, empty_log, http, last_line};
 use crate::patience;
 
 const CLIENT_PORT: u16 = 2379;
@@ -23,7 +23,7 @@ pub(super) struct Etcd {
     peer: String,
     data: PathBuf,
     log: PathBuf,
-    process: Mutex<Option<Process>>,
+    process: Mutex<Option<Arc<Process>>>,
 }
 
 impl Etcd {
@@ -55,7 +55,7 @@ impl Etcd {
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("jepsen={peer}")]);
-        *process = Some(Process::start(&mut command, &self.log)?);
+        *process = Some(Arc::new(Process::start(&mut command, &self.log)?));
         Ok(())
     }
 
@@ -66,12 +66,38 @@ impl Etcd {
         }
     }
 
-    /// Whether it answers in time.
-    pub async fn ready(&self, within: Duration) -> bool {
+    /// Until it answers.
+    pub async fn wait_until_ready(&self, within: Duration) -> Result<(), ClusterError> {
+        let process = self.process.lock().expect("no panic under this lock").clone();
         let healthy = || async {
             let page = http::get(&self.client, "/health", LOOK_WITHIN).await;
             page.filter(|page| page.contains("true")).map(drop).ok_or(())
         };
-        patience::insist(within, LOOK_EVERY, healthy).await.is_ok()
+        let ended = async { process?.wait(within).await };
+        let (what, last) = (|| "etcd".to_owned(), || last_line(&self.log));
+        tokio::select! {
+            Some(status) = ended => Err(ClusterError::Ended { what: what(), status, last: last() }),
+            ready = patience::insist(within, LOOK_EVERY, healthy) => {
+                ready.map_err(|()| ClusterError::NotReady { what: what(), within, last: last() })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_etcd_that_ends_is_not_waited_for() {
+        let run = Run::begin().unwrap();
+        let (ground, logs) = (Ground::loopback("a test"), run.folder().join("logs"));
+        std::fs::create_dir(&logs).unwrap();
+        std::fs::write(run.folder().join("etcd"), "no room for data").unwrap();
+        let etcd = Etcd::new(&ground, &run, 2, &logs).unwrap();
+        etcd.start(&ground, &run).unwrap();
+        let ready = etcd.wait_until_ready(Duration::from_secs(3600));
+        let error = tokio::time::timeout(Duration::from_secs(60), ready).await.expect("it has ended").unwrap_err();
+        assert!(matches!(error, ClusterError::Ended { .. }), "{error}");
     }
 }

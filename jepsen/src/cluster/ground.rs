@@ -2,12 +2,14 @@
 //! permitted, this machine's loopback and its own disk.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
+use boomerang::address::OwnAddress;
 use tappers::{Interface, Tun};
 
 use super::keeper::{Mark, Run, hold};
@@ -28,8 +30,7 @@ const CUT: &str = "image.cut";
 /// Where the machines are.
 pub enum Ground {
     Namespaces(Namespaces),
-    /// Why not in namespaces.
-    Loopback(String),
+    Loopback(Loopback),
 }
 
 pub struct Namespaces {
@@ -44,13 +45,25 @@ pub struct Namespaces {
     pub no_disks: Option<String>,
 }
 
+pub struct Loopback {
+    /// Why not in namespaces.
+    pub why: String,
+    /// What machines listen on, so that nobody else takes it.
+    addresses: Mutex<Vec<OwnAddress>>,
+}
+
 impl Ground {
     /// Namespaces for the machines of `nodes` nodes, one for etcd, and this process beside them.
     pub fn lay(run: &Run, nodes: usize, seed: u64) -> Self {
         match Namespaces::make(run, nodes, seed) {
             Ok(namespaces) => Ground::Namespaces(namespaces),
-            Err(error) => Ground::Loopback(error.to_string()),
+            Err(error) => Self::loopback(error.to_string()),
         }
+    }
+
+    /// No namespaces, and why.
+    pub fn loopback(why: impl Into<String>) -> Self {
+        Ground::Loopback(Loopback { why: why.into(), addresses: Mutex::default() })
     }
 
     pub fn wire(&self) -> Option<&Wire> {
@@ -60,7 +73,7 @@ impl Ground {
         }
     }
 
-    /// Where clients and receivers are.
+    /// Where receivers are.
     pub fn receiver_host(&self) -> IpAddr {
         match self {
             Ground::Namespaces(namespaces) => namespaces.address(namespaces.nodes + 2).into(),
@@ -68,11 +81,16 @@ impl Ground {
         }
     }
 
-    /// An address of a machine for something that listens; the same for as long as the run lasts.
+    /// An address of a machine for something that listens there for as long as the run lasts.
     pub fn listen(&self, host: Host, port: u16) -> io::Result<String> {
         match self {
             Ground::Namespaces(namespaces) => Ok(format!("{}:{port}", namespaces.address(host))),
-            Ground::Loopback(_) => Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string()),
+            Ground::Loopback(loopback) => {
+                let own = OwnAddress::take()?;
+                let address = own.to_string();
+                loopback.addresses.lock().expect("no panic under this lock").push(own);
+                Ok(address)
+            }
         }
     }
 

@@ -33,12 +33,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::history::Recorder;
 use etcd::Etcd;
-use ground::Ground;
+use ground::{Ground, Loopback};
 use keeper::Run;
 use links::Host;
 use machine::{Addresses, Machine};
@@ -89,11 +90,11 @@ struct Inner {
     next_node: AtomicU64,
     stop: CancellationToken,
     logs: PathBuf,
-    // Processes go before what they stand on.
+    // Processes go before what they stand on, also those that only the run knows of.
     machines: Vec<Machine>,
     etcd: Etcd,
-    ground: Ground,
     run: Mutex<Run>,
+    ground: Ground,
 }
 
 impl Cluster {
@@ -101,12 +102,12 @@ impl Cluster {
     pub async fn start(settings: ClusterSettings, recorder: Recorder) -> Result<Self, ClusterError> {
         let run = Run::begin().map_err(ClusterError::io("begin a run"))?;
         let ground = if settings.loopback {
-            Ground::Loopback("the settings say so".into())
+            Ground::loopback("the settings say so")
         } else {
             Ground::lay(&run, settings.nodes, settings.seed)
         };
         match &ground {
-            Ground::Loopback(why) => {
+            Ground::Loopback(Loopback { why, .. }) => {
                 tracing::warn!(why, "no namespaces: everything is on loopback, and no network and no disk is broken")
             }
             Ground::Namespaces(namespaces) => {
@@ -137,9 +138,8 @@ impl Cluster {
         for host in self.places() {
             self.start_node(host).await?;
         }
-        for host in self.places() {
-            self.wait_until_ready(host, START_WITHIN).await?;
-        }
+        // All at once: the first waits for the others, and it is one of them that may have ended.
+        try_join_all(self.places().map(|host| self.wait_until_ready(host, START_WITHIN))).await?;
         self.wait_until_whole(START_WITHIN).await
     }
 
@@ -265,11 +265,7 @@ impl Cluster {
         let etcd = &self.inner.etcd;
         let started = self.with_run(|run| etcd.start(&self.inner.ground, run));
         started.map_err(ClusterError::io("start etcd, which scripts/setup.sh installs"))?;
-        if etcd.ready(START_WITHIN).await {
-            return Ok(());
-        }
-        let last = last_line(&self.inner.logs.join("etcd.log"));
-        Err(ClusterError::NotReady { what: "etcd".into(), within: START_WITHIN, last })
+        etcd.wait_until_ready(START_WITHIN).await
     }
 
     pub async fn kill_etcd(&self) {
@@ -337,7 +333,7 @@ mod tests {
         let logs = run.folder().join("logs");
         std::fs::create_dir(&logs).unwrap();
         std::fs::write(logs.join("machine-1.log"), "thread 'a' panicked at b.rs:1:2:\ntoo bad\n").unwrap();
-        let machine = machine(&Ground::Loopback("a test".into()), &run, 1, &logs).unwrap();
+        let machine = machine(&Ground::loopback("a test"), &run, 1, &logs).unwrap();
         assert_eq!(machine.panics(), Vec::<String>::new());
     }
 }

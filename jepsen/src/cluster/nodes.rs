@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use boomerang::sabotage;
 use futures::future::try_join_all;
+use tokio::time::Instant;
 
 use super::ground::Ground;
 use super::links::Host;
@@ -71,15 +72,18 @@ impl Cluster {
     /// Until the node of a machine has said that it is ready.
     pub async fn wait_until_ready(&self, host: Host, within: Duration) -> Result<(), ClusterError> {
         let machine = self.machine(host)?;
-        let line = match machine.process() {
-            Some(process) => process.first_line(within).await,
-            None => None,
-        };
-        if line.is_some_and(|line| line.starts_with('{')) {
+        let until = Instant::now() + within;
+        let what = format!("node {}", machine.node());
+        let not_ready = |what| ClusterError::NotReady { what, within, last: last_line(&machine.log) };
+        let Some(process) = machine.process() else { return Err(not_ready(what)) };
+        if process.first_line(within).await.is_some_and(|line| line.starts_with('{')) {
             return Ok(());
         }
-        let what = format!("node {}", machine.node());
-        Err(ClusterError::NotReady { what, within, last: last_line(&machine.log) })
+        // If it has said nothing because it ends, that is another thing than being late.
+        match process.wait(until.saturating_duration_since(Instant::now())).await {
+            Some(status) => Err(ClusterError::Ended { what, status, last: last_line(&machine.log) }),
+            None => Err(not_ready(what)),
+        }
     }
 
     /// As if the power of the process had been cut; what it wrote stays.

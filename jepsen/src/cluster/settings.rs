@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use boomerang::sabotage::Fault;
@@ -63,6 +64,8 @@ pub enum ClusterError {
     Io { what: String, source: io::Error },
     #[error("{what} was not ready within {within:?}; its log ends with: {last}")]
     NotReady { what: String, within: Duration, last: String },
+    #[error("{what} ended before it was ready ({status}); its log ends with: {last}")]
+    Ended { what: String, status: ExitStatus, last: String },
     #[error("not every shard was whole within {within:?}: {left}")]
     NotWhole { within: Duration, left: String },
     #[error("not every replica said within {within:?} what its state is: {left}")]

@@ -88,7 +88,7 @@ async fn answers_and_statuses_have_their_class() {
 #[tokio::test]
 async fn what_is_in_the_way_has_its_class_and_a_receiver_that_comes_back_is_found() {
     let callbacks = Callbacks::new(impatient());
-    let address = nobody().await;
+    let address = dead_address();
     let to = grpc(&address.to_string());
     for _ in 0..2 {
         assert_failed(once(&callbacks, &to).await, FailureClass::Refused, &[&address.to_string(), "refused"]);

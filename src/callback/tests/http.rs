@@ -287,7 +287,7 @@ async fn a_redirect_is_followed_only_when_that_is_wanted() {
 #[tokio::test]
 async fn what_is_in_the_way_has_its_class() {
     let callbacks = Callbacks::new(impatient());
-    let address = nobody().await;
+    let address = dead_address();
     let ended = once(&callbacks, &hook(address, "/x")).await;
     assert_failed(ended, FailureClass::Refused, &[&format!("http://{address}/x: cannot connect"), "refused"]);
     let ended = once(&callbacks, &callback("http://no-such-host.invalid/x")).await;

@@ -290,10 +290,10 @@ async fn a_line_whose_permits_are_all_dropped_at_once_is_no_deep_recursion() {
 
 #[tokio::test]
 async fn a_destination_that_is_down_costs_one_connection_per_cool_down_and_comes_back() {
-    let settings = CallbackSettings { cool_down_min: 20 * MS, cool_down_max: 40 * MS, ..settings() };
+    let settings = CallbackSettings { cool_down_min: 200 * MS, cool_down_max: 400 * MS, ..settings() };
     let callbacks = Callbacks::new(settings);
     let mut told = listen(&callbacks);
-    let address = nobody().await;
+    let address = dead_address();
     let to = callback(&format!("tcp://{address}"));
     for _ in 0..5 {
         assert_failed(once(&callbacks, &to).await, FailureClass::Refused, &[]);

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::client::fake::dead_address;
 use crate::task::{CallbackOptions, Fence, Policy, Retry, ShardId};
 
 /// Longer than anything takes that works.
@@ -80,11 +81,6 @@ fn assert_failed(ended: Result<(), Failure>, class: FailureClass, says: &[&str])
         assert!(failure.text.contains(part), "'{part}' is not in: {}", failure.text);
     }
     failure
-}
-
-/// An address where nobody listens. It is kept from others only by chance, as the system gives out ports in turn.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 /// Accepts and never says a word.

@@ -88,7 +88,7 @@ async fn every_end_has_its_class() {
         let to = receiver(move |_| does).await;
         assert_failed(once(&callbacks, &to).await, class, &[&place(&to), says]);
     }
-    let to = callback(&format!("tcp://{}", nobody().await));
+    let to = callback(&format!("tcp://{}", dead_address()));
     assert_failed(once(&callbacks, &to).await, FailureClass::Refused, &[&place(&to), "cannot connect", "refused"]);
     let to = callback("tcp://no-such-host.invalid:9");
     assert_failed(

@@ -1,15 +1,17 @@
 //! A cluster of real processes on this machine, for as long as a bench runs.
 //!
-//! The nodes have a fixed list of peers, free ports that stay the same over restarts, and folders that go with the
-//! bench. Each process ends by its own handle: whoever panics leaves none behind.
+//! The nodes have a fixed list of peers, ports that stay theirs over restarts, and folders that go with the bench. Each
+//! process ends by its own handle: whoever panics leaves none behind.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use futures::future::try_join_all;
+
 use super::super::ToolError;
+use crate::address::OwnAddress;
 
 /// Whoever can read the folder can read this as well.
 pub(super) const PASSWORD: &str = "bench-failover";
@@ -32,9 +34,9 @@ pub(super) struct LocalCluster {
 }
 
 struct LocalNode {
-    tcp: String,
-    http: String,
-    peer: String,
+    tcp: OwnAddress,
+    http: OwnAddress,
+    peer: OwnAddress,
     process: Option<Child>,
 }
 
@@ -45,20 +47,19 @@ impl LocalCluster {
         std::fs::create_dir_all(&folder).map_err(|error| failed("make a folder for", &folder, &error))?;
         let mut nodes = Vec::new();
         for _ in 0..settings.nodes {
-            let free = || free_address().map_err(|error| failed("find a free port for", &folder, &error));
-            nodes.push(LocalNode { tcp: free()?, http: free()?, peer: free()?, process: None });
+            let own = || OwnAddress::take().map_err(|error| failed("find a free port for", &folder, &error));
+            nodes.push(LocalNode { tcp: own()?, http: own()?, peer: own()?, process: None });
         }
         let mut cluster = Self { settings, folder, nodes };
         // All before the first is waited for: none of them is ready alone.
         let lines: Vec<_> = (0..cluster.nodes.len()).map(|node| cluster.spawn(node)).collect::<Result<_, _>>()?;
-        for (node, line) in lines.into_iter().enumerate() {
-            cluster.ready(node, line).await?;
-        }
+        // All at once: the first waits for the others, and it is one of them that may have ended.
+        try_join_all(lines.into_iter().enumerate().map(|(node, line)| cluster.ready(node, line))).await?;
         Ok(cluster)
     }
 
     pub fn addresses(&self) -> Vec<String> {
-        self.nodes.iter().map(|node| node.tcp.clone()).collect()
+        self.nodes.iter().map(|node| node.tcp.to_string()).collect()
     }
 
     /// As if its power had been cut.
@@ -86,7 +87,8 @@ impl LocalCluster {
         let log = log.map_err(|error| failed("write the log of", &folder, &error))?;
         let mut command = Command::new(binary);
         command.arg("serve").arg("--node-id").arg(number.to_string()).arg("--data-dir").arg(&folder);
-        command.args(["--tcp-addr", tcp, "--http-addr", http, "--peer-addr", peer, "--peers", &peers.join(",")]);
+        command.args(["--tcp-addr", &tcp.to_string(), "--http-addr", &http.to_string()]);
+        command.args(["--peer-addr", &peer.to_string(), "--peers", &peers.join(",")]);
         command.args(["--shards", &self.settings.shards.to_string(), "--admin-password", PASSWORD]);
         command.args(&self.settings.flags);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
@@ -120,9 +122,4 @@ impl Drop for LocalCluster {
 
 fn failed(verb: &str, path: &Path, error: &io::Error) -> ToolError {
     ToolError::Undone(format!("cannot {verb} {}: {error}", path.display()))
-}
-
-/// An address nobody listens on now.
-fn free_address() -> io::Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
