@@ -268,7 +268,7 @@ mod tests {
         // Half as fast again: what is gained shows. When the drift is over the wall clock is right, and is followed slowly.
         std::fs::write(&file, "0 500000\n").unwrap();
         let drifting = SystemClock::skewed_by(&file);
-        let until = boot_us() + SECOND / 50;
+        let until = boot_us() + SECOND / 25;
         while boot_us() < until {
             std::hint::spin_loop();
         }

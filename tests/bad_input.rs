@@ -227,7 +227,7 @@ fn answers_and_callbacks_are_not_requests() {
 
 #[test]
 fn a_session_must_be_known_and_alive() {
-    let mut world = World::new(&["--session-timeout", "300ms"]);
+    let mut world = World::new(&["--session-timeout", "3s"]);
     let task_id = world.early.0.clone();
     for (session_id, status, why) in [
         ("", UNAUTHORIZED, "authenticate"),

@@ -19,7 +19,7 @@ use boomerang::wire::proto::occurrence::Outcome;
 use boomerang::wire::proto::{Status, TaskState};
 use bytes::Bytes;
 use common::node::{ADMIN_PASSWORD, NodeProcess};
-use common::{PATIENCE, now_ms, until};
+use common::{LATENESS_MAX_MS, PATIENCE, now_ms, until};
 use tokio::sync::mpsc;
 
 fn options(node: &NodeProcess, client: &str, password: &str) -> Options {
@@ -356,7 +356,10 @@ async fn a_recurring_task_does_not_drift_waits_for_itself_and_ends() {
     let occurrences = |id| seen[&id].iter().map(|received| received.occurrence).collect::<Vec<_>>();
     let times = |id| seen[&id].iter().map(|received| received.arrived_at).collect::<Vec<_>>();
     assert_eq!(seen.len(), all.len());
-    assert_eq!(occurrences(overlapping.task_id), [0, 1, 2, 3, 4, 5], "every one, though each takes 500 ms");
+    // Two that left a moment apart may come in any order.
+    let mut each = occurrences(overlapping.task_id);
+    each.sort_unstable();
+    assert_eq!(each, [0, 1, 2, 3, 4, 5], "every one, though each takes 500 ms");
     let gaps = |id| times(id).windows(2).map(|pair| pair[1].duration_since(pair[0]).unwrap()).collect::<Vec<_>>();
     assert!(gaps(overlapping.task_id).iter().any(|gap| *gap < Duration::from_millis(400)), "they overlap");
     assert!(gaps(slow_one.task_id).iter().all(|gap| *gap >= Duration::from_millis(490)), "it waits for itself");
@@ -377,15 +380,17 @@ async fn a_task_that_recurs_faster_than_a_disk_writes_is_delivered() {
     let client = admin(&node).await;
     let (_receiver, callback, mut deliveries) = receiver(|_| Reply::Accept.into()).await;
     for missed in [Missed::Once, Missed::Skip, Missed::All { max: 1 }] {
-        let recurrence = Some(Recurrence { missed, count: Some(500), ..Recurrence::every(1) });
+        let recurrence = Some(Recurrence { missed, ..Recurrence::every(1) });
         let registered = client.register(Registration { recurrence, ..task(callback.clone(), tries(1, 0), 100) });
         let id = registered.await.unwrap().task_id;
-        until("it ends", async || client.get(id).await.unwrap().is_none().then_some(())).await;
         let mut came = 0;
-        while deliveries.try_recv().is_ok_and(|received| received.task_id == id) {
-            came += 1;
+        while came < 100 {
+            let received = tokio::time::timeout(PATIENCE, deliveries.recv()).await;
+            let received = received.unwrap_or_else(|_| panic!("{missed:?}: after {came}")).unwrap();
+            came += usize::from(received.task_id == id);
         }
-        assert!(came > 10, "{missed:?}: {came}");
+        client.cancel(id).await.unwrap();
+        until("it is gone", async || client.get(id).await.unwrap().is_none().then_some(())).await;
     }
 }
 
@@ -415,14 +420,23 @@ async fn what_a_node_slept_through_is_skipped_merged_or_run() {
         seen.entry(received.task_id).or_default().push(received.occurrence);
     }
     let first = |n: usize| (seen[&tasks[n].task_id][0], back_at[&tasks[n].task_id]);
-    assert!(first(0).0 >= 9 && first(0).1 < 150, "skipped: goes on with the next one, on time: {:?}", first(0));
-    assert!(first(1).0 >= 9 && first(1).1 < 250, "as one: the latest that was missed, at once: {:?}", first(1));
+    assert!(first(0).0 >= 9 && first(1).0 >= 9, "{:?} {:?}", first(0), first(1));
     assert!(first(2).0 >= 6, "at most four of them: {:?}", first(2));
+    let on_time = |n: usize| first(n).1 < i64::try_from(LATENESS_MAX_MS).unwrap();
+    assert!(on_time(0) && on_time(1), "{:?} {:?}", first(0), first(1));
     let all = &seen[&tasks[2].task_id];
     assert!(all.windows(2).all(|pair| pair[1] == pair[0] + 1), "one after the other: {all:?}");
-    for task in &tasks {
+    for (n, task) in tasks.iter().enumerate() {
         client.cancel(task.task_id).await.unwrap();
         let ended = past(&client, task.task_id).await;
+        // When the node gave up those before the first that came.
+        let gave_up = ended.iter().find(|past| past.occurrence + past.count == first(n).0).map(|past| past.ended_ms);
+        let came_due = task.due_ms + first(n).0 * 200;
+        match n {
+            0 => assert!(gave_up.is_some_and(|at| at < came_due && came_due <= at + 200), "the next one: {ended:?}"),
+            1 => assert!(gave_up.is_some_and(|at| came_due <= at && at < came_due + 200), "the latest: {ended:?}"),
+            _ => {}
+        }
         let mut covered: Vec<(u64, u64)> = ended.iter().map(|past| (past.occurrence, past.count)).collect();
         covered.sort_unstable();
         let mut expected = 0;

@@ -13,7 +13,7 @@ use super::node::{ADMIN_PASSWORD, Ended, NodeProcess, free_address};
 pub const SHARDS: u16 = 6;
 /// Replicas that were away catch up, leaders come back to where they belong.
 const SETTLED_WITHIN: Duration = Duration::from_secs(60);
-const LOAD_ENDS_WITHIN: Duration = Duration::from_secs(120);
+const LOAD_ENDS_WITHIN: Duration = Duration::from_secs(200);
 
 pub struct Cluster {
     pub nodes: Vec<NodeProcess>,
@@ -75,7 +75,7 @@ impl Cluster {
 
     /// `boomtool bench fire` with these arguments, beside the test.
     pub fn load(&self, args: &[&str]) -> Load {
-        let fire = ["bench", "fire", "--quiet", "--wait", "40s", "--connections", "2", "--inflight", "64"];
+        let fire = ["bench", "fire", "--quiet", "--wait", "100s", "--connections", "2", "--inflight", "64"];
         let all: Vec<&str> = fire.iter().chain(args).copied().collect();
         Load { child: Some(self.tool(&all).spawn().unwrap()) }
     }

@@ -42,7 +42,19 @@ pub fn eventually_within<T, W: Display>(within: Duration, what: &str, mut look: 
     }
 }
 
-/// The same, for what is asked with `await`.
+/// For what is judged by how long it takes, where others may be at work: what is slow by itself is so each time, and what
+/// was disturbed is not. `look` asserts what holds at any time; its error is what took too long.
+pub fn one_of_three(mut look: impl FnMut() -> Result<(), String>) {
+    let mut slow = Vec::new();
+    while slow.len() < 3 {
+        let Err(why) = look() else { return };
+        eprintln!("slow: {why}");
+        slow.push(why);
+    }
+    panic!("slow each time: {slow:?}");
+}
+
+/// The same as [`eventually`], for what is asked with `await`.
 pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
