@@ -37,6 +37,7 @@ const DISK_RESERVE_MIB: u64 = 64;
 /// Whoever wants to look back further wants it somewhere else.
 const HISTORY_MS_MAX: u64 = 31 * 24 * 3_600_000;
 /// More than any disk has.
+const CACHE_MIB_MAX: usize = 1 << 20;
 const DISK_MIB_MAX: u64 = 1 << 40;
 /// A frame must be able to carry what the protocol needs besides a payload.
 const FRAME_BYTES_MIN: usize = 4 * 1024;
@@ -161,6 +162,10 @@ pub struct Given {
     /// Space kept back, in MiB, for finishing what was accepted when the disk is full [default: 64]
     #[arg(long, value_name = "MIB", env = "BOOMERANG_DISK_RESERVE")]
     pub disk_reserve: Option<u64>,
+    /// Memory, in MiB, for parts of the store that are read again. It is used as far as what is stored needs it: 16, and
+    /// about 6 for each million tasks; with less, indexes and filters are read from the disk again and again [default: 256]
+    #[arg(long, value_name = "MIB", env = "BOOMERANG_CACHE_MAX")]
+    pub cache_max: Option<usize>,
     /// For tests: a file that says how wrong the clocks of this machine are
     #[arg(long, value_name = "FILE", env = "BOOMERANG_TEST_CLOCK", hide = true)]
     pub test_clock: Option<PathBuf>,
@@ -217,6 +222,7 @@ impl Given {
             callback_timeout,
             disk_free_min,
             disk_reserve,
+            cache_max,
             test_clock,
         ))
     }
@@ -273,6 +279,8 @@ pub struct Settings {
     pub callback: CallbackSettings,
     pub disk_free_min_bytes: u64,
     pub disk_reserve_bytes: u64,
+    /// See [`crate::store::Store::fit_cache`].
+    pub cache_bytes_max: usize,
     /// See [`crate::clock::SystemClock::skewed_by`].
     pub test_clock: Option<PathBuf>,
 }
@@ -385,6 +393,10 @@ impl Settings {
             callback,
             disk_free_min_bytes: within("--disk-free-min", disk_free_min, 0, DISK_MIB_MAX)? * MIB,
             disk_reserve_bytes: within("--disk-reserve", disk_reserve, 0, DISK_MIB_MAX)? * MIB,
+            cache_bytes_max: match given.cache_max {
+                None => crate::store::CACHE_BYTES_MAX_DEFAULT,
+                Some(cache) => within("--cache-max", cache, 1, CACHE_MIB_MAX)? * 1024 * 1024,
+            },
             test_clock: given.test_clock,
         };
         for (flag, address) in [

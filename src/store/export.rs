@@ -14,12 +14,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use rocksdb::{IngestExternalFileOptions, Options, ReadOptions, SstFileWriter};
+use rocksdb::{Cache, IngestExternalFileOptions, Options, SstFileWriter};
 use tokio::sync::{mpsc, oneshot};
 
 use super::keys::Key;
 use super::rows::Applied;
-use super::{Backend, Rocks, Row, Store, StoreError, codec};
+use super::{Backend, Rocks, Row, Store, StoreError, codec, scan_options, state_options};
 use crate::task::GroupId;
 
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -81,7 +81,7 @@ fn read_pinned(
         return;
     }
     let (from, until) = Key::group_range(group);
-    let mut options = ReadOptions::default();
+    let mut options = scan_options();
     options.set_iterate_upper_bound(until.as_ref());
     // A snapshot is read once; it must not push everything else out of the cache.
     options.fill_cache(false);
@@ -225,7 +225,8 @@ fn finish_files(
 }
 
 fn open_writer(path: &Path) -> Result<SstFileWriter<'static>, StoreError> {
-    static OPTIONS: LazyLock<Options> = LazyLock::new(Options::default);
+    // As the database writes its own: with a filter and an index in parts. A writer reads nothing, so its cache is none.
+    static OPTIONS: LazyLock<Options> = LazyLock::new(|| state_options(&Cache::new_lru_cache(0)));
     let writer = SstFileWriter::create(&OPTIONS);
     writer.open(path).map_err(StoreError::rocks("write", "a snapshot"))?;
     Ok(writer)

@@ -34,8 +34,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType, DBWithThreadMode,
-    FlushOptions, MultiThreaded, Options, ReadOptions, ReadTier, WriteBatch, WriteBufferManager, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType,
+    DBWithThreadMode, FlushOptions, MultiThreaded, Options, ReadOptions, ReadTier, SliceTransform, WriteBatch,
+    WriteBufferManager, WriteOptions,
 };
 
 use crate::sabotage::Fault;
@@ -54,13 +55,25 @@ const WRITE_BUFFERS_BYTES_MAX: usize = 32 * MIB;
 /// A small memtable is flushed often, in short writes that delay an fsync beside them little.
 const WRITE_BUFFER_BYTES: usize = 8 * MIB;
 const WRITE_BUFFERS_PER_FAMILY_MAX: i32 = 4;
-const BLOCK_CACHE_BYTES: usize = 16 * MIB;
+/// Room for rows that are read again. What the open files need for their indexes and filters comes on top; see
+/// [`Store::fit_cache`].
+const DATA_CACHE_BYTES: usize = 16 * MIB;
+/// What the indexes and filters of a file take for each of its rows, measured: 0.4 to 1.3 bytes by the kind of row.
+const INDEX_BYTES_PER_ROW: usize = 2;
+/// A part of an index or a filter: what is read at once when it is not in the cache.
+const INDEX_PART_BYTES: usize = 4 * 1024;
+/// A filter of each memtable, so that a row that is not there costs no walk through it: 84 KB, some 10 bits for each row
+/// of those that are read one by one.
+const MEMTABLE_FILTER_RATIO: f64 = 0.01;
 /// RocksDB asks the disk to begin writing after this much, so that no fsync meets a backlog.
 const BYTES_PER_SYNC: u64 = MIB as u64;
 /// Closed WAL files beyond this force the flush of the memtables that still need them.
 const WAL_BYTES_MAX: u64 = 256 * MIB as u64;
 const OPEN_FILES_MAX: i32 = 512;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
+
+/// See [`Store::fit_cache`]: enough for some hundred million rows.
+pub const CACHE_BYTES_MAX_DEFAULT: usize = 256 * MIB;
 
 /// A storage error is the node's end: whoever meets one stops rather than answers.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +128,8 @@ enum Backend {
 #[derive(Clone)]
 struct Rocks {
     db: Arc<Db>,
+    cache: Cache,
+    cache_bytes_max: usize,
 }
 
 impl Rocks {
@@ -134,7 +149,7 @@ impl Rocks {
         limit: usize,
         what: &'static str,
     ) -> Result<Vec<Row>, StoreError> {
-        let mut options = ReadOptions::default();
+        let mut options = scan_options();
         options.set_iterate_upper_bound(until.as_ref());
         let mut rows = Vec::with_capacity(limit.min(1024));
         let mut iterator = self.db.raw_iterator_cf_opt(family, options);
@@ -155,9 +170,14 @@ pub type Row = (Vec<u8>, Vec<u8>);
 impl Store {
     /// Opens the database in `folder`, which the caller has locked, and makes it if it is not there.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, CACHE_BYTES_MAX_DEFAULT)
+    }
+
+    /// With a cache of blocks that grows with what is stored, up to `cache_bytes_max`.
+    pub fn open_with(path: &Path, cache_bytes_max: usize) -> Result<Self, StoreError> {
         wal::disarm(path)?;
         let buffers = WriteBufferManager::new_write_buffer_manager(WRITE_BUFFERS_BYTES_MAX, false);
-        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+        let cache = Cache::new_lru_cache(DATA_CACHE_BYTES.min(cache_bytes_max));
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -174,14 +194,32 @@ impl Store {
 
         let families = [
             ColumnFamilyDescriptor::new(LOG_FAMILY, family_options(&cache)),
-            ColumnFamilyDescriptor::new(STATE_FAMILY, family_options(&cache)),
+            ColumnFamilyDescriptor::new(STATE_FAMILY, state_options(&cache)),
         ];
         let db =
             Db::open_cf_descriptors(&options, path, families).map_err(StoreError::rocks("open", "the database"))?;
-        let store = Self { backend: Backend::Rocks(Rocks { db: Arc::new(db) }) };
+        let store = Self { backend: Backend::Rocks(Rocks { db: Arc::new(db), cache, cache_bytes_max }) };
+        store.fit_cache();
         // A persisted read skips the memtables only once a write without WAL has completed since the start.
         store.write_state(std::iter::once((Key::node_opened(), Write::Put(Vec::new()))))?;
         Ok(store)
+    }
+
+    /// Makes room in the cache for the indexes and filters of all that is stored, as far as memory is granted: one that
+    /// is not there is read from the disk for every row that is looked for. To be called when files have come or gone.
+    pub fn fit_cache(&self) {
+        let Backend::Rocks(rocks) = &self.backend else { return };
+        let Ok(files) = rocks.db.live_files() else { return };
+        let rows = files.iter().map(|file| usize::try_from(file.num_entries).unwrap_or(usize::MAX));
+        let rows = rows.fold(0, usize::saturating_add);
+        let wanted = DATA_CACHE_BYTES.saturating_add(rows.saturating_mul(INDEX_BYTES_PER_ROW));
+        rocks.cache.clone().set_capacity(wanted.min(rocks.cache_bytes_max));
+    }
+
+    /// Bytes of blocks, indexes and filters that are in memory.
+    pub fn cache_bytes(&self) -> u64 {
+        let Backend::Rocks(rocks) = &self.backend else { return 0 };
+        rocks.cache.get_usage() as u64
     }
 
     /// Stores all of `writes` or, after a crash, none.
@@ -246,7 +284,7 @@ impl Store {
             Backend::Rocks(rocks) => rocks,
             Backend::Memory(memory) => return Ok(memory.scan_state_back(from, until, limit)),
         };
-        let mut options = ReadOptions::default();
+        let mut options = scan_options();
         options.set_iterate_lower_bound(from.as_ref());
         let mut rows = Vec::new();
         let mut iterator = rocks.db.raw_iterator_cf_opt(&rocks.state(), options);
@@ -386,15 +424,47 @@ pub enum LogWrite {
     DeleteRange(Key, Key),
 }
 
-fn family_options(cache: &Cache) -> Options {
+/// For iterators: they go over all rows of a range, also those that a filter knows of.
+fn scan_options() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_total_order_seek(true);
+    options
+}
+
+fn table_options(cache: &Cache) -> BlockBasedOptions {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
-    table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
-    // Otherwise index and filter blocks of every open file would add to the memory without a bound.
+    // Otherwise index and filter blocks of every open file would add to the memory without a bound. In parts, because a
+    // whole one may be larger than a shard of the cache, and could never stay.
     table.set_cache_index_and_filter_blocks(true);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_metadata_block_size(INDEX_PART_BYTES);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_pin_top_level_index_and_filter(true);
+    table
+}
+
+/// Entries of the log are met by scans, and the few other rows are read at a start: no filters.
+fn family_options(cache: &Cache) -> Options {
+    options_with(&table_options(cache))
+}
+
+pub(super) fn state_options(cache: &Cache) -> Options {
+    let mut table = table_options(cache);
+    table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
+    table.set_partition_filters(true);
+    // By "prefix", which is the whole key of those rows that are read one by one; the others, most of all, are in no
+    // filter.
+    table.set_whole_key_filtering(false);
+    let mut options = options_with(&table);
+    options.set_prefix_extractor(SliceTransform::create("read-alone-1", |key| key, Some(keys::is_read_alone)));
+    options.set_memtable_prefix_bloom_ratio(MEMTABLE_FILTER_RATIO);
+    options
+}
+
+fn options_with(table: &BlockBasedOptions) -> Options {
     let mut options = Options::default();
-    options.set_block_based_table_factory(&table);
+    options.set_block_based_table_factory(table);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
     options.set_max_write_buffer_number(WRITE_BUFFERS_PER_FAMILY_MAX);
     options.set_compression_type(DBCompressionType::Lz4);
