@@ -3,11 +3,16 @@
 //! Clients and keys live in the cluster's own group, of which every node holds a replica, so nobody else is asked. A
 //! replica may be a little behind: before somebody is turned away, the leader is asked (see [`super::forward`]).
 //! A password is hashed with argon2, which is slow and large on purpose: few are checked at a time, on threads that may
-//! block. An API key is 256 random bits; one fast hash protects it.
+//! block. One that was right is remembered, so that it is checked once and not with each connection: after a failover all
+//! clients come at once. An API key is 256 random bits; one fast hash protects it.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
 
 use argon2::password_hash::PasswordHasher;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Argon2, PasswordVerifier};
+use hmac::{Hmac, KeyInit, Mac};
 use rand::Rng;
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
@@ -22,6 +27,8 @@ use crate::wire::proto::AuthHandshake;
 /// Each takes about 20 MiB and some 20 ms of a core.
 const PASSWORDS_AT_A_TIME: usize = 2;
 pub const PASSWORD_BYTES_MAX: usize = 1024;
+/// Passwords remembered as right.
+const RIGHT_MAX: usize = 16 * 1024;
 /// How an API key begins, so that one can be found where it should not be.
 const KEY_PREFIX: &str = "bmr";
 const KEY_ID_BYTES: usize = 8;
@@ -64,8 +71,43 @@ impl Identity {
 pub struct Auth {
     store: Store,
     room: Semaphore,
+    right: Right,
     /// `boomerang dev`: every name is welcome, as administrator.
     open: bool,
+}
+
+/// Passwords that were right, each as a keyed hash of itself and of the hash it was checked against: with another
+/// password, or another stored hash, it is not found. The key is this process's own and is written nowhere.
+struct Right {
+    key: [u8; 32],
+    marks: Mutex<HashSet<[u8; 32]>>,
+}
+
+impl Right {
+    fn new() -> Self {
+        let mut key = [0; 32];
+        rand::rng().fill_bytes(&mut key);
+        Self { key, marks: Mutex::default() }
+    }
+
+    fn mark(&self, password: &str, hash: &str) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("a key of any length will do");
+        // No hash holds a zero byte, so the two cannot be mistaken for other two.
+        [hash.as_bytes(), &[0], password.as_bytes()].iter().for_each(|part| mac.update(part));
+        mac.finalize().into_bytes().into()
+    }
+
+    fn holds(&self, mark: &[u8; 32]) -> bool {
+        self.marks.lock().expect("no panic under this lock").contains(mark)
+    }
+
+    fn add(&self, mark: [u8; 32]) {
+        let mut marks = self.marks.lock().expect("no panic under this lock");
+        if marks.len() >= RIGHT_MAX {
+            marks.clear();
+        }
+        marks.insert(mark);
+    }
 }
 
 /// An API key as it is handed out, once.
@@ -77,7 +119,7 @@ pub struct NewKey {
 
 impl Auth {
     pub fn new(store: Store, open: bool) -> Self {
-        Self { store, room: Semaphore::new(PASSWORDS_AT_A_TIME), open }
+        Self { store, room: Semaphore::new(PASSWORDS_AT_A_TIME), right: Right::new(), open }
     }
 
     /// Whoever shakes hands so, as far as this node knows.
@@ -103,13 +145,22 @@ impl Auth {
         if password.len() > PASSWORD_BYTES_MAX {
             return Err(AuthError::PasswordTooLong(password.len()));
         }
+        let known = row.as_ref().map(|row| self.right.mark(&password, &row.password_hash));
+        if let (Some(row), Some(known)) = (&row, &known)
+            && self.right.holds(known)
+        {
+            return Ok(Identity { client, row: row.clone(), key_id: None });
+        }
         let _room = self.room.acquire().await.expect("the semaphore is never closed");
         // An unknown name takes as long as a wrong password.
         let hash = row.as_ref().map_or_else(|| nobody().to_owned(), |row| row.password_hash.clone());
         let checked = tokio::task::spawn_blocking(move || verify(&password, &hash));
         let right = checked.await.expect("argon2 does not panic");
         match row {
-            Some(row) if right => Ok(Identity { client, row, key_id: None }),
+            Some(row) if right => {
+                self.right.add(known.expect("made from its row"));
+                Ok(Identity { client, row, key_id: None })
+            }
             _ => Err(AuthError::WrongPassword),
         }
     }
@@ -219,6 +270,21 @@ mod tests {
         for wrong in ["", "bmr_", "bmr_x_y", &new.key[1..], &new.key[..new.key.len() - 1]] {
             assert!(parse_key(wrong).is_none(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_password_that_was_right_is_known_with_its_hash_only() {
+        let right = Right::new();
+        let mark = right.mark("boomerang", "hash");
+        assert!(!right.holds(&mark));
+        right.add(mark);
+        assert!(right.holds(&right.mark("boomerang", "hash")));
+        for (password, hash) in [("boomerang ", "hash"), ("boomerang", "hash of another"), ("", "hash")] {
+            assert!(!right.holds(&right.mark(password, hash)), "{password} {hash}");
+        }
+        assert!(!Right::new().holds(&Right::new().mark("boomerang", "hash")), "another process has another key");
+        (0..RIGHT_MAX).for_each(|n| right.add(right.mark(&n.to_string(), "hash")));
+        assert!(right.marks.lock().unwrap().len() <= RIGHT_MAX);
     }
 
     #[test]
