@@ -448,7 +448,7 @@ fn nonsense_in_later_messages_is_refused_by_name() {
         assert_eq!(answer.status(), Status::InvalidRequest, "{task:?}");
         assert!(answer.error_message.starts_with(&format!("{field}:")), "{field}: {}", answer.error_message);
         // In a batch it is refused just the same, and alone.
-        let batch = RegistrationBatch { tasks: vec![task.clone(), task] };
+        let batch = RegistrationBatch { tasks: vec![task.clone(), task], origin: None };
         let Payload::RegistrationBatchResponse(answer) = raw.ask(&session, Payload::RegistrationBatch(batch)) else {
             panic!()
         };

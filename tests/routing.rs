@@ -145,7 +145,7 @@ fn a_batch_goes_to_all_who_lead(trio: &Trio) {
         let dedup_key = if n % 2 == 0 { format!("batch {n}") } else { String::new() };
         proto::Task { dedup_key, ..task(&n.to_string()) }
     });
-    let batch = proto::RegistrationBatch { tasks: tasks.collect() };
+    let batch = proto::RegistrationBatch { tasks: tasks.collect(), origin: None };
     let mut ids: Vec<Vec<String>> = Vec::new();
     for node in 0..3 {
         let answer = trio.extended(node, false).ask(Payload::RegistrationBatch(batch.clone()));

@@ -15,15 +15,15 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rand::Rng;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::connection::{AnswerResult, Connection, Sent};
 use super::error::Verdict;
 use super::link::{Link, Seen};
+use super::senders::{Numbers, Senders};
 use super::{ClientError, Options, session};
 use crate::task::{DeadLetterId, DedupHash, ShardId, TaskId};
 use crate::wire::proto::{self, Detail, Status, boomerang_envelope::Payload};
@@ -36,9 +36,9 @@ const MAP_FRESH_FOR: Duration = Duration::from_millis(25);
 const MAP_OLD_AFTER: Duration = Duration::from_secs(30);
 /// One node among others is not worth a longer wait.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// Longer than any request is tried for.
-const OWN_KEY_TTL_MS: u64 = 10 * 60_000;
-const OWN_KEY_BYTES: usize = 16;
+/// Registrations of so many milliseconds go to one shard of the node they go to, by the clock, so that those of many
+/// clients meet in one log entry. How well the clocks agree decides how many do, and nothing else.
+const TOGETHER_MS: u128 = 10;
 /// Sessions that turn out to be gone, one after the other, before the caller hears of it.
 const SESSIONS_MAX: usize = 3;
 
@@ -125,6 +125,7 @@ pub(super) struct Hub {
     fetching: tokio::sync::Mutex<()>,
     refreshing: AtomicBool,
     turn: AtomicUsize,
+    senders: Arc<Senders>,
 }
 
 impl Hub {
@@ -144,6 +145,7 @@ impl Hub {
             fetching: tokio::sync::Mutex::default(),
             refreshing: AtomicBool::new(false),
             turn: AtomicUsize::new(rand::random_range(0..usize::from(u16::MAX))),
+            senders: Senders::new(),
         })
     }
 
@@ -175,16 +177,40 @@ impl Hub {
         mut payload: Payload,
     ) -> Result<impl Future<Output = AnswerResult> + Send + use<>, ClientError> {
         let deadline = self.home.deadline();
-        let keyed_here = self.options.retry_registrations && give_keys(&mut payload);
+        let mut numbers = None;
+        if let Payload::RegistrationRequest(task) = &mut payload
+            && task.dedup_key.is_empty()
+        {
+            let map = self.map(deadline).await?;
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            numbers = map.leader_in_turn(turn).and_then(|node| self.number(&map, node, 1));
+            task.origin = numbers.as_ref().map(|(origin, _)| origin.clone());
+        }
         let first = self.send(payload, deadline).await?;
         Ok(async move {
             let mut answer = self.follow(first, deadline, None).await;
-            if keyed_here && let Ok(Payload::RegistrationResponse(answer)) = &mut answer {
-                // The key was not the caller's.
+            if numbers.is_some()
+                && let Ok(Payload::RegistrationResponse(answer)) = &mut answer
+            {
+                // It was sent again by us, and not by the caller.
                 answer.duplicate = false;
             }
             answer
         })
+    }
+
+    /// Numbers for registrations that go to `node`, in one of the shards that it leads. `None` when they are not to be sent
+    /// again, or it leads none.
+    fn number(&self, map: &Map, node: &str, count: usize) -> Option<(proto::Origin, Numbers)> {
+        if !self.options.retry_registrations {
+            return None;
+        }
+        let slice = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() / TOGETHER_MS;
+        let led = map.led_at(node);
+        // Multiplied by an odd number without a pattern: whoever registers at regular intervals meets all shards.
+        let slice = (slice as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let shard = *led.get(usize::try_from(slice).expect("32 bits") % led.len().max(1))?;
+        Some(self.senders.open(shard, count))
     }
 
     /// Waits for the answer, and sends the request again as long as that is of use and does no harm. `unknown`: what
@@ -307,10 +333,11 @@ impl Hub {
         let of_task = |id: &str| id.parse().map_or(Wish::Any, |id: TaskId| Wish::Shard(id.shard()));
         let of_letter = |id: &str| id.parse().map_or(Wish::Any, |id: DeadLetterId| Wish::Shard(id.task.shard()));
         let wish = match payload {
-            Payload::RegistrationRequest(task) => self.shard_of_key(task, map).map_or(Wish::AnyLeader, Wish::Shard),
+            Payload::RegistrationRequest(task) => self.shard_of(task, map).map_or(Wish::AnyLeader, Wish::Shard),
             Payload::RegistrationBatch(batch) => {
-                let keyed = batch.tasks.iter().find_map(|task| self.shard_of_key(task, map));
-                keyed.map_or(Wish::AnyLeader, Wish::Shard)
+                let said = batch.origin.as_ref().and_then(shard_of_origin);
+                let keyed = || batch.tasks.iter().find_map(|task| self.shard_of(task, map));
+                said.or_else(keyed).map_or(Wish::AnyLeader, Wish::Shard)
             }
             Payload::CancellationRequest(request) => of_task(&request.task_id),
             Payload::UpdateTaskRequest(request) => of_task(&request.task_id),
@@ -332,9 +359,10 @@ impl Hub {
         }
     }
 
-    fn shard_of_key(&self, task: &proto::Task, map: &Map) -> Option<ShardId> {
+    /// Where a task has to go, if that is not left to the node.
+    fn shard_of(&self, task: &proto::Task, map: &Map) -> Option<ShardId> {
         if task.dedup_key.is_empty() {
-            return None;
+            return task.origin.as_ref().and_then(shard_of_origin);
         }
         let hash = DedupHash::new(self.seen.client_id.get()?, &task.dedup_key).ok()?;
         let shards = u16::try_from(map.shards.len()).ok().filter(|shards| *shards > 0)?;
@@ -425,34 +453,46 @@ impl Hub {
         map.as_mut().is_some_and(|map| Arc::make_mut(map).learn(detail))
     }
 
-    /// Tasks of a batch by the node they go to, as far as is known: each with its place. Those nobody is known to lead
-    /// go together.
-    pub async fn split(
-        self: &Arc<Self>,
-        tasks: Vec<proto::Task>,
-    ) -> Result<Vec<(Vec<usize>, Vec<proto::Task>)>, ClientError> {
+    /// Tasks of a batch by the node they go to, as far as is known. Those nobody is known to lead go together.
+    pub async fn split(self: &Arc<Self>, tasks: Vec<proto::Task>) -> Result<Vec<PartOfBatch>, ClientError> {
         let map = self.map(self.home.deadline()).await?;
-        let mut by_node: BTreeMap<Option<&str>, (Vec<usize>, Vec<proto::Task>)> = BTreeMap::new();
-        // Without keys they stay together, in the shard of one log entry.
-        let together = map.leader_in_turn(self.turn.fetch_add(1, Ordering::Relaxed));
+        let mut parts: BTreeMap<Option<&str>, PartOfBatch> = BTreeMap::new();
+        let mut any = PartOfBatch::default();
         for (place, task) in tasks.into_iter().enumerate() {
-            let node = self.shard_of_key(&task, &map).map_or(together, |shard| map.leader(shard));
-            let (places, tasks) = by_node.entry(node).or_default();
-            places.push(place);
-            tasks.push(task);
+            let part = match self.shard_of(&task, &map) {
+                Some(shard) => parts.entry(map.leader(shard)).or_default(),
+                None => &mut any,
+            };
+            part.places.push(place);
+            part.tasks.push(task);
         }
-        Ok(by_node.into_values().collect())
+        // Without keys they stay together, in the shard of one log entry.
+        if let Some(node) = map.leader_in_turn(self.turn.fetch_add(1, Ordering::Relaxed)) {
+            any.numbers = self.number(&map, node, any.tasks.len());
+        }
+        let parts = parts.into_values().chain([any]);
+        Ok(parts.filter(|part| !part.tasks.is_empty()).collect())
     }
 
     /// Stores a part of a batch whose tasks are all for one node as far as is known: each is answered for by itself.
     pub async fn begin_part(
         self: Arc<Self>,
-        tasks: Vec<proto::Task>,
+        mut tasks: Vec<proto::Task>,
+        numbers: Option<(proto::Origin, Numbers)>,
     ) -> Result<impl Future<Output = Vec<AnswerOfOne>> + Send + use<>, ClientError> {
         let deadline = self.home.deadline();
-        let payload = Payload::RegistrationBatch(proto::RegistrationBatch { tasks: tasks.clone() });
+        let origin = numbers.as_ref().map(|(origin, _)| origin.clone());
+        let payload = Payload::RegistrationBatch(proto::RegistrationBatch { tasks: tasks.clone(), origin });
         let first = self.send(payload, deadline).await?;
+        // Each may have to go on by itself.
+        if let Some((origin, _)) = &numbers {
+            for (task, place) in tasks.iter_mut().zip(0..) {
+                task.origin = Some(proto::Origin { number: origin.number + place, ..origin.clone() });
+            }
+        }
         Ok(async move {
+            // Until all are answered.
+            let _numbers = numbers;
             let count = tasks.len();
             let (answer, unknown) = self.pursue(first, deadline, None).await;
             // When the batch was sent before, each of its tasks may have been stored then.
@@ -520,28 +560,23 @@ fn no_leader(options: &Options) -> ClientError {
     ClientError::connect(&options.addresses.join(" or "), std::io::Error::other(text))
 }
 
-/// Gives a key to each registration that has none. Returns whether it did.
-pub(super) fn give_keys(payload: &mut Payload) -> bool {
-    match payload {
-        Payload::RegistrationRequest(task) => give_key(task),
-        _ => false,
-    }
+/// Tasks of a batch that go to one node.
+#[derive(Default)]
+pub(super) struct PartOfBatch {
+    /// Of each in the batch.
+    pub places: Vec<usize>,
+    pub tasks: Vec<proto::Task>,
+    /// Of those without a key of the caller's.
+    pub numbers: Option<(proto::Origin, Numbers)>,
 }
 
-/// The key says that two registrations are one; nobody else has it.
-pub(super) fn give_key(task: &mut proto::Task) -> bool {
-    use std::fmt::Write;
-    if !task.dedup_key.is_empty() {
-        return false;
-    }
-    let mut random = [0u8; OWN_KEY_BYTES];
-    rand::rng().fill_bytes(&mut random);
-    task.dedup_key = random.iter().fold(String::from("client-"), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String grows");
-        text
-    });
-    task.dedup_ttl_ms = OWN_KEY_TTL_MS;
-    true
+fn shard_of_origin(origin: &proto::Origin) -> Option<ShardId> {
+    u16::try_from(origin.shard).ok().map(ShardId)
+}
+
+/// Whether a node knows it when it comes again.
+fn is_known_again(task: &proto::Task) -> bool {
+    !task.dedup_key.is_empty() || task.origin.is_some()
 }
 
 fn is_registration(payload: &Payload) -> bool {
@@ -560,8 +595,8 @@ fn worth_more(answer: AnswerResult, unknown: Option<AnswerResult>) -> AnswerResu
 /// Done twice, it has the same effect as done once.
 fn may_be_done_twice(payload: &Payload) -> bool {
     match payload {
-        Payload::RegistrationRequest(task) => !task.dedup_key.is_empty(),
-        Payload::RegistrationBatch(batch) => batch.tasks.iter().all(|task| !task.dedup_key.is_empty()),
+        Payload::RegistrationRequest(task) => is_known_again(task),
+        Payload::RegistrationBatch(batch) => batch.origin.is_some() || batch.tasks.iter().all(is_known_again),
         Payload::GetTaskRequest(_)
         | Payload::ListTasksRequest(_)
         | Payload::GetDeadLetterRequest(_)

@@ -37,6 +37,7 @@ mod options;
 pub mod receiver;
 mod registration;
 mod requests;
+mod senders;
 mod session;
 mod tally;
 mod views;

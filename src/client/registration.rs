@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use super::error::Verdict;
-use super::hub::give_key;
+use super::hub::PartOfBatch;
 use super::requests::unexpected;
 use super::{Client, ClientError, InFlight, session};
 use crate::task::{Callback, InstantMs, Recurrence, Retry, Tags, TaskId};
@@ -115,6 +115,7 @@ impl Registration {
             retry: self.settings.retry(),
             dlq: self.settings.dlq(),
             recurrence: self.recurrence.as_ref().map(convert::recurrence_to),
+            origin: None,
         }
     }
 }
@@ -144,41 +145,39 @@ impl Client {
         if self.hub.is_cluster() && count > 0 {
             return self.spread_batch(tasks).await;
         }
-        let request = Payload::RegistrationBatch(proto::RegistrationBatch { tasks });
+        let request = Payload::RegistrationBatch(proto::RegistrationBatch { tasks, origin: None });
         Ok(PendingBatch(Pending::Whole { answer: self.submit(request).await?, count }))
     }
 
     /// To each node what it leads. A part that cannot be sent fails by itself: others may be stored already.
-    async fn spread_batch(&self, mut tasks: Vec<proto::Task>) -> Result<PendingBatch, ClientError> {
+    async fn spread_batch(&self, tasks: Vec<proto::Task>) -> Result<PendingBatch, ClientError> {
         let count = tasks.len();
-        let keyed_here: Vec<bool> =
-            tasks.iter_mut().map(|task| self.hub.options().retry_registrations && give_key(task)).collect();
         let mut parts = JoinSet::new();
-        for (places, tasks) in self.hub.split(tasks).await? {
-            let payload = Payload::RegistrationBatch(proto::RegistrationBatch { tasks: Vec::new() });
+        for PartOfBatch { places, tasks, numbers } in self.hub.split(tasks).await? {
+            let payload = Payload::RegistrationBatch(proto::RegistrationBatch::default());
             let permit = self.permit(&payload).await?;
-            let size = places.len();
-            let begun = self.hub.clone().begin_part(tasks).await;
+            let (size, keyed_here) = (places.len(), numbers.is_some());
+            let begun = self.hub.clone().begin_part(tasks, numbers).await;
             parts.spawn(async move {
                 let answers = match begun {
                     Ok(following) => following.await,
                     Err(error) => vec![Err(error); size],
                 };
                 drop(permit);
-                (places, answers)
+                (places, answers, keyed_here)
             });
         }
         let gathered = async move {
             let mut results: Vec<Option<Result<Registered, ClientError>>> = vec![None; count];
-            while let Some(Ok((places, answers))) = parts.join_next().await {
+            while let Some(Ok((places, answers, keyed_here))) = parts.join_next().await {
                 for (place, answer) in places.into_iter().zip(answers) {
                     let result = answer.and_then(|answer| {
                         Verdict::of_registration(&answer).check()?;
                         registered(&answer)
                     });
-                    // A key that was given here says nothing to the caller.
+                    // What was sent again here says nothing to the caller.
                     let duplicate =
-                        |found: Registered| Registered { duplicate: found.duplicate && !keyed_here[place], ..found };
+                        |found: Registered| Registered { duplicate: found.duplicate && !keyed_here, ..found };
                     results[place] = Some(result.map(duplicate));
                 }
             }

@@ -377,7 +377,17 @@ impl World {
                 let id = self.new_id();
                 let client = "me".parse().unwrap();
                 let payload = bytes::Bytes::from_static(b"old");
-                let register = Register { id, client, policy: 0, due_ms, recurrence, tags: None, dedup: None, payload };
+                let register = Register {
+                    id,
+                    client,
+                    policy: 0,
+                    due_ms,
+                    recurrence,
+                    tags: None,
+                    dedup: None,
+                    numbered: None,
+                    payload,
+                };
                 (Request::Register(register), None)
             }
             Ask::Settle(_, settle) => (Request::Settle(settle), None),

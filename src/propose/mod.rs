@@ -12,8 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,13 +20,14 @@ use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use rand::{Rng, rngs::SmallRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::raft::types::{Command, leader_of};
 use crate::raft::{Group, Groups};
 use crate::random;
 use crate::shard::{
-    Batch, Cancel, Change, Claim, Dedup, Detach, Edit, Pause, Register, Replay, Reply, Request, Settle,
+    Batch, Cancel, Change, Claim, Dedup, Detach, Edit, Numbered, Pause, Register, Replay, Reply, Request, Settle,
 };
 use crate::store::Store;
 use crate::store::keys::Key;
@@ -48,6 +48,12 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// About what a request takes in the log besides its payload.
 const REQUEST_BYTES: usize = 64;
 const OVERLOADED_RETRY_MS: u64 = 1_000;
+/// How long a turn lasts: a few rounds of a busy group, so that what is asked meanwhile waits for the next entry of the
+/// same one.
+const TURN: Duration = Duration::from_millis(10);
+/// With so many tasks a turn is over sooner: no entry holds more than a few times this, and the next shard can begin
+/// while this one is stored.
+const TURN_TASKS: usize = 512;
 
 /// Why there is no reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +96,7 @@ pub enum Ask {
         tags: Option<Tags>,
         /// The key, and how long it is remembered.
         dedup: Option<(DedupHash, u64)>,
+        numbered: Option<Numbered>,
         payload: Bytes,
     },
     Cancel {
@@ -212,7 +219,38 @@ struct Inner {
     room: Arc<Semaphore>,
     disk: watch::Receiver<DiskState>,
     shards: u16,
-    next_shard: AtomicU64,
+    turns: Turns,
+}
+
+/// Which shard gets the next new task, of those that may have any: tasks that arrive together go to one shard, so that
+/// they share its log entry, and over time all get as many. An entry costs every replica the same whatever is in it.
+#[derive(Debug)]
+pub struct Turns {
+    now: Mutex<Turn>,
+}
+
+#[derive(Debug)]
+struct Turn {
+    number: u64,
+    until: Instant,
+    tasks_left: usize,
+}
+
+impl Turns {
+    pub fn starting_at(number: u64) -> Self {
+        Self { now: Mutex::new(Turn { number, until: Instant::now(), tasks_left: 0 }) }
+    }
+
+    /// The number of the turn in which `tasks` tasks have come. It grows by one from turn to turn.
+    pub fn take(&self, tasks: usize) -> u64 {
+        let mut turn = self.now.lock().expect("no panic under this lock");
+        let now = Instant::now();
+        if turn.tasks_left == 0 || now >= turn.until {
+            *turn = Turn { number: turn.number.wrapping_add(1), until: now + TURN, tasks_left: TURN_TASKS };
+        }
+        turn.tasks_left = turn.tasks_left.saturating_sub(tasks);
+        turn.number
+    }
 }
 
 /// What the tasks share.
@@ -242,7 +280,7 @@ impl Proposer {
             room: Arc::new(Semaphore::new(PAYLOAD_BYTES_WAITING_MAX)),
             disk: parts.disk.clone(),
             shards: parts.shards,
-            next_shard: AtomicU64::new(0),
+            turns: Turns::starting_at(0),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -252,9 +290,9 @@ impl Proposer {
         GroupId::of_shard(hash.shard(self.inner.shards))
     }
 
-    /// The group a new task goes to: each in turn.
-    pub fn any_shard(&self) -> GroupId {
-        let turn = self.inner.next_shard.fetch_add(1, Ordering::Relaxed) % u64::from(self.inner.shards);
+    /// The group that `tasks` new tasks go to: each in turn.
+    pub fn any_shard(&self, tasks: usize) -> GroupId {
+        let turn = self.inner.turns.take(tasks) % u64::from(self.inner.shards);
         GroupId(u16::try_from(turn).expect("below the number of shards") + 1)
     }
 
@@ -417,7 +455,7 @@ impl Maker {
             size += ask.payload_bytes() + REQUEST_BYTES;
             let mut held = None;
             let request = match ask {
-                Ask::Register { client, policy, due, recurrence, tags, dedup, payload } => {
+                Ask::Register { client, policy, due, recurrence, tags, dedup, numbered, payload } => {
                     // Sessions share their policy, so most neighbours have the very same.
                     let position = match &last_policy {
                         Some((last, position)) if Arc::ptr_eq(last, &policy) => *position,
@@ -430,7 +468,17 @@ impl Maker {
                     let (id, due_ms) = (self.new_id(now_ms), due.at(now_ms));
                     let dedup = dedup.map(|(hash, ttl_ms)| Dedup { hash, expires_ms: now_ms.saturating_add(ttl_ms) });
                     let policy = position;
-                    Request::Register(Register { id, client, policy, due_ms, recurrence, tags, dedup, payload })
+                    Request::Register(Register {
+                        id,
+                        client,
+                        policy,
+                        due_ms,
+                        recurrence,
+                        tags,
+                        dedup,
+                        numbered,
+                        payload,
+                    })
                 }
                 Ask::Cancel { id, owner } => {
                     let claim = self.dispatches.hold(self.group, self.term, id);

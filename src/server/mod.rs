@@ -63,11 +63,11 @@ pub struct Service {
 }
 
 impl Service {
-    /// The group a new task goes to: each in turn, of those that this node leads.
-    fn any_shard(&self) -> GroupId {
+    /// The group that `tasks` new tasks go to: each in turn, of those that this node leads.
+    fn any_shard(&self, tasks: usize) -> GroupId {
         match self.router.is_alone() {
-            true => self.proposer.any_shard(),
-            false => self.router.shard_here().unwrap_or_else(|| self.proposer.any_shard()),
+            true => self.proposer.any_shard(tasks),
+            false => self.router.shard_here(tasks).unwrap_or_else(|| self.proposer.any_shard(tasks)),
         }
     }
 }

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::requests::Problem;
 use crate::placement::{Cluster, LeaderAt};
+use crate::propose::Turns;
 use crate::random;
 use crate::sabotage::Fault;
 use crate::task::GroupId;
@@ -61,7 +62,7 @@ pub struct Router {
     /// By group: the last term of ours in which all that was acknowledged before it was found to be applied.
     readable: Vec<AtomicU64>,
     led: RwLock<Led>,
-    turn: AtomicU64,
+    turns: Turns,
     forwarded: Arc<Semaphore>,
 }
 
@@ -78,7 +79,7 @@ impl Router {
             shards,
             readable: (0..=shards).map(|_| AtomicU64::new(0)).collect(),
             led: RwLock::new(Led { until: Instant::now(), groups: Arc::new([]) }),
-            turn: AtomicU64::new(random::source().random()),
+            turns: Turns::starting_at(random::source().random()),
             forwarded: Arc::new(Semaphore::new(FORWARDED_MAX)),
         }
     }
@@ -183,10 +184,10 @@ impl Router {
         !self.led().is_empty()
     }
 
-    /// A shard for a new task, of those led here: each in turn. To be asked once for each task, or some have no turn.
-    pub(super) fn shard_here(&self) -> Option<GroupId> {
+    /// A shard for `tasks` new tasks, of those led here: each in turn.
+    pub(super) fn shard_here(&self, tasks: usize) -> Option<GroupId> {
         let led = self.led();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let turn = self.turns.take(tasks);
         (!led.is_empty()).then(|| led[usize::try_from(turn % led.len() as u64).expect("an index")])
     }
 

@@ -33,7 +33,7 @@ use super::route::{Access, Patience, Route, shown};
 use super::sessions::Session;
 use super::tasks::{self, BATCH_TASKS_MAX};
 use super::walk::{Part, Room, merge};
-use crate::task::{DeadLetterId, DedupHash, GroupId};
+use crate::task::{DeadLetterId, DedupHash, GroupId, ShardId};
 use crate::wire::proto::boomerang_envelope::Payload;
 use crate::wire::proto::{self, Status};
 
@@ -97,13 +97,33 @@ pub(super) fn target(service: &Service, session: &Session, payload: &Payload) ->
     }
 }
 
-/// Where the key of a registration lives; `Err` when it is none.
+/// Where the key of a registration lives, or where its sender says; `Err` when it is nowhere.
 fn group_of_key(service: &Service, session: &Session, task: &proto::Task) -> Result<Option<GroupId>, ()> {
     if task.dedup_key.is_empty() {
-        return Ok(None);
+        return task.origin.as_ref().map(|origin| group_of_origin(service, origin)).transpose();
     }
     let hash = DedupHash::new(&session.client, &task.dedup_key).map_err(drop)?;
     Ok(Some(service.proposer.shard_of(hash)))
+}
+
+fn group_of_origin(service: &Service, origin: &proto::Origin) -> Result<GroupId, ()> {
+    let shard = u16::try_from(origin.shard).ok().filter(|shard| *shard < service.shards);
+    shard.map(|shard| GroupId::of_shard(ShardId(shard))).ok_or(())
+}
+
+/// It may be sent again when no answer comes, and is stored once.
+fn is_known_again(task: &proto::Task) -> bool {
+    !task.dedup_key.is_empty() || task.origin.is_some()
+}
+
+/// Gives each task of a batch what its batch says of all of them, so that they can go different ways.
+fn number_tasks(batch: &mut proto::RegistrationBatch) {
+    let Some(origin) = batch.origin.take() else { return };
+    for (task, place) in batch.tasks.iter_mut().zip(0..) {
+        if !is_known_again(task) {
+            task.origin = Some(proto::Origin { number: origin.number.saturating_add(place), ..origin.clone() });
+        }
+    }
 }
 
 /// With a key, it may be sent again when no answer comes, and is stored once.
@@ -115,7 +135,7 @@ fn give_key(task: &mut proto::Task) {
 /// Done twice, it has the same effect and the same answer as done once.
 fn may_be_done_twice(payload: &Payload) -> bool {
     match payload {
-        Payload::RegistrationRequest(task) => !task.dedup_key.is_empty(),
+        Payload::RegistrationRequest(task) => is_known_again(task),
         Payload::GetTaskRequest(_) | Payload::GetDeadLetterRequest(_) | Payload::ClientRegistration(_) => true,
         _ => false,
     }
@@ -317,8 +337,11 @@ async fn register_elsewhere(service: &Arc<Service>, session: &Arc<Session>, payl
     answer
 }
 
-async fn ask_batch(service: &Arc<Service>, session: Arc<Session>, payload: Payload, respond: Respond) {
-    let Payload::RegistrationBatch(batch) = &payload else { unreachable!("a batch") };
+async fn ask_batch(service: &Arc<Service>, session: Arc<Session>, mut payload: Payload, respond: Respond) {
+    let Payload::RegistrationBatch(batch) = &mut payload else { unreachable!("a batch") };
+    if !session.redirects {
+        number_tasks(batch);
+    }
     let any_here = service.router.leads_any();
     let is_here = |task: &proto::Task| match group_of_key(service, &session, task) {
         Ok(Some(group)) => service.router.leads(group).is_some(),
@@ -327,7 +350,7 @@ async fn ask_batch(service: &Arc<Service>, session: Arc<Session>, payload: Paylo
         Err(()) => true,
     };
     let direct = if session.redirects {
-        any_here || batch.tasks.iter().all(|task| !task.dedup_key.is_empty())
+        any_here || batch.origin.is_some() || batch.tasks.iter().all(is_known_again)
     } else {
         batch.tasks.iter().all(is_here)
     };
@@ -411,7 +434,7 @@ impl Batch {
             let (by_node, mut waits_for) = self.sort(service, session, past.take());
             let asked = by_node.into_iter().map(async |(node_id, places)| {
                 let tasks = places.iter().map(|place| self.open[place].clone()).collect();
-                let payload = Payload::RegistrationBatch(proto::RegistrationBatch { tasks });
+                let payload = Payload::RegistrationBatch(proto::RegistrationBatch { tasks, origin: None });
                 let answer = match node_id {
                     None => Forwarded::Answer(served(service, session.clone(), payload).await),
                     Some(node_id) => forward::send(service, node_id, session, payload).await,
@@ -466,7 +489,7 @@ impl Batch {
         let mut waits_for = None;
         let mut routes: BTreeMap<GroupId, Route> = BTreeMap::new();
         for (place, task) in &mut self.open {
-            if task.dedup_key.is_empty() && !any_here {
+            if !is_known_again(task) && !any_here {
                 give_key(task);
                 self.keyed_here.insert(*place);
             }
@@ -511,7 +534,7 @@ impl Batch {
     /// No answer came: those with a key are sent again, the others may have been stored.
     fn give_up(&mut self, places: &[usize], node_id: u64, why: &str) {
         for place in places {
-            if self.open[place].dedup_key.is_empty() {
+            if !is_known_again(&self.open[place]) {
                 self.open.remove(place);
                 self.done.insert(*place, refusal!(RegistrationResponse, lost(node_id, why)));
             } else {

@@ -7,13 +7,13 @@ use super::Service;
 use super::requests::{Problem, Respond, refusal};
 use super::sessions::{Session, SessionError};
 use crate::propose::{Ask, Due, Refused};
-use crate::shard::{self, Change, Reply};
+use crate::shard::{self, Change, Numbered, Reply};
 use crate::store::StoreError;
 use crate::store::codec;
 use crate::store::keys::{HISTORY_BUCKET_MS, Key, Parsed, parse_state};
 use crate::store::overlay::get_row;
 use crate::store::rows::{CursorRow, Ended, HistoryRow, PolicyRow, TaskRow};
-use crate::task::{ClientId, DedupHash, GroupId, InstantMs, Invalid, Policy, Protocol, Tags, TaskId};
+use crate::task::{ClientId, DedupHash, GroupId, InstantMs, Invalid, Policy, Protocol, ShardId, Tags, TaskId};
 use crate::wire::convert::{
     callback_from, callback_shown, dead_letter_from, dead_letter_to, failure_to, policy_over, recurrence_from,
     recurrence_to, retry_from, retry_to,
@@ -23,6 +23,8 @@ use crate::wire::proto::{self, Status, TaskState};
 
 /// A batch is one message; its tasks are as many requests.
 pub(super) const BATCH_TASKS_MAX: usize = 1_000;
+/// Of the name a sender of registrations gives itself.
+const SENDER_BYTES_MAX: usize = 64;
 const DEDUP_TTL_MS_DEFAULT: u64 = 24 * 3600 * 1000;
 const DEDUP_TTL_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
 /// What fits into a datagram with everything else.
@@ -36,14 +38,58 @@ pub(super) async fn register(
     task: proto::Task,
     respond: Respond,
 ) {
-    let group = service.any_shard();
     let answer = move |answer| respond(Payload::RegistrationResponse(answer));
     match session {
-        Ok(session) => register_one(service, &session, task, group, answer).await,
+        Ok(session) => {
+            let place = match &task.origin {
+                None => Ok(Place { group: service.any_shard(1), numbered: None }),
+                Some(origin) => Place::of(service, &session, origin),
+            };
+            register_one(service, &session, task, place, answer).await;
+        }
         Err(error) => {
             service.metrics.refusals.inc();
             answer(refusal!(RegistrationResponse, error.into()));
         }
+    }
+}
+
+/// Where a task without a deduplication key goes.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    group: GroupId,
+    numbered: Option<Numbered>,
+}
+
+impl Place {
+    /// Where its sender says.
+    fn of(service: &Service, session: &Session, origin: &proto::Origin) -> Result<Self, Problem> {
+        let shards = service.shards;
+        let shard = u16::try_from(origin.shard).ok().filter(|shard| *shard < shards);
+        let shard = shard.ok_or_else(|| {
+            Invalid::new(format!("origin.shard: {}, and there are {shards}, counted from 0", origin.shard))
+        })?;
+        let sender = match origin.sender.len() {
+            1..=SENDER_BYTES_MAX => DedupHash::new(&session.client, &origin.sender)?,
+            bytes => {
+                return Err(
+                    Invalid::new(format!("origin.sender: {bytes} bytes, must be 1 to {SENDER_BYTES_MAX}")).into()
+                );
+            }
+        };
+        if origin.number == 0 || origin.answered_below > origin.number {
+            let text = "origin.number: counts from 1, and must not be below origin.answered_below";
+            return Err(Invalid::new(text).into());
+        }
+        let numbered = Numbered { sender, number: origin.number, answered_below: origin.answered_below };
+        Ok(Self { group: GroupId::of_shard(ShardId(shard)), numbered: Some(numbered) })
+    }
+
+    /// That of the task which lies `behind` by so many in a batch.
+    fn behind(self, behind: usize) -> Self {
+        let number = |numbered: Numbered| numbered.number.saturating_add(behind as u64);
+        let numbered = self.numbered.map(|numbered| Numbered { number: number(numbered), ..numbered });
+        Self { numbered, ..self }
     }
 }
 
@@ -67,10 +113,21 @@ pub(super) async fn register_batch(
     if count == 0 {
         return respond(Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse::default()));
     }
+    let first = match &batch.origin {
+        None => Ok(Place { group: service.any_shard(count), numbered: None }),
+        Some(origin) => Place::of(service, &session, origin),
+    };
+    let first = match first {
+        Ok(first) => first,
+        Err(problem) => return respond(refuse(problem)),
+    };
     let gathered =
         Arc::new(Mutex::new(Gathered { responses: vec![None; count], missing: count, respond: Some(respond) }));
-    let group = service.any_shard();
     for (place, task) in batch.tasks.into_iter().enumerate() {
+        let whereto = match &task.origin {
+            None => Ok(first.behind(place)),
+            Some(origin) => Place::of(service, &session, origin),
+        };
         let gathered = gathered.clone();
         let answer = move |answer| {
             let done = gathered.lock().expect("no panic under this lock").put(place, answer);
@@ -78,7 +135,7 @@ pub(super) async fn register_batch(
                 respond(Payload::RegistrationBatchResponse(message));
             }
         };
-        register_one(service, &session, task, group, answer).await;
+        register_one(service, &session, task, whereto, answer).await;
     }
 }
 
@@ -106,15 +163,15 @@ impl Gathered {
     }
 }
 
-/// `group` is where it goes unless it has a deduplication key. `answer` is called once.
+/// `place` is where it goes unless it has a deduplication key. `answer` is called once.
 async fn register_one(
     service: &Arc<Service>,
     session: &Session,
     task: proto::Task,
-    group: GroupId,
+    place: Result<Place, Problem>,
     answer: impl FnOnce(proto::RegistrationResponse) + Send + 'static,
 ) {
-    let (group, ask) = match registration(service, session, task, group) {
+    let (group, ask) = match place.and_then(|place| registration(service, session, task, place)) {
         Ok(found) => found,
         Err(problem) => {
             service.metrics.refusals.inc();
@@ -137,6 +194,19 @@ async fn register_one(
                     ..Default::default()
                 }
             }
+            Ok(Reply::GivenUp) => {
+                metrics.refusals.inc();
+                let text = "origin.number: its sender has given it up, or had an answer to it; nothing was stored";
+                refusal!(RegistrationResponse, Problem::new(Status::InvalidRequest, text))
+            }
+            Ok(Reply::TooManyOpen { open_max }) => {
+                metrics.refusals.inc();
+                let text = format!(
+                    "origin: {open_max} registrations of this sender wait in this shard for origin.answered_below to \
+                     pass them; raise it, or register by another sender"
+                );
+                refusal!(RegistrationResponse, Problem::new(Status::InvalidRequest, text))
+            }
             Ok(other) => unreachable!("a registration is never answered with {other:?}"),
             Err(refused) => {
                 metrics.refusals.inc();
@@ -151,7 +221,7 @@ fn registration(
     service: &Service,
     session: &Session,
     task: proto::Task,
-    group: GroupId,
+    place: Place,
 ) -> Result<(GroupId, Ask), Problem> {
     let limits = service.limits.with(session.limits);
     limits.check_payload(task.payload.len())?;
@@ -177,8 +247,12 @@ fn registration(
     })?;
     check_datagram(&policy, task.payload.len())?;
     let mut dedup = None;
-    let mut group = group;
+    let Place { mut group, mut numbered } = place;
     if !task.dedup_key.is_empty() {
+        if task.origin.is_some() {
+            return Err(Invalid::new("origin: cannot be given together with dedup_key").into());
+        }
+        numbered = None;
         let hash = DedupHash::new(&session.client, &task.dedup_key)?;
         let ttl_ms = if task.dedup_ttl_ms == 0 { DEDUP_TTL_MS_DEFAULT } else { task.dedup_ttl_ms };
         if ttl_ms > DEDUP_TTL_MS_MAX {
@@ -191,7 +265,7 @@ fn registration(
     }
     let tags = (!tags.is_empty()).then_some(tags);
     let client = session.client.clone();
-    Ok((group, Ask::Register { client, policy, due, recurrence, tags, dedup, payload: task.payload }))
+    Ok((group, Ask::Register { client, policy, due, recurrence, tags, dedup, numbered, payload: task.payload }))
 }
 
 /// When something is due, by what a request says of it; 0 as an instant is none.

@@ -64,7 +64,19 @@ pub struct Register {
     pub recurrence: Option<Recurrence>,
     pub tags: Option<Tags>,
     pub dedup: Option<Dedup>,
+    pub numbered: Option<Numbered>,
     pub payload: Bytes,
+}
+
+/// Which of its sender's registrations it is, so that one that comes again is not stored twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numbered {
+    /// A hash of the client and of the name the sender has given itself.
+    pub sender: DedupHash,
+    /// Counts what this sender registers in this shard.
+    pub number: u64,
+    /// All before this number have been answered, or given up, and never come again.
+    pub answered_below: u64,
 }
 
 /// Whoever registers with the same key before it expires gets the answer to the first.
@@ -170,8 +182,10 @@ pub struct Purge {
 /// Removes what has been kept long enough.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Forget {
-    /// Deduplication keys, with the expiry each was found with.
+    /// Rows of the index of expiries: the instant, and the first of the keys that expire then.
     pub dedup: Vec<(InstantMs, DedupHash)>,
+    /// Senders of registrations, with the instant each was seen last when it was found.
+    pub senders: Vec<(DedupHash, InstantMs)>,
     /// History that ended before.
     pub history_before: InstantMs,
 }
@@ -251,5 +265,11 @@ pub enum Reply {
     /// As a task of this name.
     Replayed {
         id: TaskId,
+    },
+    /// A registration that its sender has given up or had an answer to; nothing was stored.
+    GivenUp,
+    /// The sender has so many registrations without an answer that no more can be remembered; nothing was stored.
+    TooManyOpen {
+        open_max: usize,
     },
 }

@@ -36,6 +36,7 @@ mod forget;
 mod letters;
 mod recur;
 mod register;
+mod sender;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -43,16 +44,18 @@ mod tests;
 use std::collections::BTreeMap;
 
 pub use command::{
-    Batch, Cancel, CatchUp, Change, Claim, Dedup, Detach, Edit, Forget, Pause, Purge, PutApiKey, PutClient, Register,
-    Replay, Reply, Request, Settle,
+    Batch, Cancel, CatchUp, Change, Claim, Dedup, Detach, Edit, Forget, Numbered, Pause, Purge, PutApiKey, PutClient,
+    Register, Replay, Reply, Request, Settle,
 };
 pub use recur::must_catch_up;
 
 use crate::store::StoreError;
 use crate::store::keys::{Key, TagKind, client_hash};
 use crate::store::overlay::{Overlay, Rows, get_row};
-use crate::store::rows::{CursorRow, Ended, HistoryRow, PolicyRow, Role, ShardMetaRow, TaskRow, TimelineRow};
-use crate::task::{ClientId, Failure, GroupId, InstantMs, Policy, PolicyId, TaskId};
+use crate::store::rows::{
+    CursorRow, Ended, HistoryRow, PolicyRow, Role, SenderRow, ShardMetaRow, TaskRow, TimelineRow,
+};
+use crate::task::{ClientId, DedupHash, Failure, GroupId, InstantMs, Policy, PolicyId, TaskId};
 
 /// About what a task row takes besides its payload and the client's name.
 const TASK_ROW_BYTES: usize = 64;
@@ -96,7 +99,8 @@ pub fn apply(
     let Batch { keep_history, policies, requests, .. } = batch;
     let policies = policies.into_iter().map(|policy| (policy.id(), policy)).collect();
     let policy_changes = BTreeMap::new();
-    let mut shard = Shard { group, rows, meta, keep_history, policies, policy_changes, effects: Vec::new() };
+    let (effects, expiries, senders) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    let mut shard = Shard { group, rows, meta, keep_history, policies, policy_changes, expiries, senders, effects };
     let mut replies = Vec::with_capacity(requests.len());
     let mut requests = requests.into_iter();
     while requests.len() > 0 {
@@ -107,6 +111,8 @@ pub fn apply(
         }
     }
     shard.store_policy_changes()?;
+    shard.store_expiries();
+    shard.store_senders();
     let effects = shard.effects;
     Ok(Applied { replies, effects })
 }
@@ -121,17 +127,33 @@ struct Shard<'a, 'b> {
     policies: Vec<(PolicyId, Policy)>,
     /// By how much the number of tasks using a policy changes; stored once, at the end.
     policy_changes: BTreeMap<PolicyId, i64>,
+    /// When the deduplication keys that came with this batch expire; stored once, at the end.
+    expiries: BTreeMap<InstantMs, Vec<DedupHash>>,
+    /// Those whose registrations are in this batch; stored once, at the end.
+    senders: BTreeMap<DedupHash, SenderRow>,
     effects: Vec<Effect>,
 }
 
 impl Shard<'_, '_> {
     /// What is asked for most often comes in hundreds, and reading is the larger part of it.
     fn read_ahead(&mut self, requests: &[Request]) -> Result<(), StoreError> {
-        let settled = requests.iter().filter_map(|request| match request {
-            Request::Settle(settle) => Some(settle.id),
-            _ => None,
-        });
-        let keys = settled.flat_map(|id| [Key::task(self.group, id), Key::cursor(self.group, id)]).collect();
+        let mut keys = Vec::new();
+        let mut last_sender = None;
+        for request in requests {
+            match request {
+                Request::Settle(Settle { id, .. }) => {
+                    keys.extend([Key::task(self.group, *id), Key::cursor(self.group, *id)]);
+                }
+                Request::Register(Register { dedup: Some(dedup), .. }) => keys.push(Key::dedup(self.group, dedup.hash)),
+                Request::Register(Register { numbered: Some(Numbered { sender, .. }), .. }) => {
+                    // Neighbours often have the same.
+                    if last_sender.replace(*sender) != Some(*sender) && !self.senders.contains_key(sender) {
+                        keys.push(Key::sender(self.group, *sender));
+                    }
+                }
+                _ => {}
+            }
+        }
         self.rows.read_ahead(keys)
     }
 

@@ -3,7 +3,7 @@
 //! A line is one request; consecutive lines with the same time travel in one batch. What follows `->` is the reply and
 //! then the effects. After each batch the whole state is validated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
@@ -11,7 +11,7 @@ use super::*;
 use crate::store::codec;
 use crate::store::keys::{Parsed, parse_state};
 use crate::store::overlay::MemoryRows;
-use crate::store::rows::{CopyState, DeadLetterRow, DedupRow, NEVER, StandInsRow};
+use crate::store::rows::{CopyState, DeadLetterRow, DedupRow, NEVER, SenderRow, StandInsRow};
 use crate::task::{
     Backoff, Callback, ClientLimits, DeadLetterId, DedupHash, Failure, FailureClass, Missed, Outcome, Policy, Protocol,
     Recurrence, Retry, ShardId, Tags,
@@ -69,7 +69,8 @@ impl World {
         let mut tasks = 0;
         let mut timeline = 0;
         let (mut dead, mut of_clients) = (0, 0);
-        let (mut tags, mut by_client, mut by_tag, mut dedups, mut dedup_ends) = (0, 0, 0, 0, 0);
+        let (mut tags, mut by_client, mut by_tag) = (0, 0, 0);
+        let (mut dedups, mut dedup_ends) = (BTreeSet::new(), BTreeSet::new());
         let mut uses: BTreeMap<PolicyId, u64> = BTreeMap::new();
         for key in self.rows.0.keys() {
             match parse_state(key.as_ref()).expect("one of ours").1 {
@@ -103,10 +104,14 @@ impl World {
                 }
                 Parsed::Dedup(hash) => {
                     let row: DedupRow = self.get(key).unwrap();
-                    assert!(self.rows.0.contains_key(&Key::dedup_end(GROUP, row.expires_ms, hash)));
-                    dedups += 1;
+                    dedups.insert((row.expires_ms, hash));
                 }
-                Parsed::DedupEnd(..) => dedup_ends += 1,
+                // It may name one that was registered again since, under its earlier expiry.
+                Parsed::DedupEnd(expires_ms, first) => {
+                    let hashes: Vec<DedupHash> = self.get(key).unwrap();
+                    assert_eq!(hashes[0], first);
+                    dedup_ends.extend(hashes.into_iter().map(|hash| (expires_ms, hash)));
+                }
                 Parsed::History(..) => {}
                 Parsed::Timeline(_, id) => {
                     timeline += 1;
@@ -127,6 +132,11 @@ impl World {
                     dead += 1;
                 }
                 Parsed::LetterOfClient(..) => of_clients += 1,
+                Parsed::Sender(_) => {
+                    let row: SenderRow = self.get(key).unwrap();
+                    let numbers: Vec<u64> = row.stored.iter().map(|one| one.number).collect();
+                    assert!(numbers.is_sorted() && numbers.first().is_none_or(|first| *first >= row.answered_below));
+                }
                 other => panic!("{other:?} does not belong into a shard"),
             }
         }
@@ -136,7 +146,11 @@ impl World {
         assert_eq!((tasks, dead), (self.meta.pending, self.meta.dead_letters));
         assert_eq!(of_clients, dead);
         assert_eq!((timeline, by_client), (tasks, tasks), "each task is scheduled exactly once");
-        assert_eq!((by_tag, dedup_ends), (tags, dedups), "no index names what is not there");
+        assert_eq!(by_tag, tags, "no index names what is not there");
+        assert!(
+            dedups.is_subset(&dedup_ends),
+            "each deduplication key is in the index of expiries, or it stays for ever"
+        );
     }
 }
 
@@ -168,9 +182,14 @@ fn owner(name: &str) -> crate::task::ClientId {
     name.parse().unwrap()
 }
 
-/// `register a due=5 [every=3 missed=skip|all:2 count=4 until=9 overlap] [key=k] [name=n]` · `settle a 0.1 ok|failed`
+fn sender_hash(name: &str) -> DedupHash {
+    DedupHash::new(&owner("me"), name).unwrap()
+}
+
+/// `register a due=5 [sent=s.2/1] [every=3 missed=skip|all:2 count=4 until=9 overlap] [key=k] [name=n]` · `settle a 0.1 ok|failed`
 /// `cancel a [by=x] held|out=0.1|unknown` · `edit a [version=1] [due=9] [payload=p] [to=host:1] held|..` · `pause a held|..`
 /// `resume a held|..` · `catch-up a 3` · `detach a 3 z` · `replay a@5 z [by=x]` · `purge a@5` · `forget - key=k..5`
+/// `forget - sender=s..5`
 fn parse_request(text: &str) -> Request {
     let mut words = text.split_whitespace();
     let verb = words.next().unwrap();
@@ -194,6 +213,12 @@ fn parse_request(text: &str) -> Request {
             dedup: named("key").map(|key| {
                 let (key, expires_ms) = key.split_once("..").expect("key..expiry");
                 Dedup { hash: DedupHash::new(&owner("me"), key).unwrap(), expires_ms: expires_ms.parse().unwrap() }
+            }),
+            numbered: named("sent").map(|sent| {
+                let (sender, numbers) = sent.split_once('.').expect("sender.number/answered-below");
+                let (number, below) = numbers.split_once('/').expect("number/answered-below");
+                let [number, answered_below] = [number, below].map(|text| text.parse().expect("a number"));
+                Numbered { sender: sender_hash(sender), number, answered_below }
             }),
             payload: bytes::Bytes::from_static(b"payload"),
         }),
@@ -229,11 +254,19 @@ fn parse_request(text: &str) -> Request {
         }
         "purge" => Request::Purge(Purge { letter: letter(subject), owner: named("by").map(owner) }),
         "forget" => {
+            let senders = named("sender").map(|sender| {
+                let (sender, seen_ms) = sender.split_once("..").expect("sender..seen");
+                (sender_hash(sender), seen_ms.parse().unwrap())
+            });
             let dedup = named("key").map(|key| {
                 let (key, expires_ms) = key.split_once("..").expect("key..expiry");
                 (expires_ms.parse().unwrap(), DedupHash::new(&owner("me"), key).unwrap())
             });
-            Request::Forget(Forget { dedup: dedup.into_iter().collect(), history_before: number("before") })
+            Request::Forget(Forget {
+                dedup: dedup.into_iter().collect(),
+                senders: senders.into_iter().collect(),
+                history_before: number("before"),
+            })
         }
         "settle" => {
             let (occurrence, attempt) = attempt(rest[0]);
@@ -276,6 +309,7 @@ fn show(reply: &Reply, effects: &[Effect]) -> String {
         Reply::Paused { out: Some((occurrence, attempt)) } => format!("paused, {occurrence}.{attempt} out"),
         Reply::Resumed { due_ms } => format!("resumed due {due_ms}"),
         Reply::Replayed { id } => format!("replayed as {}", name_of(*id)),
+        Reply::GivenUp => "given up".into(),
         Reply::TooLate { occurrence, attempt } => format!("too late {occurrence}.{attempt}"),
         other => format!("{other:?}").to_lowercase(),
     };
@@ -535,6 +569,10 @@ fn random_log(rng: &mut StdRng) -> Vec<Batch> {
                         recurrence: rng.random_ratio(1, 2).then_some(recurrence),
                         tags: rng.random_ratio(1, 4).then(|| Tags::new("n", [("k".into(), "v".into())]).unwrap()),
                         dedup: rng.random_ratio(1, 4).then_some(Dedup { hash, expires_ms: now_ms + 300 }),
+                        numbered: rng.random_ratio(1, 4).then(|| {
+                            let number = rng.random_range(1..20);
+                            Numbered { sender: hash, number, answered_below: number.saturating_sub(5) }
+                        }),
                         payload: bytes::Bytes::from_static(b"p"),
                     })
                 }
@@ -559,7 +597,7 @@ fn random_log(rng: &mut StdRng) -> Vec<Batch> {
                 11 => Request::Purge(Purge { letter, owner: None }),
                 12 => {
                     let hash = DedupHash::new(&owner("me"), "k").unwrap();
-                    Request::Forget(Forget { dedup: vec![(now_ms.saturating_sub(10), hash)], history_before: 0 })
+                    Request::Forget(Forget { dedup: vec![(now_ms.saturating_sub(10), hash)], ..Forget::default() })
                 }
                 _ => {
                     let outcome = if rng.random_bool(0.5) {
@@ -862,6 +900,40 @@ fn the_same_key_gives_the_same_answer_until_it_expires() {
 }
 
 #[test]
+fn what_a_sender_sends_again_gets_the_same_answer_until_it_has_had_it() {
+    let world = script(
+        three_tries(),
+        "
+        1000 register a due=2000 sent=s.1/1 -> due 2000, a at 2000
+        1000 register b due=2000 sent=s.2/1 -> due 2000, b at 2000
+        1100 register c due=3000 sent=s.1/1 -> a before, due 2000
+        2000 settle a 0.1 ok                -> settled, a ended
+        # Also when the task is gone.
+        2100 register c due=3000 sent=s.1/1 -> a before, due 2000
+        # One that was overtaken is new when it comes.
+        2200 register e due=4000 sent=s.4/2 -> due 4000, e at 4000
+        2300 register d due=4000 sent=s.3/2 -> due 4000, d at 4000
+        2300 register c due=4000 sent=s.3/2 -> d before, due 4000
+        # What was answered or given up is not stored any more, however late it comes.
+        2400 register c due=4000 sent=s.1/1 -> given up
+        2500 register f due=4000 sent=s.9/9 -> due 4000, f at 4000
+        2500 register c due=4000 sent=s.4/2 -> given up
+        # Others count for themselves.
+        2600 register g due=4000 sent=t.1/1 -> due 4000, g at 4000
+        2700 forget - sender=s..2400        -> stored
+        2800 register c due=4000 sent=s.9/9 -> f before, due 4000
+        2900 forget - sender=s..2800        -> stored
+        3000 register h due=4000 sent=s.9/9 -> due 4000, h at 4000
+        ",
+    );
+    let stored = |sender| {
+        let row: SenderRow = world.get(&Key::sender(GROUP, sender_hash(sender))).unwrap();
+        row.stored.iter().map(|one| (one.number, name_of(one.id))).collect::<Vec<_>>()
+    };
+    assert_eq!((stored("s"), stored("t")), (vec![(9, 'h')], vec![(1, 'g')]));
+}
+
+#[test]
 fn a_dead_letter_is_played_again_or_thrown_away() {
     let world = script(
         policy(Retry { attempts_max: 1, ..three_tries().retry }),
@@ -935,6 +1007,7 @@ fn history_is_kept_only_when_asked_for_and_forgotten_by_the_hour() {
                 recurrence: None,
                 tags: None,
                 dedup: None,
+                numbered: None,
                 payload: bytes::Bytes::new(),
             };
             let settle =
@@ -945,7 +1018,7 @@ fn history_is_kept_only_when_asked_for_and_forgotten_by_the_hour() {
     }
     world.leaves_only_history(3);
     let mut forget = |history_before| {
-        let requests = vec![Request::Forget(Forget { dedup: Vec::new(), history_before })];
+        let requests = vec![Request::Forget(Forget { history_before, ..Forget::default() })];
         world.apply(vec![Batch { now_ms: 3 * HOUR, requests, ..Batch::default() }]);
         world.rows.0.len()
     };

@@ -15,20 +15,19 @@ use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
 use openraft::entry::EntryPayload;
-use rocksdb::ReadOptions;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use super::keys::{Key, Parsed, ParsedLog, parse_log, parse_state};
 use super::rows::{
-    ApiKeyRow, Applied, ClientRow, CursorRow, DeadLetterRow, DedupRow, HistoryRow, PolicyRow, Role, ShardMetaRow,
-    StandInsRow, TaskRow, TimelineRow,
+    ApiKeyRow, Applied, ClientRow, CursorRow, DeadLetterRow, DedupRow, HistoryRow, PolicyRow, Role, SenderRow,
+    ShardMetaRow, StandInsRow, TaskRow, TimelineRow,
 };
-use super::{Backend, Store, StoreError, codec};
+use super::{Backend, Store, StoreError, codec, scan_options};
 use crate::raft::state_machine::decode_membership;
 use crate::raft::types::{ReplicaId, Vote, VoteRow, decode_entry, term_of};
 use crate::shard::Batch;
-use crate::task::{GroupId, Policy, PolicyId};
+use crate::task::{DedupHash, GroupId, Policy, PolicyId};
 
 /// What is shown of a payload; it may be half a megabyte.
 const PAYLOAD_BYTES_SHOWN: usize = 32;
@@ -43,7 +42,7 @@ pub fn dump(store: &Store, out: &mut impl Write) -> io::Result<()> {
             return log.iter().try_for_each(|(key, value)| writeln!(out, "log   {}", log_line(key, value)));
         }
     };
-    let mut iterator = rocks.db.raw_iterator_cf(&rocks.state());
+    let mut iterator = rocks.db.raw_iterator_cf_opt(&rocks.state(), scan_options());
     iterator.seek_to_first();
     while let Some((key, value)) = iterator.item() {
         writeln!(out, "state {}", state_line(key, value))?;
@@ -71,7 +70,14 @@ pub fn state_line(key: &[u8], value: &[u8]) -> String {
         Parsed::Policy(id) => (format!("policy {}", short(id)), row(value, policy_row)),
         Parsed::DeadLetter(letter) => (format!("dead-letter {letter}"), row(value, dead_letter)),
         Parsed::Dedup(hash) => (format!("dedup {}", hex(&hash.0)), row(value, dedup)),
-        Parsed::DedupEnd(at, hash) => (format!("dedup-end {at} {}", hex(&hash.0)), row(value, |(): ()| String::new())),
+        Parsed::Sender(hash) => (format!("sender {}", hex(&hash.0)), row(value, sender)),
+        Parsed::DedupEnd(at, first) => (
+            format!("dedup-end {at} {}", hex(&first.0)),
+            row(value, |keys: Vec<DedupHash>| {
+                let keys: Vec<String> = keys.iter().map(|key| hex(&key.0)).collect();
+                keys.join(" ")
+            }),
+        ),
         Parsed::History(id, n, ended_ms) => (format!("history {id} {n} ended={ended_ms}"), row(value, history)),
         Parsed::ByClient(hash, due_ms, id) => (format!("by-client {} {due_ms} {id}", hex(&hash)), row(value, timeline)),
         Parsed::LetterOfClient(hash, letter) => {
@@ -150,6 +156,12 @@ fn cursor(row: CursorRow) -> String {
     let failure = failure.map_or_else(String::new, |(failure, at)| format!(" failed={at} error={:?}", failure.text));
     let out = out_due_ms.map_or_else(String::new, |due_ms| format!(" out-since={due_ms}"));
     format!("due={due_ms} occurrence={occurrence} attempt={attempt}{out}{failure}")
+}
+
+fn sender(row: SenderRow) -> String {
+    let stored: Vec<String> =
+        row.stored.iter().map(|one| format!("{}={}@{}", one.number, one.id, one.due_ms)).collect();
+    format!("answered below {}, seen {}, stored [{}]", row.answered_below, row.seen_ms, stored.join(" "))
 }
 
 fn dedup(row: DedupRow) -> String {
@@ -316,7 +328,7 @@ fn digest_pinned(store: &Store, group: GroupId, pinned: impl FnOnce()) -> Result
     };
     match &store.backend {
         Backend::Rocks(rocks) => {
-            let mut options = ReadOptions::default();
+            let mut options = scan_options();
             options.set_iterate_upper_bound(until.as_ref());
             options.fill_cache(false);
             // An iterator sees the database as it was when it was made.
@@ -406,7 +418,7 @@ mod tests {
         put(store, Key::cursor(GROUP, id()), &cursor);
         let key = DedupHash::new(&client, "key").unwrap();
         put(store, Key::dedup(GROUP, key), &DedupRow { id: id(), due_ms: 5, expires_ms: 50 });
-        put(store, Key::dedup_end(GROUP, 50, key), &());
+        put(store, Key::dedup_end(GROUP, 50, key), &vec![key]);
         put(store, Key::stand_ins(GROUP, id()), &StandInsRow(vec![id()]));
         let ended = HistoryRow {
             client: client.clone(),

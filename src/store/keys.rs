@@ -18,6 +18,7 @@
 //!      13 dedup end    expires:u64 key hash
 //!      14 stand-ins    id
 //!      15 its letters  client hash, died at:u64 id
+//!      16 sender       hash
 //! ```
 //!
 //! What is indexed by client begins with a hash of the client's name, so that a page of one client's tasks costs the
@@ -46,6 +47,14 @@ const BY_TAG: u8 = 12;
 const DEDUP_END: u8 = 13;
 const STAND_INS: u8 = 14;
 const LETTER_OF_CLIENT: u8 = 15;
+const SENDER: u8 = 16;
+
+/// Whether rows of this kind are read one by one, by their whole key. All others are only met by scans, which filters
+/// do not help.
+pub fn is_read_alone(key: &[u8]) -> bool {
+    const READ_ALONE: [u8; 10] = [TASK, CURSOR, POLICY, DEAD_LETTER, DEDUP, META, CLIENT, API_KEY, STAND_INS, SENDER];
+    key.get(2).is_some_and(|tag| READ_ALONE.contains(tag))
+}
 
 /// What history is forgotten by.
 pub const HISTORY_BUCKET_MS: u64 = 3_600_000;
@@ -136,6 +145,15 @@ impl Key {
 
     pub fn dedup_end(group: GroupId, expires_ms: InstantMs, hash: DedupHash) -> Self {
         Self::new(group.0, DEDUP_END, &[&expires_ms.to_be_bytes(), &hash.0])
+    }
+
+    /// What is known of a sender of registrations.
+    pub fn sender(group: GroupId, sender: DedupHash) -> Self {
+        Self::new(group.0, SENDER, &[&sender.0])
+    }
+
+    pub fn sender_range(group: GroupId) -> (Self, Self) {
+        (Self::new(group.0, SENDER, &[]), Self::new(group.0, SENDER + 1, &[]))
     }
 
     /// The index of what expires at `until_ms` or before.
@@ -290,6 +308,7 @@ pub enum Parsed {
     DeadLetter(DeadLetterId),
     Dedup(DedupHash),
     DedupEnd(InstantMs, DedupHash),
+    Sender(DedupHash),
     /// The occurrence, and when it ended.
     History(TaskId, u64, InstantMs),
     ByClient([u8; 8], InstantMs, TaskId),
@@ -331,6 +350,7 @@ pub fn parse_state(bytes: &[u8]) -> Option<(GroupId, Parsed)> {
             let (instant, hash) = rest.split_first_chunk::<8>()?;
             Parsed::DedupEnd(u64::from_be_bytes(*instant), DedupHash(hash.try_into().ok()?))
         }
+        SENDER => Parsed::Sender(DedupHash(rest.try_into().ok()?)),
         HISTORY => {
             let (_bucket, rest) = rest.split_first_chunk::<8>()?;
             let (task, rest) = rest.split_first_chunk::<16>()?;

@@ -119,6 +119,25 @@ pub struct DedupRow {
     pub expires_ms: InstantMs,
 }
 
+/// What is known of a sender of registrations: those it may send again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SenderRow {
+    /// All before this number have been answered, or given up, and never come again.
+    pub answered_below: u64,
+    /// The others that were stored, in ascending order.
+    pub stored: Vec<StoredRow>,
+    /// When one of its registrations was applied last. A sender that was not seen for long is forgotten.
+    pub seen_ms: InstantMs,
+}
+
+/// The answer to a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredRow {
+    pub number: u64,
+    pub id: TaskId,
+    pub due_ms: InstantMs,
+}
+
 /// What became of an occurrence, or of several in a row from this one on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryRow {

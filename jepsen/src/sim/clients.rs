@@ -240,6 +240,7 @@ impl Client {
             recurrence,
             tags: None,
             dedup,
+            numbered: None,
             payload: bytes.clone(),
         };
         let recurring = registration.every_ms.is_some();

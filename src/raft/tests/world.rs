@@ -97,6 +97,7 @@ impl World {
                         recurrence: rng.random_ratio(1, 4).then(|| Recurrence::every(rng.random_range(10..1_000))),
                         tags: rng.random_ratio(1, 4).then(|| Tags::new("name", []).expect("a good name")),
                         dedup: None,
+                        numbered: None,
                         payload: payload.into(),
                     })
                 }
