@@ -34,6 +34,7 @@ use crate::placement::{self, Cluster, NodeInfo, NodesService, PlacementError};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::{GroupError, Parts as GroupParts};
 use crate::raft::peer_tls::{PeerTls, PeerTlsError};
+use crate::raft::urgent::Urgent;
 use crate::raft::{Groups, Observer, PeerNetwork, PeerService, ReplicaId, peer_service};
 use crate::server::auth::{Auth, random_hex};
 use crate::server::forward::Forwarding;
@@ -80,6 +81,8 @@ pub enum NodeError {
     PeerTls(#[from] PeerTlsError),
     #[error("cannot listen on {flag} {address}: {source}")]
     Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error("cannot start threads: {0}")]
+    Threads(std::io::Error),
     #[error("cannot write {path}: {source}")]
     PasswordFile { path: String, source: std::io::Error },
     #[error("the administrator cannot be stored: {0}")]
@@ -109,6 +112,8 @@ pub struct Node {
     firing: Firing,
     syncer: Syncer,
     syncer_thread: std::thread::JoinHandle<()>,
+    /// For as long as the node lives.
+    _urgent: Urgent,
     /// Ends the listeners.
     stop: CancellationToken,
     listeners: Vec<JoinHandle<()>>,
@@ -130,15 +135,21 @@ impl Node {
         let tcp_listener = listen("--tcp-addr", settings.tcp_addr).await?;
         let http_listener = listen("--http-addr", settings.http_addr).await?;
         let peer_listener = listen("--peer-addr", settings.peer_addr).await?;
+        let peer = bound(&peer_listener, settings.peer_addr);
+        // It is accepted from on other threads, which have to know of it from the beginning.
+        let peer_listener = peer_listener.into_std();
+        let peer_listener =
+            peer_listener.map_err(|source| NodeError::Listen { flag: "--peer-addr", address: peer, source })?;
         let start_line = StartLine {
             node_id: settings.node_id,
             tcp: bound(&tcp_listener, settings.tcp_addr),
             http: bound(&http_listener, settings.http_addr),
-            peer: bound(&peer_listener, settings.peer_addr),
+            peer,
         };
 
         let database = folder.database();
-        let opened = tokio::task::spawn_blocking(move || Store::open(&database));
+        let cache_bytes_max = settings.cache_bytes_max;
+        let opened = tokio::task::spawn_blocking(move || Store::open_with(&database, cache_bytes_max));
         let store = opened.await.expect("opening does not panic")?;
         let (syncer, syncer_thread) = Syncer::start(store.clone());
         let system_clock = Arc::new(match &settings.test_clock {
@@ -151,7 +162,9 @@ impl Node {
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Arc::new(Metrics::new());
         let tls = settings.peer_tls.as_ref().map(|tls| PeerTls::read(&tls.cert, &tls.key, &tls.ca)).transpose()?;
+        let urgent = Urgent::start().map_err(NodeError::Threads)?;
         let network = PeerNetwork::with_tls(&settings.cluster, settings.node_id, tls.clone());
+        network.run_urgent_on(urgent.handle());
         let marks = Marks::new(store.clone());
         let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
         let sessions = Arc::new(Sessions::new(settings.session_lifetime_ms, settings.sessions_max));
@@ -173,11 +186,12 @@ impl Node {
         let clock_guard = tokio::spawn(clock_guard::watch(cluster.clone()));
         let stop = CancellationToken::new();
         let nodes = NodesService::new(cluster.clone(), clock.clone(), marks.clone());
-        let forwarding = Forwarding::default();
+        let forwarding = Forwarding::new();
         let others = nodes.routes().add_service(forwarding.server());
         // Before placement: those who begin a group together speak to each other.
         let service = PeerService::new(groups.clone());
-        let peers = tokio::spawn(serve_peers(peer_listener, service, others, tls, stop.clone()));
+        let peers = serve_peers(peer_listener, service, others, tls, stop.clone());
+        let peers = urgent.handle().spawn(peers);
         let placement = placement::start(placement::Parts {
             placement: settings.placement.clone(),
             shards: settings.shards,
@@ -271,6 +285,7 @@ impl Node {
             firing,
             syncer,
             syncer_thread,
+            _urgent: urgent,
             stop,
             listeners,
             helpers,
@@ -337,12 +352,16 @@ async fn serve_http(listener: TcpListener, watched: Arc<Watched>, stop: Cancella
 }
 
 async fn serve_peers(
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     service: PeerService,
     others: Routes,
     tls: Option<PeerTls>,
     stop: CancellationToken,
 ) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the peer listener cannot be used"),
+    };
     if let Err(error) = peer_service::serve(listener, service, others, tls, stop.cancelled_owned()).await {
         tracing::error!(%error, "the peer listener has ended");
     }

@@ -43,10 +43,12 @@ pub enum Fault {
     LetGoUnasked,
     /// What a replica has stored stays where it was let go of (`places`).
     LeaveBehind,
+    /// Leases rest on beats that wait behind work (`make overload`).
+    BeatsBehindWork,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 12] = [
+    pub const ALL: [Fault; 13] = [
         Fault::SkipFsync,
         Fault::IgnoreWatermark,
         Fault::SkipLease,
@@ -59,6 +61,7 @@ impl Fault {
         Fault::StaleReads,
         Fault::LetGoUnasked,
         Fault::LeaveBehind,
+        Fault::BeatsBehindWork,
     ];
 
     pub fn name(self) -> &'static str {
@@ -75,6 +78,7 @@ impl Fault {
             Fault::StaleReads => "stale-reads",
             Fault::LetGoUnasked => "let-go-unasked",
             Fault::LeaveBehind => "leave-behind",
+            Fault::BeatsBehindWork => "beats-behind-work",
         }
     }
 

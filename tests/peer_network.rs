@@ -208,6 +208,7 @@ fn register(number: u64, payload_bytes: usize) -> Command {
         recurrence: None,
         tags: None,
         dedup: None,
+        numbered: None,
         payload: Bytes::from(rand::random_iter().take(payload_bytes).collect::<Vec<u8>>()),
     };
     let requests = vec![Request::Register(register)];
@@ -618,6 +619,10 @@ impl Peer for Silent {
             std::future::ready(answer)
         });
         Ok(Response::new(answers.boxed()))
+    }
+
+    async fn hold(&self, _: tonic::Request<peer::HoldRequest>) -> Result<Response<peer::HoldResponse>, Status> {
+        std::future::pending().await
     }
 
     async fn beat(&self, request: tonic::Request<peer::BeatRequest>) -> Result<Response<peer::BeatResponse>, Status> {

@@ -4,6 +4,7 @@
 //!
 //! - *Marker*: after a flush it tells each group up to where its state is durable. openraft takes that for a snapshot
 //!   and purges the log below it; this is the only way log entries go.
+//! - *Cache*: it grows with what is stored.
 //! - *Flush*: state that has been waiting in memory for long is flushed, so that a restart replays little.
 //! - *Supervision*: a group whose task has panicked is built again from the store, the others go on. A storage error
 //!   is the node's end: [`Groups::failed`] resolves, and the process stops rather than answers.
@@ -22,12 +23,12 @@ use openraft::{Config, ServerState};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::lease::{Promise, Proof};
 use super::log_store::LogStore;
 use super::network::PeerNetwork;
-use super::pacer::Heard;
 use super::state_machine::{Observer, Seat, StateMachine};
 use super::types::{LogId, Member, Raft, ReplicaId};
-use super::{HEARTBEAT, LEASE, pacer};
+use super::{HEARTBEAT, LEASE, STALLED_AFTER, pacer};
 use crate::blocking;
 use crate::sabotage::Fault;
 use crate::store::keys::Key;
@@ -40,6 +41,8 @@ use crate::task::GroupId;
 const ENTRIES_KEPT: u64 = 128;
 
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(1);
+/// In looks: files come and go by flushes and merges.
+const FIT_CACHE_EVERY: u32 = 5;
 /// State that has not been flushed for this long is.
 const FLUSH_AFTER: Duration = Duration::from_secs(60);
 /// A state machine whose group is gone ends with what it is applying; that takes milliseconds.
@@ -65,7 +68,8 @@ pub struct Group {
     pub raft: Raft,
     /// Differs from one start of the group in this process to the next.
     pub life: u64,
-    pub(super) heard: Heard,
+    pub(super) promise: Promise,
+    pub(super) proof: Proof,
     /// The term in which leadership is being given to another replica: that one may lead before this one knows.
     giving_away: Arc<AtomicU64>,
     /// Of the node: then it does not act as a leader, whatever the others say.
@@ -94,8 +98,28 @@ impl Group {
         // majority by itself, and openraft records no answer for it.
         let lone = metrics.membership_config.voter_ids().eq([self.replica]);
         let lease = LEASE.saturating_sub(margin);
-        let fresh = || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < lease);
-        (lone || fresh() || Fault::SkipLease.is_on()).then_some(term)
+        let acked = |within| metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < within);
+        let voters = || metrics.membership_config.membership().get_joint_config();
+        let promised = || self.proof.since(term, self.replica, voters()).is_some_and(|since| since.elapsed() < lease);
+        let held = || acked(STALLED_AFTER) && !Fault::BeatsBehindWork.is_on() && promised();
+        (lone || acked(lease) || held() || Fault::SkipLease.is_on()).then_some(term)
+    }
+
+    /// The term in which this replica asks others for their promise, and of whom: all other members.
+    pub(super) fn holds(&self) -> Option<(u64, Vec<(ReplicaId, u64)>)> {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        let lives = metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < STALLED_AFTER);
+        if metrics.state != ServerState::Leader || metrics.running_state.is_err() || !lives || !self.may_lead() {
+            return None;
+        }
+        let term = metrics.current_term;
+        if self.giving_away.load(Ordering::Acquire) == term {
+            return None;
+        }
+        let nodes = metrics.membership_config.nodes();
+        let others = nodes.filter(|(replica, _)| **replica != self.replica).map(|(replica, at)| (*replica, at.node_id));
+        Some((term, others.collect()))
     }
 
     /// Whether it may ask for votes.
@@ -111,7 +135,7 @@ impl Group {
     fn follows(&self) -> bool {
         let receiver = self.raft.metrics();
         let metrics = receiver.borrow_watched();
-        metrics.current_leader.is_some_and(|leader| leader != self.replica) && self.heard.within(LEASE)
+        metrics.current_leader.is_some_and(|leader| leader != self.replica) && self.promise.heard_at().elapsed() < LEASE
     }
 
     /// Everybody who takes part in the group, learners included.
@@ -265,7 +289,8 @@ impl Groups {
             clock_wrong: Arc::default(),
         };
         let groups = Self { inner: Arc::new(inner) };
-        tokio::spawn(pacer::run(WeakGroups(Arc::downgrade(&groups.inner))));
+        let paced = pacer::run(WeakGroups(Arc::downgrade(&groups.inner)), groups.inner.parts.network.clone());
+        groups.inner.parts.network.spawn_urgent(paced);
         let starts = held.into_iter().map(|(id, replica)| groups.start_group(id, replica, None));
         for started in futures::future::join_all(starts).await {
             groups.insert(started?);
@@ -377,7 +402,8 @@ impl Groups {
         let machine = StateMachine::open(id, parts.store.clone(), parts.staging.clone(), parts.observer.clone())?;
         let machine = machine.seated(seat);
         check_no_gap(&log, &machine)?;
-        let network = parts.network.for_group(id);
+        let network = parts.network.for_group(id).with_log(log.last());
+        let promise = log.promise()?;
         let raft = Raft::new(replica, Arc::new(config(&parts.cluster, id)), network, log, machine)
             .await
             .map_err(|fatal| error("start")(fatal.to_string()))?;
@@ -393,8 +419,8 @@ impl Groups {
         let life = LIVES.fetch_add(1, Ordering::Relaxed);
         let bound_until = known.then(|| Instant::now() + LEASE);
         let clock_wrong = self.inner.clock_wrong.clone();
-        let (heard, giving_away) = (Heard::now(), Arc::default());
-        let group = Group { id, replica, raft, life, heard, giving_away, clock_wrong, bound_until };
+        let (proof, giving_away) = (Proof::default(), Arc::default());
+        let group = Group { id, replica, raft, life, promise, proof, giving_away, clock_wrong, bound_until };
         self.begin(&group, members).await?;
         Ok(group)
     }
@@ -444,6 +470,7 @@ impl Groups {
         let mut progress = Progress::default();
         let mut rounds = tokio::time::interval(LOOK_AFTER_EVERY);
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut turns = (0..FIT_CACHE_EVERY).cycle();
         loop {
             rounds.tick().await;
             for group in self.all() {
@@ -453,6 +480,9 @@ impl Groups {
             }
             if let Err(error) = progress.flush_if_old(&self.inner.parts.store) {
                 self.fail(&error.to_string());
+            }
+            if turns.next() == Some(0) {
+                self.inner.parts.store.fit_cache();
             }
         }
     }

@@ -17,7 +17,9 @@ use futures::Stream;
 use openraft::OptionalSend;
 use openraft::entry::{EntryPayload, RaftEntry};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use tokio::sync::watch;
 
+use super::lease::Promise;
 use super::types::{LogEntry, LogId, TypeConfig, Vote, VoteRow, decode_entry, encode_entry, log_id, term_of};
 use crate::store::keys::Key;
 use crate::store::rows::Applied;
@@ -38,6 +40,10 @@ pub struct LogStore {
     store: Store,
     syncer: Syncer,
     recent: Arc<Mutex<Recent>>,
+    /// The index of the last entry; 0 while there is none since the start.
+    last: watch::Sender<u64>,
+    /// What a vote bears on.
+    promise: Promise,
 }
 
 /// A run of entries without a gap, the last of the log.
@@ -90,7 +96,21 @@ impl Recent {
 
 impl LogStore {
     pub fn new(group: GroupId, store: Store, syncer: Syncer) -> Self {
-        Self { group, store, syncer, recent: Arc::default() }
+        Self { group, store, syncer, recent: Arc::default(), last: watch::Sender::new(0), promise: Promise::now() }
+    }
+
+    /// What this replica has promised, given the vote that it has stored.
+    pub fn promise(&self) -> Result<Promise, StoreError> {
+        let vote: Option<VoteRow> = self.read("the vote", &Key::log_vote(self.group))?;
+        if let Some(vote) = vote {
+            self.promise.voted(Vote::from(vote).leader_id.term);
+        }
+        Ok(self.promise.clone())
+    }
+
+    /// Tells the index of the last entry whenever it changes.
+    pub fn last(&self) -> watch::Receiver<u64> {
+        self.last.subscribe()
     }
 
     /// The next entries of `from..until`: a chunk, or all that are left. Empty only when there are none. What was
@@ -242,6 +262,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     /// Returns when the vote is durable, and with it every entry appended before.
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        // First of all: from here on nothing is promised to the leader of an earlier term.
+        self.promise.voted(vote.leader_id.term);
         let value = codec::encode(&VoteRow::from(vote));
         self.store.write_log(vec![LogWrite::Put(Key::log_vote(self.group), value)])?;
         let (done, synced) = tokio::sync::oneshot::channel();
@@ -266,6 +288,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             for entry in entries {
                 recent.push(entry);
             }
+            if let Some(last) = recent.entries.back() {
+                self.last.send_replace(last.index());
+            }
         }
         self.syncer.after_sync(move |result| callback.io_completed(result.map_err(io::Error::other)));
         Ok(())
@@ -274,6 +299,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let from = last_log_id.map_or(0, |id| id.index + 1);
         self.recent.lock().expect("no panic under this lock").clear();
+        self.last.send_replace(from.saturating_sub(1));
         let range = LogWrite::DeleteRange(Key::log_entry(self.group, from), Key::log_end(self.group));
         self.store.write_log(vec![range])?;
         Ok(())

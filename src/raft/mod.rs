@@ -8,7 +8,8 @@
 //! - [`log_store`]: entries and votes in the `log` family, durable through the node's one syncer
 //! - [`state_machine`]: from committed entries to `apply` to one batch in the `state` family
 //! - [`groups`]: the groups of this node: start, marker of durable state, stop
-//! - [`pacer`]: heartbeats and elections of all groups, by one clock
+//! - [`pacer`]: heartbeats and elections of all groups, by one clock; [`lease`]: what followers have promised a leader;
+//!   [`urgent`]: threads for both, ahead of everything else
 //! - [`heartbeats`]: what is sent to one node at one moment, in one message
 //! - [`network`]: what a replica sends to those on other nodes; [`peer_service`]: what it hears from them;
 //!   [`dial`]: another way than TCP; [`peer_tls`]: how they know each other; [`peer_messages`]: openraft's messages as those of `proto/peer.proto`, and back
@@ -24,6 +25,7 @@
 pub mod dial;
 pub mod groups;
 mod heartbeats;
+mod lease;
 pub mod log_store;
 pub mod network;
 mod pacer;
@@ -32,6 +34,7 @@ pub mod peer_service;
 pub mod peer_tls;
 pub mod state_machine;
 pub mod types;
+pub mod urgent;
 
 use std::time::Duration;
 
@@ -49,3 +52,6 @@ pub const HEARTBEAT: Duration = Duration::from_millis(150);
 /// So long a follower that has heard its leader gives its vote to nobody else, and so long a leader that has heard a
 /// majority may act as one. The same on every node of a cluster.
 pub const LEASE: Duration = Duration::from_millis(450);
+/// A group whose leader has brought nothing through its log for so long, not even a beat, has none, whatever was promised
+/// to it: its disk hangs, or its task.
+const STALLED_AFTER: Duration = Duration::from_secs(3);

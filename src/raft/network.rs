@@ -47,8 +47,9 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, StorageError};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status, Streaming};
@@ -87,6 +88,10 @@ const BYTES_PER_SECOND_MIN: u32 = 1024 * 1024;
 const UNANSWERED_REQUESTS_MAX: usize = 64;
 const UNANSWERED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// How long the news that an entry is committed waits for the next entry, which brings it along. A message of its own
+/// would cost as much as an entry; until it comes, a follower has not applied what it has stored.
+const COMMIT_WAITS: Duration = Duration::from_millis(10);
+
 /// A snapshot of which nothing more can be sent for this long is given up.
 const SNAPSHOT_STALLED_AFTER: Duration = Duration::from_secs(10);
 /// All rows are there; what is left is one atomic step, which may wait for another of its kind.
@@ -118,6 +123,8 @@ struct Inner {
     tls: Option<PeerTls>,
     /// Another way than TCP.
     dial: Option<Arc<dyn Dial>>,
+    /// See [`super::urgent`].
+    urgent: OnceLock<Handle>,
     remotes: RwLock<BTreeMap<u64, Arc<Remote>>>,
 }
 
@@ -126,6 +133,7 @@ struct Remote {
     address: String,
     tls: Option<PeerTls>,
     dial: Option<Arc<dyn Dial>>,
+    urgent: Option<Handle>,
     connections: OnceLock<Connections>,
     /// When it could not be connected to last.
     failed_at: Mutex<Option<Instant>>,
@@ -159,7 +167,45 @@ impl PeerNetwork {
 
     fn make(cluster: &str, node_id: u64, tls: Option<PeerTls>, dial: Option<Arc<dyn Dial>>) -> Self {
         let remotes = RwLock::default();
-        Self { inner: Arc::new(Inner { cluster: cluster.to_owned(), node_id, tls, dial, remotes }) }
+        Self {
+            inner: Arc::new(Inner {
+                cluster: cluster.to_owned(),
+                node_id,
+                tls,
+                dial,
+                urgent: OnceLock::new(),
+                remotes,
+            }),
+        }
+    }
+
+    /// What is urgent runs there, instead of where it is asked for. To be said before anything else.
+    pub fn run_urgent_on(&self, threads: &Handle) {
+        assert!(self.inner.urgent.set(threads.clone()).is_ok(), "said once");
+    }
+
+    /// Runs what leading hangs on.
+    pub(super) fn spawn_urgent(&self, future: impl Future<Output = ()> + Send + 'static) {
+        match self.inner.urgent.get() {
+            Some(threads) => threads.spawn(future),
+            None => tokio::spawn(future),
+        };
+    }
+
+    /// Asks a node for its promises; they are of no use after the time that `within` allows.
+    pub(super) async fn hold(&self, node_id: u64, holds: Vec<peer::Hold>, within: Duration) -> Option<Vec<bool>> {
+        let remote = self.remote(node_id).ok()?;
+        remote.check_reachable().ok()?;
+        let mut client = client(&remote.connections().ok()?.control);
+        let request = peer::HoldRequest { cluster: self.inner.cluster.clone(), holds };
+        match timeout(within, client.hold(request)).await {
+            Ok(Ok(answer)) => Some(answer.into_inner().promised),
+            Ok(Err(status)) => {
+                tracing::debug!(node_id, why = %remote.refused(&status), "nothing is promised");
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     /// From now on `node_id` is at `address` (`host:port`). A node that moves loses what was under way to it.
@@ -172,6 +218,7 @@ impl PeerNetwork {
             address: address.to_owned(),
             tls: self.inner.tls.clone(),
             dial: self.inner.dial.clone(),
+            urgent: self.inner.urgent.get().cloned(),
             connections: OnceLock::new(),
             failed_at: Mutex::new(None),
             gone: CancellationToken::new(),
@@ -205,7 +252,7 @@ impl PeerNetwork {
 
     /// What openraft takes as the network of one group.
     pub fn for_group(&self, group: GroupId) -> GroupNetwork {
-        GroupNetwork { network: self.clone(), group }
+        GroupNetwork { network: self.clone(), group, log: None }
     }
 
     fn remote(&self, node_id: u64) -> Result<Arc<Remote>, Unreachable<TypeConfig>> {
@@ -256,9 +303,16 @@ impl Remote {
             None => endpoint.connect_lazy(),
             Some(dial) => endpoint.connect_with_connector_lazy(Dialer(dial.clone())),
         };
-        let control = connect();
+        // A connection is driven where it was made.
+        let control = {
+            let _entered = self.urgent.as_ref().map(Handle::enter);
+            connect()
+        };
         Ok(self.connections.get_or_init(|| Connections {
-            heartbeats: Heartbeats::start(control.clone()),
+            heartbeats: {
+                let _entered = self.urgent.as_ref().map(Handle::enter);
+                Heartbeats::start(control.clone())
+            },
             control,
             appends: connect(),
             snapshots: connect(),
@@ -280,12 +334,19 @@ fn body<T: Send + 'static>(mut receiver: mpsc::Receiver<T>) -> impl Stream<Item 
 pub struct GroupNetwork {
     network: PeerNetwork,
     group: GroupId,
+    log: Option<watch::Receiver<u64>>,
 }
 
 impl GroupNetwork {
+    /// With news of the last entry of this node's log; see [`COMMIT_WAITS`].
+    pub fn with_log(self, last: watch::Receiver<u64>) -> Self {
+        Self { log: Some(last), ..self }
+    }
+
     fn client(&self, replica: ReplicaId, member: &Member, urgent: bool) -> ReplicaClient {
         let to = peer::Address { cluster: self.network.inner.cluster.clone(), group: self.group.0.into(), replica };
-        ReplicaClient { network: self.network.clone(), node_id: member.node_id, to, urgent, idle_lane: None }
+        let (network, log) = (self.network.clone(), self.log.clone());
+        ReplicaClient { network, node_id: member.node_id, to, urgent, log, idle_lane: None }
     }
 }
 
@@ -308,6 +369,8 @@ pub struct ReplicaClient {
     to: peer::Address,
     /// For heartbeats, which do not go where log entries go.
     urgent: bool,
+    /// The last entry of this node's log.
+    log: Option<watch::Receiver<u64>>,
     /// Open, and nothing is outstanding on it.
     idle_lane: Option<Lane>,
 }
@@ -466,6 +529,34 @@ struct Session<'s, S> {
     input: S,
     input_ended: bool,
     unanswered: Unanswered,
+    pace: Pace,
+}
+
+/// When openraft is asked for the next request. It always has one when something was committed; with nothing but that, it
+/// is asked only a while later.
+struct Pace {
+    log: Option<watch::Receiver<u64>>,
+    /// The last entry that was sent.
+    sent: Option<u64>,
+    rests_until: Instant,
+}
+
+impl Pace {
+    fn new(log: Option<watch::Receiver<u64>>) -> Self {
+        Self { log, sent: None, rests_until: Instant::now() }
+    }
+
+    fn note(&mut self, sent: &Sent) {
+        self.sent = sent.up_to.map(|id| id.index);
+        self.rests_until = Instant::now() + COMMIT_WAITS;
+    }
+
+    /// Waits until there is an entry to send, or the rest is over.
+    async fn wait(&mut self) {
+        let (Some(log), Some(sent)) = (&mut self.log, self.sent) else { return };
+        let more = log.wait_for(|last| *last > sent);
+        let _ = timeout_at(self.rests_until, more).await;
+    }
 }
 
 impl<'s, S> Session<'s, S>
@@ -480,9 +571,11 @@ where
                 return None;
             }
             let Lane { remote, requests, answers, to } = &mut self.lane;
+            let (pace, input) = (&mut self.pace, &mut self.input);
             let send = async {
+                pace.wait().await;
                 let permit = requests.reserve().await.map_err(|_| unreachable("the connection is lost"))?;
-                let Some(request) = self.input.next().await else { return Ok(None) };
+                let Some(request) = input.next().await else { return Ok(None) };
                 let up_to = request.entries.last().map_or(request.prev_log_id, |last| Some(last.log_id));
                 let message = to_append(to.take(), &request);
                 let bytes = message.entries.iter().map(bytes::Bytes::len).sum();
@@ -502,6 +595,7 @@ where
                 () = remote.gone.cancelled() => unreachable("the node is not there any more"),
                 sent = send, if may_send => match sent {
                     Ok(Some(sent)) => {
+                        self.pace.note(&sent);
                         self.unanswered.push(sent);
                         continue;
                     }
@@ -568,8 +662,8 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
                 return Ok(futures::stream::empty().boxed());
             }
             let lane = self.open_lane().await?;
-            let home = &mut self.idle_lane;
-            let session = Session { home, lane, input, input_ended: false, unanswered: Unanswered::new() };
+            let (home, pace) = (&mut self.idle_lane, Pace::new(self.log.clone()));
+            let session = Session { home, lane, input, input_ended: false, unanswered: Unanswered::new(), pace };
             let answers = futures::stream::unfold(Some(session), async |session| session?.next().await);
             Ok::<Answers<'s>, RPCError<TypeConfig>>(answers.boxed())
         };

@@ -13,8 +13,6 @@
 //! after it keeps two of them from asking at once.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -24,43 +22,18 @@ use rand::rngs::SmallRng;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::groups::{Group, WeakGroups};
+use super::lease::Proof;
+use super::network::PeerNetwork;
 use super::{HEARTBEAT, LEASE};
 use crate::random;
 use crate::task::GroupId;
+use crate::wire::peer;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// After the lease a follower waits up to this long before it asks for votes, and again before it asks once more.
 const JITTER: Duration = Duration::from_millis(140);
 /// How long an election is given before the next one.
 const ELECTION: Duration = Duration::from_millis(150);
-
-/// When a replica last heard its leader, or gave its vote to one that may become it.
-#[derive(Debug, Clone)]
-pub struct Heard {
-    /// In milliseconds since then.
-    since: Instant,
-    at: Arc<AtomicU64>,
-}
-
-impl Heard {
-    /// As if just now: a replica that starts gives the leader time to speak.
-    pub fn now() -> Self {
-        Self { since: Instant::now(), at: Arc::default() }
-    }
-
-    pub fn note(&self) {
-        let millis = u64::try_from(self.since.elapsed().as_millis()).expect("a process does not run for an eternity");
-        self.at.store(millis, Ordering::Relaxed);
-    }
-
-    pub fn within(&self, span: Duration) -> bool {
-        self.at().elapsed() < span
-    }
-
-    fn at(&self) -> Instant {
-        self.since + Duration::from_millis(self.at.load(Ordering::Relaxed))
-    }
-}
 
 /// What is next for one group.
 struct Pace {
@@ -73,7 +46,7 @@ struct Pace {
 }
 
 /// Runs as long as the groups do.
-pub(super) async fn run(groups: WeakGroups) {
+pub(super) async fn run(groups: WeakGroups, network: PeerNetwork) {
     let mut paces: BTreeMap<GroupId, Pace> = BTreeMap::new();
     let mut beats = Beats { beginning: Instant::now(), random: random::source() };
     let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -83,20 +56,69 @@ pub(super) async fn run(groups: WeakGroups) {
         let Some(all) = groups.all() else { return };
         paces.retain(|id, _| all.binary_search_by_key(id, |group| group.id).is_ok());
         let now = Instant::now();
+        let mut holds = Holds::default();
         for group in all {
             let pace = paces.entry(group.id).or_insert_with(|| Pace::new(&group, now, &mut beats));
             if pace.life != group.life {
                 *pace = Pace::new(&group, now, &mut beats);
             }
             // A group that has ended is somebody else's business.
-            let _ = match pace.look(&group, now, &mut beats) {
-                Some(Due::Beat) => group.raft.trigger().heartbeat().await,
-                Some(Due::Election) => {
-                    tracing::debug!(group = %group.id, "no leader is heard; asking for votes");
-                    group.raft.trigger().elect(true).await
+            match pace.look(&group, now, &mut beats) {
+                Some(Due::Beat) => {
+                    holds.add(&group);
+                    network.spawn_urgent(async move { drop(group.raft.trigger().heartbeat().await) });
                 }
-                None => Ok(()),
-            };
+                Some(Due::Election) if group.promise.stand() => {
+                    tracing::debug!(group = %group.id, "no leader is heard; asking for votes");
+                    network.spawn_urgent(async move {
+                        let _ = group.raft.trigger().elect(true).await;
+                        stood(group);
+                    });
+                }
+                Some(Due::Election) | None => {}
+            }
+        }
+        holds.send(&network);
+    }
+}
+
+/// Waits until the group has dealt with what it was asked for before, and says that its candidacy has begun.
+pub(super) fn stood(group: Group) {
+    tokio::spawn(async move {
+        // It deals with one after the other. When it is gone, it will not vote any more.
+        let _ = group.raft.with_raft_state(|_| ()).await;
+        group.promise.stood();
+    });
+}
+
+/// What the other nodes are asked to promise, for all groups that are led here.
+#[derive(Default)]
+struct Holds {
+    by_node: BTreeMap<u64, Vec<(peer::Hold, Proof)>>,
+}
+
+impl Holds {
+    fn add(&mut self, group: &Group) {
+        let Some((term, others)) = group.holds() else { return };
+        for (replica, node_id) in others {
+            let hold = peer::Hold { group: group.id.0.into(), replica, term };
+            self.by_node.entry(node_id).or_default().push((hold, group.proof.clone()));
+        }
+    }
+
+    fn send(self, network: &PeerNetwork) {
+        for (node_id, asked) in self.by_node {
+            let from = network.clone();
+            network.spawn_urgent(async move {
+                let holds = asked.iter().map(|(hold, _)| *hold).collect();
+                let sent = Instant::now();
+                let Some(promised) = from.hold(node_id, holds, LEASE).await else { return };
+                for ((hold, proof), promised) in asked.into_iter().zip(promised) {
+                    if promised {
+                        proof.note(hold.term, hold.replica, sent);
+                    }
+                }
+            });
         }
     }
 }
@@ -131,7 +153,7 @@ impl Pace {
 
     fn look(&mut self, group: &Group, now: Instant, beats: &mut Beats) -> Option<Due> {
         // Most looks end here: nothing is due that does not depend on more.
-        let silent_until = group.heard.at() + LEASE + self.jitter;
+        let silent_until = group.promise.heard_at() + LEASE + self.jitter;
         let next = self.asked_at.map_or(silent_until, |asked| silent_until.max(asked + ELECTION + self.jitter));
         if now < self.beat_at && now < next {
             return None;

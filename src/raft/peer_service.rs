@@ -33,7 +33,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::dial::Wire;
 use super::groups::{Group, Groups};
-use super::pacer::Heard;
+use super::pacer;
 use super::peer_messages::{
     MESSAGE_BYTES_MAX, Malformed, from_append, from_snapshot_header, from_transfer, from_vote_request,
     to_append_response, to_vote, to_vote_response,
@@ -182,11 +182,9 @@ impl PeerService {
     }
 }
 
-/// Whoever leads the group has been heard, unless this was another one.
-fn note_heard(heard: &Heard, answer: &Result<StreamAppendResult<TypeConfig>, Status>) {
-    if !matches!(answer, Ok(Err(StreamAppendError::HigherVote(_))) | Err(_)) {
-        heard.note();
-    }
+/// Whether this came from whoever leads the group.
+fn is_from_leader(answer: &Result<StreamAppendResult<TypeConfig>, Status>) -> bool {
+    !matches!(answer, Ok(Err(StreamAppendError::HigherVote(_))) | Err(_))
 }
 
 /// A leader that gets its own message back would take itself for its follower.
@@ -209,12 +207,41 @@ impl Peer for PeerService {
         if !request.leadership_transfer && group.bound_until.is_some_and(|until| Instant::now() < until) {
             return Err(Status::unavailable("this replica has just started and may be bound to its leader still"));
         }
-        let answer = if pre_vote { group.raft.pre_vote(request).await } else { group.raft.vote(request).await };
-        let answer = answer.map_err(fatal)?;
-        if answer.vote_granted && !pre_vote {
-            group.heard.note();
-        }
+        let asking = match request.leadership_transfer {
+            true => Some(group.promise.ask_in_transfer()),
+            false => group.promise.ask(),
+        };
+        let bound = || Status::unavailable("this replica is bound to its leader still");
+        let asking = asking.ok_or_else(bound)?;
+        // To its end, also when nobody waits for the answer any more: until then no promise may be made.
+        let answered = tokio::spawn(async move {
+            let answer = if pre_vote { group.raft.pre_vote(request).await } else { group.raft.vote(request).await };
+            if answer.as_ref().is_ok_and(|answer| answer.vote_granted && !pre_vote) {
+                group.promise.note_vote();
+            }
+            drop(asking);
+            answer
+        });
+        let answer = answered.await.map_err(|error| Status::internal(error.to_string()))?.map_err(fatal)?;
         Ok(Response::new(to_vote_response(&answer)))
+    }
+
+    /// Asks no group: each may be busy.
+    async fn hold(&self, request: Request<peer::HoldRequest>) -> Result<Response<peer::HoldResponse>, Status> {
+        let request = request.into_inner();
+        let parts = self.inner.groups.parts();
+        if request.cluster != parts.cluster {
+            let why = format!("this node belongs to cluster '{}', not '{}'", parts.cluster, request.cluster);
+            return Err(Status::failed_precondition(why));
+        }
+        let promised = request.holds.into_iter().map(|hold| {
+            let group = u16::try_from(hold.group).ok().and_then(|id| self.inner.groups.get(GroupId(id)));
+            // After a start it may be bound to another one, and does not know.
+            let free = |group: &Group| group.bound_until.is_none_or(|until| Instant::now() >= until);
+            let group = group.filter(|group| group.replica == hold.replica && free(group));
+            group.is_some_and(|group| group.promise.hold(hold.term))
+        });
+        Ok(Response::new(peer::HoldResponse { promised: promised.collect() }))
     }
 
     type AppendStream = futures::stream::BoxStream<'static, Result<peer::AppendResponse, Status>>;
@@ -261,7 +288,11 @@ impl Peer for PeerService {
         if !group.may_lead() {
             return Err(Status::failed_precondition("this node's clock is wrong; it leads nothing"));
         }
-        match group.raft.handle_transfer_leader(request).await.map_err(fatal)? {
+        // It will stand for election at once, past what it has promised.
+        group.promise.stand_in_transfer();
+        let transferred = group.raft.handle_transfer_leader(request).await;
+        pacer::stood(group.clone());
+        match transferred.map_err(fatal)? {
             Ok(()) => Ok(Response::new(peer::TransferResponse {})),
             Err(refused) => Err(Status::failed_precondition(refused.to_string())),
         }
@@ -284,6 +315,7 @@ impl PeerService {
         let group = self.find(request.to.as_ref())?;
         let request = from_append(request)?;
         not_own(&group, &request.vote)?;
+        let stand = group.promise.stand_before();
         let answer = async {
             let mut answers = pin!(group.raft.stream_append(futures::stream::iter([request])));
             answers.next().await
@@ -291,7 +323,9 @@ impl PeerService {
         // A group that takes its time must not cost the others their lease.
         let answer = timeout(BEAT_WITHIN, answer).await.map_err(|_| Status::unavailable("the group is busy"))?;
         let answer = answer.ok_or_else(|| Status::unavailable("the group is not running"))?.map_err(fatal);
-        note_heard(&group.heard, &answer);
+        if is_from_leader(&answer) {
+            group.promise.note_leader(stand);
+        }
         answer.map(to_append_response)
     }
 
@@ -307,7 +341,7 @@ impl PeerService {
         let wrong = Arc::new(OnceLock::new());
         let told = wrong.clone();
         let raft = group.raft.clone();
-        let heard = group.heard.clone();
+        let promise = group.promise.clone();
         let requests = futures::stream::once(async { Ok(first) }).chain(requests).scan((), move |(), request| {
             let checked = request.and_then(|request| {
                 let request = from_append(request)?;
@@ -330,7 +364,9 @@ impl PeerService {
             let mut answers = pin!(raft.stream_append(requests));
             while let Some(answer) = answers.next().await {
                 let answer = answer.map_err(fatal);
-                note_heard(&heard, &answer);
+                if is_from_leader(&answer) {
+                    promise.note();
+                }
                 let answer = answer.map(to_append_response);
                 if out.send(answer).await.is_err() {
                     return;

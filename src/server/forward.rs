@@ -13,7 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
@@ -218,17 +220,38 @@ pub(super) fn applied_index(service: &Service) -> Result<u64, StoreError> {
 
 /// What other nodes ask of this one. Cheap to clone; the peer port is open before there is a service to ask, because
 /// the groups begin by it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Forwarding {
     service: Arc<OnceLock<Arc<Service>>>,
+    /// Where requests are served: not on the threads that hear them, which have more urgent things to do.
+    threads: Handle,
 }
 
 impl Forwarding {
+    /// Serves on the runtime this is called on.
+    #[expect(clippy::new_without_default, reason = "it has to be called on a runtime")]
+    pub fn new() -> Self {
+        Self { service: Arc::default(), threads: Handle::current() }
+    }
+
     /// For the peer port.
     pub fn server(&self) -> RequestsServer<Self> {
         RequestsServer::new(self.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn asked(&self) -> Option<Asked> {
+        self.service.get().cloned().map(|service| Asked { service })
+    }
+
+    async fn serve<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Status>> + Send + 'static,
+    ) -> Result<T, Status> {
+        // It ends with whoever waits for it, as if it had run here.
+        let mut work = AbortOnDropHandle::new(self.threads.spawn(work));
+        (&mut work).await.map_err(|error| Status::internal(error.to_string()))?
     }
 
     /// From now on requests are answered.
@@ -243,11 +266,11 @@ fn nothing_yet() -> peer::Elsewhere {
 }
 
 /// What is asked of a node that has begun.
-struct Asked<'a> {
-    service: &'a Arc<Service>,
+struct Asked {
+    service: Arc<Service>,
 }
 
-impl Asked<'_> {
+impl Asked {
     fn check(&self, cluster: &str) -> Result<(), Status> {
         let ours = self.service.router.cluster().network().cluster();
         if cluster == ours {
@@ -292,13 +315,13 @@ impl Asked<'_> {
     async fn forward(&self, request: peer::ForwardRequest) -> Result<forward_response::Result, Status> {
         let peer::ForwardRequest { cluster, caller, envelope: bytes } = request;
         let (session, payload) = self.read(&cluster, &caller, bytes)?;
-        let target = target(self.service, &session, &payload);
+        let target = target(&self.service, &session, &payload);
         if let Target::Group(group, access) = target
             && !self.service.router.can_serve(group, access).await
         {
             return Ok(forward_response::Result::Elsewhere(self.elsewhere(group)));
         }
-        let answer = served(self.service, session, payload).await;
+        let answer = served(&self.service, session, payload).await;
         Ok(match target {
             Target::Group(group, _) if is_not_leader(&answer) => {
                 forward_response::Result::Elsewhere(self.elsewhere(group))
@@ -315,7 +338,7 @@ impl Asked<'_> {
         if let Some(group) = self.not_led(&groups).await {
             return Ok(part_response::Result::Elsewhere(self.elsewhere(group)));
         }
-        let part = spread::part_here(self.service, &session, &payload, &groups);
+        let part = spread::part_here(&self.service, &session, &payload, &groups);
         // Read while it led: what another leader has stored since then is not missing.
         let lost = groups.into_iter().find(|group| !self.service.router.may_serve(*group, Access::Read));
         Ok(match (lost, part) {
@@ -350,7 +373,7 @@ impl Asked<'_> {
             Err(error) => identify_response::Result::Refused(error.to_string()),
         };
         // Afterwards: whoever has applied as much knows at least what was found here.
-        let applied_index = applied_index(self.service).map_err(in_store)?;
+        let applied_index = applied_index(&self.service).map_err(in_store)?;
         Ok(peer::IdentifyResponse { result: Some(result), applied_index })
     }
 }
@@ -358,16 +381,16 @@ impl Asked<'_> {
 #[tonic::async_trait]
 impl Requests for Forwarding {
     async fn forward(&self, request: Request<peer::ForwardRequest>) -> Result<Response<peer::ForwardResponse>, Status> {
-        let result = match self.service.get() {
-            Some(service) => Asked { service }.forward(request.into_inner()).await?,
+        let result = match self.asked() {
+            Some(asked) => self.serve(async move { asked.forward(request.into_inner()).await }).await?,
             None => forward_response::Result::Elsewhere(nothing_yet()),
         };
         Ok(Response::new(peer::ForwardResponse { result: Some(result) }))
     }
 
     async fn list_part(&self, request: Request<peer::PartRequest>) -> Result<Response<peer::PartResponse>, Status> {
-        let result = match self.service.get() {
-            Some(service) => Asked { service }.list_part(request.into_inner()).await?,
+        let result = match self.asked() {
+            Some(asked) => self.serve(async move { asked.list_part(request.into_inner()).await }).await?,
             None => part_response::Result::Elsewhere(nothing_yet()),
         };
         Ok(Response::new(peer::PartResponse { result: Some(result) }))
@@ -377,8 +400,8 @@ impl Requests for Forwarding {
         &self,
         request: Request<peer::IdentifyRequest>,
     ) -> Result<Response<peer::IdentifyResponse>, Status> {
-        Ok(Response::new(match self.service.get() {
-            Some(service) => Asked { service }.identify(request.into_inner()).await?,
+        Ok(Response::new(match self.asked() {
+            Some(asked) => self.serve(async move { asked.identify(request.into_inner()).await }).await?,
             None => {
                 let result = Some(identify_response::Result::Elsewhere(nothing_yet()));
                 peer::IdentifyResponse { result, applied_index: 0 }

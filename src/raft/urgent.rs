@@ -1,0 +1,39 @@
+//! Threads and connections of their own for what must not wait behind work: who leads hangs on them.
+//!
+//! On a busy node a task of the common runtime waits behind every other: requests, log entries, rows that are applied. A
+//! lease lasts 450 ms and is not asked why a beat is late. What nodes say to each other about leading (holds, beats, votes,
+//! transfers), the clock that has it said ([`super::pacer`]) and the listener that hears it run here. It is little work, and
+//! the system gives a thread that mostly sleeps its turn soon, however busy the others are.
+
+use std::io;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// Two, so that one connection that has much to say does not hold up another.
+const THREADS: usize = 2;
+
+/// The runtime of these threads. They end when it is dropped.
+pub struct Urgent {
+    runtime: Option<Runtime>,
+    handle: Handle,
+}
+
+impl Urgent {
+    pub fn start() -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread().worker_threads(THREADS).thread_name("urgent").enable_all().build()?;
+        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        // Where a runtime must not be waited for: whoever drops this may be a task of another one.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
