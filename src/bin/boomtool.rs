@@ -5,10 +5,9 @@
 use std::process::ExitCode;
 
 use boomerang::tool::{self, args::Cli};
-use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(tool::run(cli)),
         Err(error) => {

@@ -238,8 +238,6 @@ mod tests {
     use std::io::Write;
     use std::sync::{Arc, Mutex};
 
-    use clap::Parser;
-
     use super::*;
 
     /// What a command printed.
@@ -265,7 +263,7 @@ mod tests {
     /// A command line, what it is run with, and what it prints. Words are separated as in a shell.
     pub fn prepare(line: &str) -> (Command, Context, Printed) {
         let words = shlex::split(line).unwrap();
-        let cli = Cli::try_parse_from(std::iter::once("boomtool".to_owned()).chain(words)).unwrap();
+        let cli = Cli::read(std::iter::once("boomtool".to_owned()).chain(words)).unwrap();
         let printed = Printed::default();
         let output = Output::new(printed.clone(), cli.global.json, false);
         (cli.command, Context { global: cli.global, output, interactive: false, kept: None }, printed)

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::CommandFactory;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 use rustyline::{Behavior, Config, Editor};
@@ -249,7 +249,7 @@ fn is_watch(command: &Command) -> bool {
 fn parse(words: Vec<String>, shell: &Context) -> Result<(Command, Context), clap::Error> {
     let words = std::iter::once("boomtool".to_owned()).chain(words);
     let matches = Cli::command().try_get_matches_from(words)?;
-    let Cli { mut global, command } = Cli::from_arg_matches(&matches)?;
+    let Cli { mut global, command } = Cli::of(&matches)?;
     if matches!(command, Command::Shell(_)) {
         let kind = clap::error::ErrorKind::InvalidSubcommand;
         return Err(Cli::command().error(kind, "this is the shell already"));

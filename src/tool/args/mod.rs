@@ -13,10 +13,13 @@ pub mod dlq;
 pub mod listen;
 pub mod task;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgMatches, Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::bench::args::BenchCommand;
@@ -248,6 +251,31 @@ pub struct ShellArgs {
     pub no_history: bool,
 }
 
+impl Cli {
+    /// Reads a line, the name of the program first.
+    pub fn read<W: Into<OsString> + Clone>(words: impl IntoIterator<Item = W>) -> Result<Self, clap::Error> {
+        Self::of(&Self::command().try_get_matches_from(words)?)
+    }
+
+    /// The same from what clap found. Refuses what says of a node that it is not the bench's and of the bench that it
+    /// has nodes of its own; an environment that names a node is no such word.
+    pub(super) fn of(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let cli = Self::from_arg_matches(matches)?;
+        let typed = |flag: &&str| matches.value_source(flag) == Some(ValueSource::CommandLine);
+        if let Command::Bench(bench) = &cli.command
+            && bench.starts_nodes()
+            && let Some(flag) = ["addr", "client", "password", "token"].into_iter().find(typed)
+        {
+            let text = format!(
+                "--{flag} is for a node that runs already, and this bench starts nodes of its own: leave out --{flag}, \
+                 or --nodes"
+            );
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, text));
+        }
+        Ok(cli)
+    }
+}
+
 impl ClientAdd {
     /// What was given of them.
     pub fn limits(&self) -> ClientLimits {
@@ -258,7 +286,7 @@ impl ClientAdd {
 impl Global {
     /// Takes over from `shell` what the line in `matches` did not name itself.
     pub fn inherit(&mut self, shell: &Global, matches: &ArgMatches) {
-        let named = |id: &str| matches.value_source(id) == Some(clap::parser::ValueSource::CommandLine);
+        let named = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
         // Who is calling is one thing, however many flags say it.
         if !named("client") && !named("password") && !named("token") {
             (self.client, self.password, self.token) =
@@ -325,15 +353,12 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-
     use super::*;
 
     const ID: &str = "018bcfe5-6800-7003-8000-000000000001";
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(std::iter::once("boomtool").chain(line.split_whitespace()))
+        Cli::read(std::iter::once("boomtool").chain(line.split_whitespace()))
     }
 
     #[test]
@@ -370,6 +395,10 @@ mod tests {
             "bench register --tasks 10 --connections 2 --inflight 8 --payload 0 --delay 1h --keep --quiet",
             "bench fire --tasks 10 --spread 1s --pending 5 --pending-delay 2h --protocol tcp --lead 1s --wait 5s --json",
             "bench drain --tasks 10 --lead 1s --listen 0.0.0.0:0 --advertise bench.internal",
+            "bench register --nodes 3 --shards 2 --boomerang b --node-flag=--window=10m --node-flag --tick-ms=2",
+            "bench fire --nodes 1 --timeout 3s --json",
+            "bench drain --nodes 9",
+            "bench failover --nodes 2 --shards 64 --kills 1",
             "bench wheel --timers 1000 --spread 5s --alone",
         ] {
             if let Err(error) = parse(line) {
@@ -426,6 +455,11 @@ mod tests {
             ("bench register --tasks 0", "0 is not in"),
             ("bench fire --spread 0s", "is zero"),
             ("bench fire --protocol smtp", "possible values: tcp"),
+            ("bench register --nodes 0", "0 is not in"),
+            ("bench register --nodes 3 --addr h:1", "--addr is for a node that runs already"),
+            ("--addr h:1 bench drain --nodes 3", "leave out --addr, or --nodes"),
+            ("bench fire --nodes 1 --token t", "--token is for a node"),
+            ("bench failover --password p", "--password is for a node"),
             ("bench wheel --timers 1", "1 is not in"),
         ] {
             let error = parse(line).expect_err(line);
@@ -465,7 +499,7 @@ mod tests {
                 let words = shlex::split(part).expect("quotes are closed");
                 let Some(at) = words.iter().position(|word| word == "boomtool") else { continue };
                 let words = words[at..].iter().take_while(|word| *word != ">");
-                if let Err(error) = Cli::try_parse_from(words) {
+                if let Err(error) = Cli::read(words) {
                     panic!("{line}: {error}");
                 }
                 seen += 1;
@@ -486,7 +520,7 @@ mod tests {
         let inherited = |line: &str| {
             let words = std::iter::once("boomtool").chain(line.split_whitespace());
             let matches = Cli::command().try_get_matches_from(words).unwrap();
-            let mut cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches).unwrap();
+            let mut cli = Cli::of(&matches).unwrap();
             cli.global.inherit(&shell, &matches);
             cli.global
         };

@@ -180,8 +180,13 @@ impl Judgement {
 /// So many in so many microseconds, as a rate; with one decimal, for nobody reads more.
 #[allow(clippy::cast_precision_loss, reason = "a rate needs no 16 digits")]
 pub(super) fn rate(count: u64, span_us: u64) -> f64 {
-    let per_second = count as f64 * 1e6 / span_us.max(1) as f64;
-    (per_second * 10.0).round() / 10.0
+    rounded(count as f64 * 1e6 / span_us.max(1) as f64, 1)
+}
+
+/// With so many decimals.
+pub(super) fn rounded(number: f64, decimals: i32) -> f64 {
+    let unit = 10f64.powi(decimals);
+    (number * unit).round() / unit
 }
 
 #[cfg(test)]

@@ -24,6 +24,19 @@ pub enum BenchCommand {
     Wheel(WheelBench),
 }
 
+impl BenchCommand {
+    /// Whether it starts nodes, and what is said of others means nothing to it.
+    pub fn starts_nodes(&self) -> bool {
+        match self {
+            BenchCommand::Register(RegisterBench { own, .. })
+            | BenchCommand::Fire(FireBench { own, .. })
+            | BenchCommand::Drain(DrainBench { own, .. }) => own.nodes.is_some(),
+            BenchCommand::Failover(_) => true,
+            BenchCommand::Wheel(_) => false,
+        }
+    }
+}
+
 /// The load, and the receiver of what is fired.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Load")]
@@ -51,6 +64,37 @@ pub struct LoadArgs {
     pub quiet: bool,
 }
 
+/// The server that a bench starts, where it starts nodes of its own.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Nodes of its own")]
+pub struct ServerArgs {
+    /// Shards of the nodes it starts [default: 16]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=4096))]
+    pub shards: Option<u16>,
+    /// The server to start [default: the 'boomerang' beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub boomerang: Option<PathBuf>,
+    /// A further flag for every node, as --node-flag=--window=10m; may be given several times
+    #[arg(long = "node-flag", value_name = "FLAG", allow_hyphen_values = true)]
+    pub node_flags: Vec<String>,
+}
+
+/// Nodes that live as long as the bench, instead of those of `--addr`.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Nodes of its own")]
+pub struct OwnArgs {
+    /// Start so many nodes on this machine, one cluster, and stop them at the end [default: the node at --addr]
+    ///
+    /// 1 is a node that is alone. Their data is in a folder of its own below $TMPDIR, which must be on a real disk, and
+    /// goes with them: nothing is cancelled. The report then has 'cost_per_1000': what 1,000 tasks cost the nodes in
+    /// flushes of their logs, messages and processor time.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=9))]
+    pub nodes: Option<u16>,
+    /// The server they run.
+    #[command(flatten)]
+    pub server: ServerArgs,
+}
+
 /// `bench register`.
 #[derive(Debug, Args)]
 #[command(
@@ -59,12 +103,15 @@ pub struct LoadArgs {
         'latency_us' is the time from submitting a registration to its answer, so with many under way it is mostly the \
         time in the queue: for the latency of a lone request, use --connections 1 --inflight 1. With --batch, the \
         latency of a task is that of its request. 'per_second' counts acknowledged \
-        registrations. Afterwards the tasks are cancelled, which is not part of the measurement.",
+        registrations. Afterwards the tasks are cancelled, which is not part of the measurement. With --nodes, the \
+        load goes to nodes that live as long as the bench.",
     after_help = "\
 Examples:
   boomtool bench register --tasks 200000 --json
   boomtool bench register --tasks 1000000 --batch 100 --inflight 16
-  boomtool bench register --tasks 2000 --connections 1 --inflight 1"
+  boomtool bench register --tasks 2000 --connections 1 --inflight 1
+  boomtool bench register --tasks 100000 --nodes 3 --connections 64 --inflight 1
+  boomtool bench register --tasks 100000 --nodes 1 --shards 4 --node-flag=--window=10m"
 )]
 pub struct RegisterBench {
     /// How many tasks
@@ -76,6 +123,9 @@ pub struct RegisterBench {
     /// So many tasks in each request; --inflight counts requests
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=10_000))]
     pub batch: u32,
+    /// The nodes.
+    #[command(flatten)]
+    pub own: OwnArgs,
     /// The load.
     #[command(flatten)]
     pub load: LoadArgs,
@@ -118,7 +168,8 @@ impl From<ProtocolArg> for Protocol {
 Examples:
   boomtool bench fire --tasks 60000 --spread 60s --json             # 1,000 per second
   boomtool bench fire --tasks 60000 --spread 60s --pending 1000000  # the same with a million waiting
-  boomtool bench fire --tasks 60000 --spread 60s --protocol http"
+  boomtool bench fire --tasks 60000 --spread 60s --protocol http
+  boomtool bench fire --tasks 60000 --spread 60s --nodes 3          # on a cluster of its own"
 )]
 pub struct FireBench {
     /// How many tasks fire
@@ -142,6 +193,9 @@ pub struct FireBench {
     /// How long after the last due instant deliveries are waited for
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub wait: Duration,
+    /// The nodes.
+    #[command(flatten)]
+    pub own: OwnArgs,
     /// The load.
     #[command(flatten)]
     pub load: LoadArgs,
@@ -156,7 +210,8 @@ pub struct FireBench {
         acknowledged after the due instant are counted as 'registered_late'.",
     after_help = "\
 Examples:
-  boomtool bench drain --tasks 100000 --json"
+  boomtool bench drain --tasks 100000 --json
+  boomtool bench drain --tasks 50000 --nodes 3 --boomerang target/release/boomerang"
 )]
 pub struct DrainBench {
     /// How many tasks
@@ -168,6 +223,9 @@ pub struct DrainBench {
     /// How long after the due instant deliveries are waited for
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
     pub wait: Duration,
+    /// The nodes.
+    #[command(flatten)]
+    pub own: OwnArgs,
     /// The load.
     #[command(flatten)]
     pub load: LoadArgs,
@@ -180,8 +238,7 @@ pub struct DrainBench {
         Starts a cluster of its own on this machine, registers --pending tasks that are due far away, and then keeps a \
         steady stream of tasks firing at --rate. --kills times, one node after the other is killed without warning and \
         started again. 'gap_us' is, for each shard the node led, the time between the last delivery of the old leader \
-        and the first of the new one, as their receiver saw it; 'lateness_us' is that of all tasks. The other flags \
-        for a node (--addr, --client) mean nothing here.",
+        and the first of the new one, as their receiver saw it; 'lateness_us' is that of all tasks.",
     after_help = "\
 Examples:
   boomtool bench failover --kills 20 --pending 100000 --json
@@ -194,9 +251,6 @@ pub struct FailoverBench {
     /// Nodes of the cluster
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u16).range(2..=9))]
     pub nodes: u16,
-    /// Shards of the cluster
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = value_parser!(u16).range(1..=4096))]
-    pub shards: u16,
     /// How many tasks wait meanwhile, due in an hour
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     pub pending: u64,
@@ -209,12 +263,9 @@ pub struct FailoverBench {
     /// How long after the last due instant deliveries are waited for
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub wait: Duration,
-    /// The server to start [default: the 'boomerang' beside this program]
-    #[arg(long, value_name = "FILE")]
-    pub boomerang: Option<PathBuf>,
-    /// A further flag for every node, as --node-flag=--window=10m; may be given several times
-    #[arg(long = "node-flag", value_name = "FLAG")]
-    pub node_flags: Vec<String>,
+    /// The server they run.
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// The load.
     #[command(flatten)]
     pub load: LoadArgs,

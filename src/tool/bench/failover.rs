@@ -4,7 +4,6 @@
 //! the time between two arrivals: the last one with the fence of the old leader, and the first with that of the new.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,11 +15,11 @@ use super::super::args::millis;
 use super::account::{Arrival, Schedule, histogram};
 use super::args::FailoverBench;
 use super::load::{Registering, now_ms};
-use super::local::{LocalCluster, LocalSettings, PASSWORD};
+use super::local::LocalCluster;
 use super::report::Report;
 use super::{Bench, configuration};
-use crate::client::{Credentials, Options, Percentiles};
-use crate::task::{ClientId, Protocol, ShardId};
+use crate::client::Percentiles;
+use crate::task::{Protocol, ShardId};
 
 /// Tasks are registered this far ahead: longer than any gap, so that a gap shows in what fires and not in what is
 /// registered.
@@ -31,23 +30,12 @@ const FIRES_AGAIN_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 pub(super) async fn run(args: FailoverBench) -> Result<Report, ToolError> {
-    let FailoverBench { kills, nodes, shards, pending, rate, pause, wait, boomerang, node_flags, load } = args;
-    let configuration = configuration(
-        &load,
-        json!({
-            "kills": kills, "nodes": nodes, "shards": shards, "pending": pending, "rate": rate,
-            "pause_ms": millis(pause),
-        }),
-    );
-    let binary = boomerang.map_or_else(beside_us, Ok)?;
-    let mut cluster = LocalCluster::start(LocalSettings { binary, nodes, shards, flags: node_flags }).await?;
-    let credentials = Credentials::Password {
-        client_id: ClientId::ADMIN.parse().expect("a valid name"),
-        password: PASSWORD.to_owned(),
-    };
-    let base = Options { request_timeout: wait, ..Options::new(cluster.addresses(), credentials) };
+    let FailoverBench { kills, nodes, pending, rate, pause, wait, server, load } = args;
+    let mut cluster = LocalCluster::start(nodes, server, wait, load.quiet).await?;
+    let own = json!({ "kills": kills, "pending": pending, "rate": rate, "pause_ms": millis(pause) });
+    let configuration = configuration(&load, cluster.configuration(), own);
     let room = rate * (LEAD + (pause + LEAD) * u32::from(kills)).as_secs();
-    let bench = Arc::new(Bench::start(&load, base, Protocol::Tcp, room).await?);
+    let bench = Arc::new(Bench::connect(&load, cluster.options(), Protocol::Tcp, room).await?);
     let waiting = bench.register("registering pending", pending, Schedule::In(millis(PENDING_DELAY))).await;
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -93,14 +81,6 @@ pub(super) async fn run(args: FailoverBench) -> Result<Report, ToolError> {
 }
 
 const PENDING_DELAY: Duration = Duration::from_secs(3600);
-
-/// The server is where the tool is.
-fn beside_us() -> Result<PathBuf, ToolError> {
-    let path = std::env::current_exe().ok().map(|tool| tool.with_file_name("boomerang"));
-    path.filter(|path| path.is_file()).ok_or_else(|| {
-        ToolError::Undone("there is no 'boomerang' beside this program; name it with --boomerang".into())
-    })
-}
 
 /// Registers `rate` tasks per second, each due [`LEAD`] later, until it is told to stop.
 async fn feed(bench: Arc<Bench>, rate: u64, stop: Arc<AtomicBool>) -> Registering {

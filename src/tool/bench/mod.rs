@@ -5,13 +5,15 @@
 //! not acknowledged, was lost, or came early.
 //!
 //! - `args`: flags and their help; `register`, `fire`, `drain`, `wheel`: one file per bench
-//! - `failover`: kills nodes of a cluster of its own, which `local` starts
+//! - `failover`: kills nodes of a cluster of its own
+//! - `local`: nodes of its own, for any bench that is to have them; `cost`: what they counted, and used of the processors
 //! - `load`: registers and cancels with many requests under way
 //! - `account`: what was acknowledged against what came
 //! - `report`, `progress`: what is printed at the end, and meanwhile
 
 mod account;
 pub mod args;
+mod cost;
 mod drain;
 mod failover;
 mod fire;
@@ -25,14 +27,15 @@ mod wheel;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{Context, ToolError};
+use super::{Context, ToolError, interrupted};
 use crate::client::{Client, Options, Received, Receiver, Reply};
 use crate::task::{Callback, CallbackOptions, InstantMs, Invalid, Protocol, TaskId};
 use account::{Arrivals, Judgement, Schedule};
 use args::{BenchCommand, LoadArgs};
 use load::{Cancelling, Payloads, Registering, now_ms};
+use local::Nodes;
 use progress::Progress;
 
 /// How often the receiver's list is looked at for whether all have come.
@@ -42,12 +45,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_millis(300);
 
 pub(super) async fn run(command: BenchCommand, context: &Context) -> Result<(), ToolError> {
-    let report = match command {
-        BenchCommand::Register(args) => register::run(args, &context.global).await?,
-        BenchCommand::Fire(args) => fire::run(args, &context.global).await?,
-        BenchCommand::Drain(args) => drain::run(args, &context.global).await?,
-        BenchCommand::Failover(args) => failover::run(args).await?,
-        BenchCommand::Wheel(args) => wheel::run(args).await?,
+    let starts_nodes = command.starts_nodes();
+    let running = Box::pin(async {
+        match command {
+            BenchCommand::Register(args) => register::run(args, &context.global).await,
+            BenchCommand::Fire(args) => fire::run(args, &context.global).await,
+            BenchCommand::Drain(args) => drain::run(args, &context.global).await,
+            BenchCommand::Failover(args) => failover::run(args).await,
+            BenchCommand::Wheel(args) => wheel::run(args).await,
+        }
+    });
+    let report = tokio::select! {
+        report = running => report?,
+        // Its nodes would outlive it.
+        () = interrupted(), if starts_nodes => return Err(ToolError::Undone("interrupted".into())),
     };
     report.print(&context.output)?;
     report.verdict()
@@ -68,7 +79,13 @@ struct Bench {
 
 impl Bench {
     /// `expected`: how many deliveries the receiver's list has room for from the start.
-    async fn start(args: &LoadArgs, options: Options, protocol: Protocol, expected: u64) -> Result<Self, ToolError> {
+    async fn start(args: &LoadArgs, nodes: &Nodes, protocol: Protocol, expected: u64) -> Result<Self, ToolError> {
+        let bench = Self::connect(args, nodes.options(), protocol, expected).await?;
+        // What nodes of its own hold goes with them.
+        Ok(Self { keep: args.keep || nodes.are_own(), ..bench })
+    }
+
+    async fn connect(args: &LoadArgs, options: Options, protocol: Protocol, expected: u64) -> Result<Self, ToolError> {
         let arrivals = Arc::new(Arrivals::with_capacity(expected));
         let take = {
             let arrivals = arrivals.clone();
@@ -162,14 +179,17 @@ fn callback(protocol: Protocol, endpoint: &str) -> Result<Callback, Invalid> {
     }
 }
 
-/// The part of the configuration that all benches with a load share.
-fn configuration(load: &LoadArgs, own: Value) -> Value {
+/// The configuration of a bench with a load: the load, the nodes it goes to, and what is the bench's own.
+fn configuration(load: &LoadArgs, nodes: Map<String, Value>, own: Value) -> Value {
     let mut all = json!({
         "connections": load.connections,
         "inflight": load.inflight,
         "payload_bytes": load.payload,
         "keep": load.keep,
     });
+    if let Value::Object(all) = &mut all {
+        all.extend(nodes);
+    }
     if let (Value::Object(all), Value::Object(own)) = (&mut all, own) {
         all.extend(own);
     }
@@ -251,6 +271,20 @@ mod tests {
             (&1.into(), &49.into())
         );
         assert_eq!(report["configuration"]["batch"], 8);
+    }
+
+    #[tokio::test]
+    async fn a_flag_for_nodes_of_its_own_needs_some() {
+        for (flag, said) in
+            [("--shards 4", "--shards"), ("--boomerang b", "--boomerang"), ("--node-flag x", "--node-flag")]
+        {
+            let (_, result) = boomtool(&format!("bench register --tasks 1 {flag}")).await;
+            let error = result.unwrap_err();
+            let text = format!("{said}: is for nodes that the bench starts; say with --nodes how many");
+            assert_eq!((error.to_string(), error.exit_code()), (text, 2));
+        }
+        let (_, result) = boomtool("bench drain --nodes 1 --boomerang /nowhere/boomerang --quiet").await;
+        assert!(result.unwrap_err().to_string().starts_with("cannot start /nowhere/boomerang: "));
     }
 
     #[test]

@@ -7,22 +7,29 @@ use super::super::args::{Global, millis};
 use super::account::{Schedule, rate};
 use super::args::RegisterBench;
 use super::load::micros;
+use super::local::Nodes;
 use super::report::{Counts, Report};
 use super::{Bench, configuration};
 use crate::client::Percentiles;
 use crate::task::Protocol;
 
 pub(super) async fn run(args: RegisterBench, global: &Global) -> Result<Report, ToolError> {
-    let configuration =
-        configuration(&args.load, json!({ "tasks": args.tasks, "delay_ms": millis(args.delay), "batch": args.batch }));
+    let RegisterBench { tasks, delay, batch, own, load } = args;
+    let nodes = Nodes::of(own, global, load.quiet).await?;
+    let own = json!({ "tasks": tasks, "delay_ms": millis(delay), "batch": batch });
+    let configuration = configuration(&load, nodes.configuration(), own);
     // Nothing fires unless the delay is shorter than the bench, so no room is kept for it.
-    let bench = Bench::start(&args.load, global.options(), Protocol::Tcp, 0).await?.with_batches(args.batch);
-    let registering = bench.register("registering", args.tasks, Schedule::In(millis(args.delay))).await;
+    let bench = Bench::start(&load, &nodes, Protocol::Tcp, 0).await?.with_batches(batch);
+    let before = nodes.reading().await?;
+    let registering = bench.register("registering", tasks, Schedule::In(millis(delay))).await;
+    let cost = nodes.cost_since(before, registering.acknowledged.len() as u64).await?;
     let acknowledged = registering.acknowledged.len() as u64;
     // No delivery is waited for, so none is lost.
     let judgement = bench.arrivals.judge(&registering.acknowledged);
     let left = judgement.lost;
-    let cleaned_up = bench.finish(left).await;
+    let mut more = Map::from_iter([("took_ms".to_owned(), json!(millis(registering.took)))]);
+    more.extend(cost);
+    more.insert("cleaned_up".to_owned(), bench.finish(left).await);
     Ok(Report {
         bench: "register",
         configuration,
@@ -37,10 +44,7 @@ pub(super) async fn run(args: RegisterBench, global: &Global) -> Result<Report, 
         per_second: rate(acknowledged, micros(registering.took)),
         latency_us: Percentiles::of(&registering.latency_us),
         lateness_us: None,
-        more: Map::from_iter([
-            ("took_ms".to_owned(), json!(millis(registering.took))),
-            ("cleaned_up".to_owned(), cleaned_up),
-        ]),
+        more,
         failures: registering.failures,
     })
 }
