@@ -16,6 +16,9 @@ use crate::task::{Fence, InstantMs, TaskId};
 /// Everything above counts as this: an hour.
 const SPAN_US_MAX: u64 = 3_600_000_000;
 
+/// A run that becomes slower, or faster, shows it in so many parts.
+const SLICES: usize = 10;
+
 /// The accuracy of percentiles: 3 significant digits.
 const SIGNIFICANT_DIGITS: u8 = 3;
 
@@ -183,6 +186,23 @@ pub(super) fn rate(count: u64, span_us: u64) -> f64 {
     rounded(count as f64 * 1e6 / span_us.max(1) as f64, 1)
 }
 
+/// The rate of each tenth of what happened at these instants, in their order; empty when there are not ten.
+pub(super) fn slices(mut happened_us: Vec<u64>) -> Vec<f64> {
+    happened_us.sort_unstable();
+    let all = happened_us.len();
+    if all < SLICES {
+        return Vec::new();
+    }
+    let mut begin = (0, 0);
+    let slice = |number: usize| {
+        let end = (all * number / SLICES, happened_us[all * number / SLICES - 1]);
+        let (count, span_us) = (end.0 - begin.0, end.1 - begin.1);
+        begin = end;
+        rate(count as u64, span_us)
+    };
+    (1..=SLICES).map(slice).collect()
+}
+
 /// With so many decimals.
 pub(super) fn rounded(number: f64, decimals: i32) -> f64 {
     let unit = 10f64.powi(decimals);
@@ -246,6 +266,18 @@ mod tests {
     fn nothing_came() {
         let judgement = Judgement::of(&acknowledged(1..=2), &[]);
         assert_eq!((judgement.fired, judgement.lost.len(), judgement.per_second()), (0, 2, 0.0));
+    }
+
+    #[test]
+    fn a_slice_is_a_tenth_of_what_happened() {
+        // A hundred, one each millisecond, the last ten one each ten; in any order.
+        let instants = (1..=90).map(|n| n * 1_000).chain((1..=10).map(|n| 90_000 + n * 10_000));
+        let mut expected = vec![1_000.0; 9];
+        expected.push(100.0);
+        assert_eq!(slices(instants.rev().collect()), expected);
+        assert_eq!(slices((0..9).collect()), [0.0; 0], "too few");
+        // All of them with one answer.
+        assert_eq!(slices(vec![1_000_000; 20])[..2], [2.0, 2e6]);
     }
 
     #[test]

@@ -103,13 +103,15 @@ pub struct OwnArgs {
         'latency_us' is the time from submitting a registration to its answer, so with many under way it is mostly the \
         time in the queue: for the latency of a lone request, use --connections 1 --inflight 1. With --batch, the \
         latency of a task is that of its request. 'per_second' counts acknowledged \
-        registrations. Afterwards the tasks are cancelled, which is not part of the measurement. With --nodes, the \
+        registrations; 'slices' are the rates of each tenth of them, in the order in which they were acknowledged, so \
+        that a run which becomes slower shows it. Afterwards the tasks are cancelled, which is not part of the measurement. With --nodes, the \
         load goes to nodes that live as long as the bench.",
     after_help = "\
 Examples:
   boomtool bench register --tasks 200000 --json
   boomtool bench register --tasks 1000000 --batch 100 --inflight 16
   boomtool bench register --tasks 2000 --connections 1 --inflight 1
+  boomtool bench register --tasks 3000000 --batch 100 --inflight 16 --keys
   boomtool bench register --tasks 100000 --nodes 3 --connections 64 --inflight 1
   boomtool bench register --tasks 100000 --nodes 1 --shards 4 --node-flag=--window=10m"
 )]
@@ -123,6 +125,9 @@ pub struct RegisterBench {
     /// So many tasks in each request; --inflight counts requests
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=10_000))]
     pub batch: u32,
+    /// Give each task a deduplication key of its own, random and unique; shows what keys cost
+    #[arg(long)]
+    pub keys: bool,
     /// The nodes.
     #[command(flatten)]
     pub own: OwnArgs,

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use super::account::{Schedule, histogram};
 use super::progress::Progress;
 use crate::client::{
-    BatchResult, Cancelled, Client, ClientError, PendingBatch, PendingRegistration, Registered, Registration,
+    BatchResult, Cancelled, Client, ClientError, Dedup, PendingBatch, PendingRegistration, Registered, Registration,
 };
 use crate::task::{InstantMs, TaskId};
 
@@ -52,11 +52,48 @@ impl Payloads {
     }
 }
 
+/// What each connection asks for.
+#[derive(Clone)]
+pub(super) struct Shape {
+    /// Requests under way on each.
+    pub inflight: usize,
+    /// Tasks in each request.
+    pub batch: u64,
+    /// Each task has a deduplication key of the caller's own.
+    pub keys: bool,
+    pub payloads: Arc<Payloads>,
+}
+
+impl Shape {
+    fn task(&self, number: u64, schedule: Schedule) -> Registration {
+        // Random, for keys that follow one another would be neighbours in the store.
+        let dedup = self.keys.then(|| Dedup { key: format!("bench-{:032x}", rand::random::<u128>()), ttl_ms: None });
+        let payload = self.payloads.get(number);
+        Registration { payload, due: schedule.due(number), dedup, ..Default::default() }
+    }
+
+    /// Sends the tasks of these numbers with one request.
+    async fn send(
+        &self,
+        client: &Client,
+        numbers: std::ops::Range<u64>,
+        schedule: Schedule,
+    ) -> Result<Pending, ClientError> {
+        let task = |number| self.task(number, schedule);
+        match numbers.end - numbers.start {
+            1 => client.register_nowait(task(numbers.start)).await.map(Either::Left),
+            _ => client.register_batch_nowait(numbers.map(task).collect()).await.map(Either::Right),
+        }
+    }
+}
+
 /// What became of many registrations.
 pub(super) struct Registering {
     pub sent: u64,
     /// With the due instant that the node answered.
     pub acknowledged: Vec<(TaskId, InstantMs)>,
+    /// When each of them was, in microseconds since the first request.
+    pub answered_us: Vec<u64>,
     /// Of those acknowledged when they were due already.
     pub late: u64,
     pub latency_us: Histogram<u64>,
@@ -68,12 +105,13 @@ pub(super) struct Registering {
 impl Registering {
     pub fn new() -> Self {
         let latency_us = histogram();
-        let (acknowledged, failures) = (Vec::new(), BTreeMap::new());
-        Self { sent: 0, acknowledged, late: 0, latency_us, took: Duration::ZERO, failures }
+        let (acknowledged, answered_us, failures) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { sent: 0, acknowledged, answered_us, late: 0, latency_us, took: Duration::ZERO, failures }
     }
 
-    fn acknowledge(&mut self, registered: Registered, latency: Duration) {
+    fn acknowledge(&mut self, registered: Registered, latency: Duration, answered_us: u64) {
         self.acknowledged.push((registered.task_id, registered.due_ms));
+        self.answered_us.push(answered_us);
         self.late += u64::from(now_ms() > registered.due_ms);
         self.latency_us.saturating_record(micros(latency));
     }
@@ -83,11 +121,12 @@ impl Registering {
         &mut self,
         one: Result<Registered, ClientError>,
         latency: Duration,
+        answered_us: u64,
         progress: &Progress,
     ) -> Option<ClientError> {
         match one {
             Ok(registered) => {
-                self.acknowledge(registered, latency);
+                self.acknowledge(registered, latency, answered_us);
                 progress.one();
                 None
             }
@@ -101,6 +140,7 @@ impl Registering {
     pub fn absorb(&mut self, other: Self) {
         self.sent += other.sent;
         self.acknowledged.extend(other.acknowledged);
+        self.answered_us.extend(other.answered_us);
         self.late += other.late;
         self.latency_us.add(&other.latency_us).expect("histograms of one shape");
         merge(&mut self.failures, other.failures);
@@ -117,42 +157,26 @@ enum Answered {
     Many(u64, Result<BatchResult, ClientError>),
 }
 
-/// Sends the tasks of these numbers with one request.
-async fn send(
-    client: &Client,
-    numbers: std::ops::Range<u64>,
-    schedule: Schedule,
-    payloads: &Payloads,
-) -> Result<Pending, ClientError> {
-    let task = |number| Registration { payload: payloads.get(number), due: schedule.due(number), ..Default::default() };
-    match numbers.end - numbers.start {
-        1 => client.register_nowait(task(numbers.start)).await.map(Either::Left),
-        _ => client.register_batch_nowait(numbers.map(task).collect()).await.map(Either::Right),
-    }
-}
-
-/// Registers `tasks` tasks over all connections, so many with each request; whichever is free takes the next ones in
-/// the order of their due instants.
+/// Registers `tasks` tasks over all connections; whichever is free takes the next ones in the order of their due
+/// instants.
 pub(super) async fn register(
     clients: &[Client],
-    inflight: usize,
-    batch: u32,
+    shape: &Shape,
     tasks: u64,
     schedule: Schedule,
-    payloads: &Arc<Payloads>,
     progress: &Arc<Progress>,
 ) -> Registering {
     let started = Instant::now();
     let next = Arc::new(AtomicU64::new(0));
-    let batch = u64::from(batch);
     let mut connections = JoinSet::new();
     for client in clients {
-        let (client, next, payloads, progress) = (client.clone(), next.clone(), payloads.clone(), progress.clone());
+        let (client, next, shape, progress) = (client.clone(), next.clone(), shape.clone(), progress.clone());
         connections.spawn(async move {
+            let batch = shape.batch;
             let mut result = Registering::new();
             let mut under_way = FuturesUnordered::new();
             loop {
-                while under_way.len() < inflight {
+                while under_way.len() < shape.inflight {
                     let first = next.fetch_add(batch, Ordering::Relaxed);
                     if first >= tasks {
                         break;
@@ -161,7 +185,7 @@ pub(super) async fn register(
                     let count = numbers.end - first;
                     let submitted = Instant::now();
                     result.sent += count;
-                    match send(&client, numbers, schedule, &payloads).await {
+                    match shape.send(&client, numbers, schedule).await {
                         Ok(pending) => under_way.push(async move {
                             let answered = match pending {
                                 Either::Left(one) => Answered::One(one.await),
@@ -177,10 +201,11 @@ pub(super) async fn register(
                     }
                 }
                 let Some((answered, latency)) = under_way.next().await else { return result };
+                let answered_us = micros(started.elapsed());
                 let overloaded = match answered {
-                    Answered::One(one) => result.take(one, latency, &progress),
+                    Answered::One(one) => result.take(one, latency, answered_us, &progress),
                     Answered::Many(_, Ok(many)) => {
-                        let take = |one| result.take(one, latency, &progress);
+                        let take = |one| result.take(one, latency, answered_us, &progress);
                         many.into_iter().map(take).fold(None, Option::or)
                     }
                     Answered::Many(of, Err(error)) => {

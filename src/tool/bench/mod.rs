@@ -34,7 +34,7 @@ use crate::client::{Client, Options, Received, Receiver, Reply};
 use crate::task::{Callback, CallbackOptions, InstantMs, Invalid, Protocol, TaskId};
 use account::{Arrivals, Judgement, Schedule};
 use args::{BenchCommand, LoadArgs};
-use load::{Cancelling, Payloads, Registering, now_ms};
+use load::{Cancelling, Payloads, Registering, Shape, now_ms};
 use local::Nodes;
 use progress::Progress;
 
@@ -67,10 +67,7 @@ pub(super) async fn run(command: BenchCommand, context: &Context) -> Result<(), 
 /// Connections to the node, and the receiver of what it fires.
 struct Bench {
     clients: Vec<Client>,
-    inflight: usize,
-    /// So many tasks in each request.
-    batch: u32,
-    payloads: Arc<Payloads>,
+    shape: Shape,
     receiver: Receiver,
     arrivals: Arc<Arrivals>,
     progress: Arc<Progress>,
@@ -110,18 +107,18 @@ impl Bench {
         for _ in 0..args.connections {
             clients.push(Client::connect(options.clone()).await?);
         }
-        let payloads = Arc::new(Payloads::new(args.payload));
-        Ok(Self { clients, inflight, batch: 1, payloads, receiver, arrivals, progress, keep: args.keep })
+        let shape = Shape { inflight, batch: 1, keys: false, payloads: Arc::new(Payloads::new(args.payload)) };
+        Ok(Self { clients, shape, receiver, arrivals, progress, keep: args.keep })
     }
 
-    fn with_batches(self, batch: u32) -> Self {
-        Self { batch, ..self }
+    fn with_batches(mut self, batch: u32, keys: bool) -> Self {
+        self.shape = Shape { batch: u64::from(batch), keys, ..self.shape };
+        self
     }
 
     async fn register(&self, phase: &'static str, tasks: u64, schedule: Schedule) -> Registering {
         self.progress.phase(phase, tasks);
-        let Self { clients, inflight, batch, payloads, progress, .. } = self;
-        load::register(clients, *inflight, *batch, tasks, schedule, payloads, progress).await
+        load::register(&self.clients, &self.shape, tasks, schedule, &self.progress).await
     }
 
     /// Waits until all of these have come, at most until `wait` after the last of them is due.
@@ -152,7 +149,7 @@ impl Bench {
             None
         } else {
             self.progress.phase("cancelling what is left", left.len() as u64);
-            Some(load::cancel(&self.clients, self.inflight, left, &self.progress).await)
+            Some(load::cancel(&self.clients, self.shape.inflight, left, &self.progress).await)
         };
         for client in self.clients {
             client.close().await;
@@ -198,7 +195,9 @@ fn configuration(load: &LoadArgs, nodes: Map<String, Value>, own: Value) -> Valu
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
 
     use serde_json::Value;
 
@@ -271,6 +270,27 @@ mod tests {
             (&1.into(), &49.into())
         );
         assert_eq!(report["configuration"]["batch"], 8);
+    }
+
+    #[tokio::test]
+    async fn each_task_has_a_key_of_its_own_where_that_is_asked_for() {
+        for (flag, keys) in [("", 1), ("--keys", 40)] {
+            let fake = Fake::start().await;
+            let address = fake.address();
+            let seen = Arc::new(Mutex::new(BTreeSet::new()));
+            let kept = seen.clone();
+            fake.serve(move |request| match request {
+                Payload::RegistrationRequest(task) => {
+                    kept.lock().unwrap().insert(task.dedup_key);
+                    fake::registered(1_896_076_800_000)
+                }
+                _ => Payload::CancellationResponse(Default::default()),
+            });
+            let (report, result) = bench(&format!("register --tasks 40 {flag}"), &address).await;
+            result.unwrap();
+            assert_eq!((seen.lock().unwrap().len(), report["configuration"]["keys"].as_bool()), (keys, Some(keys > 1)));
+            assert_eq!(report["slices"].as_array().unwrap().len(), 10);
+        }
     }
 
     #[tokio::test]

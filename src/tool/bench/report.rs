@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::super::ToolError;
 use super::super::args::millis;
 use super::super::output::{Output, note};
-use super::account::Judgement;
+use super::account::{Judgement, rounded};
 use super::load::Registering;
 use crate::client::Percentiles;
 
@@ -145,6 +145,8 @@ impl Report {
             match value {
                 Value::Null => {}
                 Value::Object(values) if values.is_empty() => {}
+                Value::Array(values) if values.is_empty() => {}
+                Value::Array(values) if values.iter().all(Value::is_number) => lines.push(numbers(name, values)),
                 Value::Array(values) => lines.extend(values.iter().map(pairs)),
                 value => lines.push(format!("{name}: {}", pairs(value))),
             }
@@ -152,6 +154,14 @@ impl Report {
         lines.extend(self.failures.iter().map(|(why, count)| format!("failed {count} times: {why}")));
         lines.join("\n")
     }
+}
+
+/// Rates one after the other, and what the last is of the first.
+fn numbers(name: &str, values: &[Value]) -> String {
+    let all: Vec<String> = values.iter().map(Value::to_string).collect();
+    let (first, last) = (values[0].as_f64().unwrap_or(0.0), values[values.len() - 1].as_f64().unwrap_or(0.0));
+    let part = rounded(last / first, 2);
+    format!("{name}: per second {}  (the last is {part} of the first)", all.join(" "))
 }
 
 /// An object as `name value` pairs.
@@ -200,6 +210,9 @@ mod tests {
             }
         }
         assert_eq!((&object["per_second"], &object["strays"]), (&json!(12.5), &json!(0)));
+        let slices = Map::from_iter([("slices".to_owned(), json!([200.0, 150.5, 100.0]))]);
+        let line = "slices: per second 200.0 150.5 100.0  (the last is 0.5 of the first)";
+        assert_eq!(Report { more: slices, ..self::report(Counts::default()) }.text().lines().last(), Some(line));
         assert!(report.text().contains("latency ms   p50 1.234  p90 0.002"), "{}", report.text());
         assert!(report.text().starts_with("bench fire  protocol tcp  tasks 2\n"), "{}", report.text());
     }
