@@ -73,9 +73,9 @@ impl Cluster {
         objects
     }
 
-    /// `boomtool bench fire` with these arguments, beside the test.
+    /// `boomtool bench fire` with these arguments, beside the test and whatever that does to the nodes.
     pub fn load(&self, args: &[&str]) -> Load {
-        let fire = ["bench", "fire", "--quiet", "--wait", "100s", "--connections", "2", "--inflight", "64"];
+        let fire = ["bench", "fire", "--quiet", "--faults", "--wait", "100s", "--connections", "2", "--inflight", "64"];
         let all: Vec<&str> = fire.iter().chain(args).copied().collect();
         Load { child: Some(self.tool(&all).spawn().unwrap()) }
     }

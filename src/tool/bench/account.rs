@@ -4,7 +4,7 @@
 //! the fact, for a delivery can overtake the answer to its registration. Writing down is all that happens while it
 //! counts: 48 bytes under a lock that is hardly ever contended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::time::UNIX_EPOCH;
 
@@ -103,9 +103,9 @@ pub(super) struct Judgement {
     pub early: u64,
     /// By how much, at most.
     pub early_us_max: u64,
-    /// Deliveries of what had come before.
+    /// Deliveries of what had come before, whichever attempt it was: the receiver of a bench accepts the first.
     pub duplicates: u64,
-    /// Those of them that did not carry a larger fence: a receiver that keeps the largest refuses them.
+    /// Those of acknowledged tasks that did not carry a larger fence: a receiver that keeps the largest refuses them.
     pub duplicates_not_larger: u64,
     /// Those that carried the very same one, which no leader may give twice.
     pub duplicates_same_fence: u64,
@@ -130,11 +130,13 @@ impl Judgement {
             acknowledged.iter().map(|(id, due_ms)| (*id, Seen { due_ms: *due_ms, fence: None })).collect();
         let mut lateness = histogram();
         let (mut early, mut early_us_max, mut duplicates, mut strays) = (0, 0, 0, 0);
+        let mut strangers = HashSet::new();
         let (mut duplicates_not_larger, mut duplicates_same_fence) = (0, 0);
         let (mut fired, mut first_us, mut last_us) = (0, u64::MAX, 0);
         for arrival in arrivals {
             let Some(seen) = tasks.get_mut(&arrival.task_id).filter(|_| arrival.occurrence == 0) else {
                 strays += 1;
+                duplicates += u64::from(!strangers.insert((arrival.task_id, arrival.occurrence)));
                 continue;
             };
             let due_us = seen.due_ms.saturating_mul(1000);
@@ -251,12 +253,13 @@ mod tests {
             // Nobody has heard of it, and another occurrence is none of ours either.
             arrival(9, (1, 5), 1_000_000),
             Arrival { occurrence: 1, ..arrival(1, (1, 6), 1_000_000) },
+            arrival(9, (1, 7), 1_000_000),
         ];
         let judgement = Judgement::of(&acknowledged(1..=5), &arrivals);
         assert_eq!(judgement.lost, [task_id(5)]);
-        assert_eq!((judgement.fired, judgement.strays), (4, 2));
+        assert_eq!((judgement.fired, judgement.strays), (4, 3));
         assert_eq!((judgement.early, judgement.early_us_max), (1, 10));
-        assert_eq!((judgement.duplicates, judgement.duplicates_not_larger), (3, 2));
+        assert_eq!((judgement.duplicates, judgement.duplicates_not_larger), (4, 2));
         assert_eq!(judgement.duplicates_same_fence, 1);
         assert_eq!((judgement.first_us, judgement.last_us), (999_990, 1_000_800), "duplicates end no span");
         assert_eq!((judgement.lateness_us.p50, judgement.lateness_us.max), (400, 800), "nor are they lateness");

@@ -59,6 +59,9 @@ pub struct LoadArgs {
     /// Leave on the node what was not delivered, rather than cancel it
     #[arg(long)]
     pub keep: bool,
+    /// Somebody kills nodes or the like meanwhile: what comes twice is counted then and is no failure
+    #[arg(long)]
+    pub faults: bool,
     /// No progress on standard error (there is none either when that is no terminal)
     #[arg(long)]
     pub quiet: bool,
@@ -168,7 +171,8 @@ impl From<ProtocolArg> for Protocol {
         evenly over --spread and begin --lead from now. Their receiver is this process. 'lateness_us' is the time from \
         the due instant that the node answered to the arrival, stamped right after the read that brought it. Both \
         clocks must be the same or agree well: trust the figure as far as they do. 'latency_us' is that of the \
-        registrations. A task that did not come --wait after the last due instant is lost. What is left is cancelled.",
+        registrations. A task that did not come --wait after the last due instant is lost. One that came twice is a \
+        failure too, unless --faults says that there was a reason for it. What is left is cancelled.",
     after_help = "\
 Examples:
   boomtool bench fire --tasks 60000 --spread 60s --json             # 1,000 per second

@@ -36,7 +36,7 @@ pub(super) async fn run(args: DrainBench, global: &Global) -> Result<Report, Too
     own.extend(registered.into_iter().map(|(name, value)| (format!("registering_{name}"), value)));
     own.extend(cost);
     own.insert("cleaned_up".to_owned(), bench.finish(judgement.lost.clone()).await);
-    Ok(Report::of_deliveries("drain", configuration, registering, judgement, own))
+    Ok(Report::of_deliveries("drain", configuration, registering, judgement, load.faults, own))
 }
 
 fn lead_for(tasks: u64) -> Duration {

@@ -75,7 +75,7 @@ pub(super) async fn run(args: FailoverBench) -> Result<Report, ToolError> {
         ("pending_acknowledged".to_owned(), json!(waiting.acknowledged.len())),
         ("pending_failures".to_owned(), json!(waiting.failures)),
     ]);
-    let report = Report::of_deliveries("failover", configuration, registering, judgement, own);
+    let report = Report::of_deliveries("failover", configuration, registering, judgement, true, own);
     drop(cluster);
     Ok(report)
 }

@@ -44,5 +44,5 @@ pub(super) async fn run(args: FireBench, global: &Global) -> Result<Report, Tool
     ]);
     own.extend(cost);
     own.insert("cleaned_up".to_owned(), bench.finish(left).await);
-    Ok(Report::of_deliveries("fire", configuration, registering, judgement, own))
+    Ok(Report::of_deliveries("fire", configuration, registering, judgement, load.faults, own))
 }

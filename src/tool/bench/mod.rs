@@ -2,7 +2,7 @@
 //!
 //! Load and receiver are one process, so that one clock stamps both ends of everything; the node has a clock of its
 //! own, which on the same machine is the same. Every bench prints one [`report::Report`]. Exit code 1: something was
-//! not acknowledged, was lost, or came early.
+//! not acknowledged, was lost, came early, or came twice without a fault.
 //!
 //! - `args`: flags and their help; `register`, `fire`, `drain`, `wheel`: one file per bench
 //! - `failover`: kills nodes of a cluster of its own

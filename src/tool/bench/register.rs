@@ -47,6 +47,7 @@ pub(super) async fn run(args: RegisterBench, global: &Global) -> Result<Report, 
         per_second: rate(acknowledged, micros(registering.took)),
         latency_us: Percentiles::of(&registering.latency_us),
         lateness_us: None,
+        faults: load.faults,
         more,
         failures: registering.failures,
     })

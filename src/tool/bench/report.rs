@@ -32,6 +32,8 @@ pub(super) struct Report {
     pub latency_us: Percentiles,
     /// `None` where nothing fires.
     pub lateness_us: Option<Percentiles>,
+    /// Nodes were killed or the like: what came twice is then no broken promise.
+    pub faults: bool,
     /// What only this bench knows.
     pub more: Map<String, Value>,
     /// What requests failed with, and how many of them.
@@ -45,6 +47,7 @@ impl Report {
         configuration: Value,
         registering: Registering,
         judgement: Judgement,
+        faults: bool,
         own: Map<String, Value>,
     ) -> Self {
         if registering.late > 0 {
@@ -76,6 +79,7 @@ impl Report {
             per_second: judgement.per_second(),
             latency_us: Percentiles::of(&registering.latency_us),
             lateness_us: Some(judgement.lateness_us),
+            faults,
             more,
             failures: registering.failures,
         }
@@ -87,7 +91,7 @@ impl Report {
 
     /// What makes the bench end with exit code 1, if anything: a promise that was not kept, or requests that failed.
     pub fn verdict(&self) -> Result<(), ToolError> {
-        let Counts { sent, acknowledged, lost, early, .. } = self.counts;
+        let Counts { sent, acknowledged, lost, early, duplicates, .. } = self.counts;
         let mut wrong = Vec::new();
         if acknowledged < sent {
             wrong.push(format!("{} of {sent} were not acknowledged", sent - acknowledged));
@@ -97,6 +101,9 @@ impl Report {
         }
         if early > 0 {
             wrong.push(format!("{early} came early"));
+        }
+        if duplicates > 0 && !self.faults {
+            wrong.push(format!("{duplicates} came once more without a fault"));
         }
         if wrong.is_empty() { Ok(()) } else { Err(ToolError::Undone(wrong.join(", "))) }
     }
@@ -113,6 +120,7 @@ impl Report {
             ("lost", json!(lost)),
             ("early", json!(early)),
             ("duplicates", json!(duplicates)),
+            ("duplicates_without_a_fault", if self.faults { Value::Null } else { json!(duplicates) }),
             ("per_second", json!(self.per_second)),
             ("latency_us", json!(self.latency_us)),
             ("failures", json!(self.failures)),
@@ -192,6 +200,7 @@ mod tests {
             per_second: 12.5,
             latency_us: Percentiles { p50: 1_234, p90: 2, p99: 3, p999: 4, max: 5 },
             lateness_us: None,
+            faults: false,
             more: Map::from_iter([("strays".to_owned(), json!(0))]),
             failures: BTreeMap::new(),
         }
@@ -218,13 +227,21 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_promise_is_a_failure_and_a_duplicate_is_none() {
-        let good = Counts { sent: 5, acknowledged: 5, fired: 5, duplicates: 2, ..Counts::default() };
+    fn a_broken_promise_is_a_failure_and_so_is_a_duplicate_without_a_fault() {
+        let good = Counts { sent: 5, acknowledged: 5, fired: 5, ..Counts::default() };
         report(good).verdict().unwrap();
+        let twice = Report { faults: true, ..report(Counts { duplicates: 2, ..good }) };
+        twice.verdict().unwrap();
+        assert_eq!(
+            (&twice.object()["duplicates"], &twice.object()["duplicates_without_a_fault"]),
+            (&json!(2), &json!(null))
+        );
+        assert_eq!(report(Counts { duplicates: 2, ..good }).object()["duplicates_without_a_fault"], 2);
         for (counts, why) in [
             (Counts { acknowledged: 4, ..good }, "1 of 5 were not acknowledged"),
             (Counts { fired: 4, lost: 1, ..good }, "1 of 5 acknowledged were lost"),
             (Counts { early: 3, ..good }, "3 came early"),
+            (Counts { duplicates: 2, ..good }, "2 came once more without a fault"),
         ] {
             let error = report(counts).verdict().unwrap_err();
             assert_eq!((error.to_string().as_str(), error.exit_code()), (why, 1));

@@ -359,6 +359,7 @@ pub(super) async fn run(args: WheelBench) -> Result<Report, ToolError> {
         per_second: rate(ours.operations, micros(ours.cpu_time)),
         latency_us: Percentiles::of(&ours.turn_us),
         lateness_us: Some(Percentiles::of(&ours.lateness_us)),
+        faults: false,
         more: Map::from_iter([("structures".to_owned(), json!(all))]),
         failures: Default::default(),
     })
