@@ -2,14 +2,14 @@
 #
 # Builds go to one folder outside the clone, shared by all clones, because RocksDB takes about fourteen minutes to
 # compile, once per profile: set CARGO_TARGET_DIR to have it elsewhere. `run`, `test`, `verify` and `fix` share one
-# profile (dev: optimised, with assertions), so they need one compile; only `bench` and `release` build another.
+# profile (dev: optimised, with assertions), so they need one compile; only `bench`, `overload` and `release` build another.
 
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/boomerang/target
 BIN := $(CARGO_TARGET_DIR)/debug
 BENCH_BIN := $(CARGO_TARGET_DIR)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run cluster cluster-down test verify fix bench release fuzz clean-data \
+.PHONY: help setup build run cluster cluster-down test verify fix bench overload release fuzz clean-data \
         jepsen jepsen-smoke jepsen-hour sim
 
 help: ## List the targets
@@ -70,6 +70,9 @@ release: setup ## Build what is shipped (not jepsen, whose simulation wants anot
 
 bench: release ## Measure: scripts/bench.sh, release build, results as JSON lines
 	@BIN=$(BENCH_BIN) scripts/bench.sh
+
+overload: release ## Three nodes, offered twice what they carry for ten minutes: exit code 1 if a promise is broken
+	@$(BENCH_BIN)/boomtool bench overload $(ARGS)
 
 fuzz: ## Fuzz the frame decoder until stopped (needs nightly Rust and cargo-fuzz)
 	cd fuzz && cargo +nightly fuzz run frames

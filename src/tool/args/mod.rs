@@ -333,15 +333,16 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// `65536`, `64KiB`, `1MiB`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    const HOW: &str = "write it like 65536, 64KiB or 1MiB";
+/// `65536`, `64KiB`, `1MiB`, `1GiB`.
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
+    const HOW: &str = "write it like 65536, 64KiB, 1MiB or 1GiB";
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = match unit {
         "" | "B" => 1,
         "KiB" => 1 << 10,
         "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
         _ => return Err(format!("'{unit}' is no unit of sizes; {HOW}")),
     };
     match number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)) {
@@ -399,6 +400,7 @@ mod tests {
             "bench fire --nodes 1 --timeout 3s --json",
             "bench drain --nodes 9",
             "bench failover --nodes 2 --shards 64 --kills 1",
+            "bench overload --factor 1.5 --time 30s --nodes 1 --memory-max 512MiB --shards 4",
             "bench wheel --timers 1000 --spread 5s --alone",
         ] {
             if let Err(error) = parse(line) {
@@ -460,6 +462,8 @@ mod tests {
             ("--addr h:1 bench drain --nodes 3", "leave out --addr, or --nodes"),
             ("bench fire --nodes 1 --token t", "--token is for a node"),
             ("bench failover --password p", "--password is for a node"),
+            ("bench overload --factor 0", "is no number from 0.1"),
+            ("bench overload --addr h:1", "--addr is for a node"),
             ("bench wheel --timers 1", "1 is not in"),
         ] {
             let error = parse(line).expect_err(line);
@@ -510,7 +514,7 @@ mod tests {
 
     #[test]
     fn sizes_are_bytes_or_have_a_unit() {
-        assert_eq!(["1", "2B", "64KiB", "3MiB"].map(parse_bytes), [Ok(1), Ok(2), Ok(65536), Ok(3 << 20)]);
+        assert_eq!(["1", "2B", "64KiB", "3GiB"].map(parse_bytes), [Ok(1), Ok(2), Ok(65536), Ok(3 << 30)]);
         assert!(["", "0", "x", "1KB", "1.5KiB", "99999999999999999999"].iter().all(|text| parse_bytes(text).is_err()));
     }
 

@@ -88,7 +88,8 @@ impl Arrivals {
     }
 
     pub fn judge(&self, acknowledged: &[(TaskId, InstantMs)]) -> Judgement {
-        Judgement::of(acknowledged, &self.0.lock().expect("no panic under this lock"))
+        // Of a copy: no delivery is to wait for it.
+        Judgement::of(acknowledged, &self.since(0))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum, value_parser};
 
-use super::super::args::parse_timeout;
+use super::super::args::{parse_bytes, parse_timeout};
 use crate::task::Protocol;
 use crate::when::parse_duration;
 
@@ -20,6 +20,8 @@ pub enum BenchCommand {
     Drain(DrainBench),
     /// How long shards do not fire when their leader is killed; starts a cluster of its own
     Failover(FailoverBench),
+    /// Whether nodes keep their word that are offered twice what they carry; starts a cluster of its own
+    Overload(OverloadBench),
     /// What the timing wheel costs by itself, next to two others; needs no node
     Wheel(WheelBench),
 }
@@ -31,7 +33,7 @@ impl BenchCommand {
             BenchCommand::Register(RegisterBench { own, .. })
             | BenchCommand::Fire(FireBench { own, .. })
             | BenchCommand::Drain(DrainBench { own, .. }) => own.nodes.is_some(),
-            BenchCommand::Failover(_) => true,
+            BenchCommand::Failover(_) | BenchCommand::Overload(_) => true,
             BenchCommand::Wheel(_) => false,
         }
     }
@@ -278,6 +280,70 @@ pub struct FailoverBench {
     /// The load.
     #[command(flatten)]
     pub load: LoadArgs,
+}
+
+/// `bench overload`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Whether nodes keep their word that are offered twice what they carry.\n\n\
+        Starts a cluster of its own on this machine. For --calibrate it finds out what is carried: registrations one by \
+        one and in batches, tasks that fire, and cancellations, all at once, each as fast as the answers come. Then, \
+        for --time, all of them are offered at --factor times their rates, whatever is answered, and nothing is sent \
+        twice. What is refused with OVERLOADED is counted, and is no failure.\n\n\
+        Exit code 1: an acknowledged task was lost, early or came twice; a request was neither accepted nor refused; \
+        the leader of a shard has changed; 99 of 100 accepted registrations took longer than 500 ms, or refusals longer \
+        than 50 ms; a node took more memory than --memory-max, or ended.",
+    after_help = "\
+Examples:
+  boomtool bench overload --json
+  boomtool bench overload --time 1m --factor 3 --shards 4
+  boomtool bench overload --time 30s --calibrate 5s --nodes 1"
+)]
+pub struct OverloadBench {
+    /// So many times what is carried is offered
+    #[arg(long, value_name = "X", default_value_t = 2.0, value_parser = parse_factor)]
+    pub factor: f64,
+    /// How long it is offered
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_timeout)]
+    pub time: Duration,
+    /// How long it is found out what is carried; the first quarter does not count
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = parse_timeout)]
+    pub calibrate: Duration,
+    /// Tasks in each request of those that register many
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = value_parser!(u32).range(2..=1_000))]
+    pub batch: u32,
+    /// Connections to the nodes
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u16).range(1..=1000))]
+    pub connections: u16,
+    /// Requests under way at most; what would be one more is not sent, and counted as 'held_back'
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub under_way_max: u32,
+    /// Size of each payload; its bytes are random
+    #[arg(long, value_name = "BYTES", default_value_t = 100)]
+    pub payload: usize,
+    /// The largest resident memory that a node may come to
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = parse_bytes)]
+    pub memory_max: u64,
+    /// How long after the last due instant deliveries are waited for
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = parse_duration)]
+    pub wait: Duration,
+    /// Nodes of the cluster
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u16).range(1..=9))]
+    pub nodes: u16,
+    /// The server they run.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// No progress on standard error
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// `2`, `1.5`.
+fn parse_factor(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(factor) if (0.1..=100.0).contains(&factor) => Ok(factor),
+        _ => Err("is no number from 0.1 to 100".into()),
+    }
 }
 
 /// `bench wheel`.

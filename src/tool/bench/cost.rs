@@ -70,6 +70,18 @@ fn counts(text: &str) -> impl Iterator<Item = (&str, f64)> {
     })
 }
 
+/// What a node shows under this name.
+pub(super) fn metric(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+/// The largest resident memory that a process ever had; 0 of one that is not there.
+pub(super) fn memory_peak_bytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
+}
+
 /// The processor time that a process has used; 0 of one that is not there.
 pub(super) fn processor_ms(process: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
@@ -113,6 +125,12 @@ boomerang_registrations_total 12
     }
 
     #[test]
+    fn a_metric_is_found_by_its_whole_name() {
+        assert_eq!(metric(METRICS, "boomerang_log_syncs"), Some(40));
+        assert_eq!(metric(METRICS, "boomerang_log"), None);
+    }
+
+    #[test]
     fn a_process_uses_the_processor() {
         let begun = processor_ms(std::process::id());
         let mut sum = 0u64;
@@ -120,5 +138,6 @@ boomerang_registrations_total 12
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
         assert_eq!(processor_ms(u32::MAX), 0, "nobody has this number");
+        assert!(memory_peak_bytes(std::process::id()) > 1 << 20);
     }
 }

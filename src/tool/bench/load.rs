@@ -45,7 +45,7 @@ impl Payloads {
         Self { pool: pool.into(), bytes }
     }
 
-    fn get(&self, number: u64) -> Bytes {
+    pub fn get(&self, number: u64) -> Bytes {
         let at = number.wrapping_mul(POOL_STEP) % POOL_BYTES as u64;
         let at = usize::try_from(at).expect("within the pool");
         self.pool.slice(at..at + self.bytes)
@@ -288,17 +288,17 @@ pub(super) async fn cancel(
     all
 }
 
-async fn pause_if_overloaded(error: &ClientError) {
+pub(super) async fn pause_if_overloaded(error: &ClientError) {
     if let ClientError::Server { status: crate::wire::proto::Status::Overloaded, retry_after, .. } = error {
         tokio::time::sleep(retry_after.unwrap_or(OVERLOADED_PAUSE)).await;
     }
 }
 
-fn count(failures: &mut BTreeMap<String, u64>, error: &ClientError, times: u64) {
+pub(super) fn count(failures: &mut BTreeMap<String, u64>, error: &ClientError, times: u64) {
     *failures.entry(error.to_string()).or_default() += times;
 }
 
-fn merge(into: &mut BTreeMap<String, u64>, from: BTreeMap<String, u64>) {
+pub(super) fn merge(into: &mut BTreeMap<String, u64>, from: BTreeMap<String, u64>) {
     for (why, count) in from {
         *into.entry(why).or_default() += count;
     }

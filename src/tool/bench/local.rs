@@ -20,7 +20,7 @@ use super::super::ToolError;
 use super::super::args::Global;
 use super::super::output::{hex, note};
 use super::args::{OwnArgs, ServerArgs};
-use super::cost::{Reading, processor_ms};
+use super::cost::{self, Reading, processor_ms};
 use super::progress;
 use crate::address::OwnAddress;
 use crate::client::{Credentials, Options};
@@ -238,9 +238,42 @@ impl LocalCluster {
         Ok(leaders)
     }
 
-    /// The process of each node that runs.
-    pub fn processes(&self) -> impl Iterator<Item = u32> {
+    /// One metric of each node that has it.
+    pub async fn metric(&self, name: &str) -> Result<Vec<u64>, ToolError> {
+        Ok(self.pages("/metrics").await?.iter().filter_map(|page| cost::metric(page, name)).collect())
+    }
+
+    /// The process of each node that was started.
+    fn processes(&self) -> impl Iterator<Item = u32> {
         self.nodes.iter().filter_map(|node| node.process.as_ref().map(Child::id))
+    }
+
+    /// The largest resident memory that each node ever had, by its number.
+    pub fn memory_peaks(&self) -> Vec<(usize, u64)> {
+        (1..).zip(self.processes().map(cost::memory_peak_bytes)).collect()
+    }
+
+    /// The numbers of those that run no more.
+    pub fn ended(&mut self) -> Vec<usize> {
+        let ended = |process: &mut Child| !matches!(process.try_wait(), Ok(None));
+        let nodes = (1..).zip(&mut self.nodes);
+        nodes.filter_map(|(number, node)| node.process.as_mut().is_some_and(ended).then_some(number)).collect()
+    }
+
+    /// How often all nodes together have written each warning and error, without its numbers.
+    pub fn warnings(&self) -> BTreeMap<String, u64> {
+        let mut warnings = BTreeMap::new();
+        for number in 1..=self.nodes.len() {
+            let log = std::fs::read_to_string(self.log_of(number)).unwrap_or_default();
+            for text in log.lines().filter_map(warning) {
+                *warnings.entry(text).or_insert(0) += 1;
+            }
+        }
+        warnings
+    }
+
+    fn log_of(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("node-{number}.log"))
     }
 
     /// One page of each node.
@@ -274,7 +307,7 @@ impl LocalCluster {
         let peers: Vec<String> =
             self.nodes.iter().enumerate().map(|(at, node)| format!("{}={}", at + 1, node.peer)).collect();
         let LocalNode { tcp, http, peer, .. } = &self.nodes[node];
-        let log = File::options().create(true).append(true).open(self.folder.join(format!("node-{number}.log")));
+        let log = File::options().create(true).append(true).open(self.log_of(number));
         let log = log.map_err(|error| failed("write the log of", &folder, &error))?;
         let mut command = Command::new(&self.binary);
         for name in VARIABLES_NOT_FOR_NODES {
@@ -303,8 +336,7 @@ impl LocalCluster {
         if line.is_ok_and(|line| line.starts_with('{')) {
             return Ok(());
         }
-        let log = self.folder.join(format!("node-{}.log", node + 1));
-        let said = std::fs::read_to_string(log).unwrap_or_default();
+        let said = std::fs::read_to_string(self.log_of(node + 1)).unwrap_or_default();
         let last = said.lines().last().unwrap_or("it said nothing");
         Err(ToolError::Undone(format!("node {} did not start: {last}", node + 1)))
     }
@@ -315,6 +347,14 @@ impl Drop for LocalCluster {
         (0..self.nodes.len()).for_each(|node| self.kill(node));
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+/// The text of a line of a log that is a warning or an error, up to its first field.
+fn warning(line: &str) -> Option<String> {
+    let mut words = line.split_whitespace().skip_while(|word| !word.starts_with("20"));
+    words.next()?;
+    words.next().filter(|level| ["WARN", "ERROR"].contains(level))?;
+    Some(words.take_while(|word| !word.contains('=')).collect::<Vec<_>>().join(" "))
 }
 
 /// Whether every shard is led, and by nodes that lead as many as the others, or one less.
@@ -360,6 +400,14 @@ mod tests {
     fn leaders(nodes: &[u64]) -> Leaders {
         let shards = (0..).map(Some).zip(nodes);
         [(None, &1)].into_iter().chain(shards).map(|(shard, node)| (shard, Lead { term: 1, node: *node })).collect()
+    }
+
+    #[test]
+    fn a_warning_is_known_by_its_text() {
+        let line = "2026-11-29T17:00:00.000000Z  WARN boomerang::firing: the lease is not valid group=3 term=7";
+        assert_eq!(warning(line).unwrap(), "boomerang::firing: the lease is not valid");
+        assert_eq!(warning("2026-11-29T17:00:00.000000Z  INFO boomerang: ready"), None);
+        assert_eq!(warning(""), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! not acknowledged, was lost, came early, or came twice without a fault.
 //!
 //! - `args`: flags and their help; `register`, `fire`, `drain`, `wheel`: one file per bench
-//! - `failover`: kills nodes of a cluster of its own
+//! - `failover`: kills nodes of a cluster of its own; `overload`: offers one more than it carries
 //! - `local`: nodes of its own, for any bench that is to have them; `cost`: what they counted, and used of the processors
 //! - `load`: registers and cancels with many requests under way
 //! - `account`: what was acknowledged against what came
@@ -19,6 +19,7 @@ mod failover;
 mod fire;
 mod load;
 mod local;
+mod overload;
 mod progress;
 mod register;
 mod report;
@@ -52,6 +53,7 @@ pub(super) async fn run(command: BenchCommand, context: &Context) -> Result<(), 
             BenchCommand::Fire(args) => fire::run(args, &context.global).await,
             BenchCommand::Drain(args) => drain::run(args, &context.global).await,
             BenchCommand::Failover(args) => failover::run(args).await,
+            BenchCommand::Overload(args) => overload::run(args, &context.global).await,
             BenchCommand::Wheel(args) => wheel::run(args).await,
         }
     });

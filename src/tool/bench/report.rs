@@ -16,6 +16,8 @@ use crate::client::Percentiles;
 pub(super) struct Counts {
     pub sent: u64,
     pub acknowledged: u64,
+    /// For want of room, where that is no failure.
+    pub refused: u64,
     pub fired: u64,
     pub lost: u64,
     pub early: u64,
@@ -34,6 +36,8 @@ pub(super) struct Report {
     pub lateness_us: Option<Percentiles>,
     /// Nodes were killed or the like: what came twice is then no broken promise.
     pub faults: bool,
+    /// What only this bench knows to be wrong.
+    pub wrong: Vec<String>,
     /// What only this bench knows.
     pub more: Map<String, Value>,
     /// What requests failed with, and how many of them.
@@ -71,6 +75,7 @@ impl Report {
             counts: Counts {
                 sent: registering.sent,
                 acknowledged: registering.acknowledged.len() as u64,
+                refused: 0,
                 fired: judgement.fired,
                 lost: judgement.lost.len() as u64,
                 early: judgement.early,
@@ -80,6 +85,7 @@ impl Report {
             latency_us: Percentiles::of(&registering.latency_us),
             lateness_us: Some(judgement.lateness_us),
             faults,
+            wrong: Vec::new(),
             more,
             failures: registering.failures,
         }
@@ -91,10 +97,12 @@ impl Report {
 
     /// What makes the bench end with exit code 1, if anything: a promise that was not kept, or requests that failed.
     pub fn verdict(&self) -> Result<(), ToolError> {
-        let Counts { sent, acknowledged, lost, early, duplicates, .. } = self.counts;
+        let Counts { sent, acknowledged, refused, lost, early, duplicates, .. } = self.counts;
         let mut wrong = Vec::new();
-        if acknowledged < sent {
-            wrong.push(format!("{} of {sent} were not acknowledged", sent - acknowledged));
+        let unanswered = sent.saturating_sub(acknowledged + refused);
+        if unanswered > 0 {
+            let how = if refused > 0 { "neither acknowledged nor refused" } else { "not acknowledged" };
+            wrong.push(format!("{unanswered} of {sent} were {how}"));
         }
         if lost > 0 {
             wrong.push(format!("{lost} of {acknowledged} acknowledged were lost"));
@@ -105,17 +113,19 @@ impl Report {
         if duplicates > 0 && !self.faults {
             wrong.push(format!("{duplicates} came once more without a fault"));
         }
+        wrong.extend(self.wrong.iter().cloned());
         if wrong.is_empty() { Ok(()) } else { Err(ToolError::Undone(wrong.join(", "))) }
     }
 
     fn object(&self) -> Value {
-        let Counts { sent, acknowledged, fired, lost, early, duplicates } = self.counts;
+        let Counts { sent, acknowledged, refused, fired, lost, early, duplicates } = self.counts;
         let mut object = self.more.clone();
         for (name, value) in [
             ("bench", json!(self.bench)),
             ("configuration", self.configuration.clone()),
             ("sent", json!(sent)),
             ("acknowledged", json!(acknowledged)),
+            ("refused", json!(refused)),
             ("fired", json!(fired)),
             ("lost", json!(lost)),
             ("early", json!(early)),
@@ -136,11 +146,12 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let Counts { sent, acknowledged, fired, lost, early, duplicates } = self.counts;
+        let Counts { sent, acknowledged, refused, fired, lost, early, duplicates } = self.counts;
+        let refused = if refused > 0 { format!("  refused {refused}") } else { String::new() };
         let mut lines = vec![
             format!("bench {}  {}", self.bench, pairs(&self.configuration)),
             format!(
-                "sent {sent}  acknowledged {acknowledged}  fired {fired}  lost {lost}  early {early}  duplicates \
+                "sent {sent}  acknowledged {acknowledged}{refused}  fired {fired}  lost {lost}  early {early}  duplicates \
                  {duplicates}"
             ),
             format!("per second {}", self.per_second),
@@ -201,6 +212,7 @@ mod tests {
             latency_us: Percentiles { p50: 1_234, p90: 2, p99: 3, p999: 4, max: 5 },
             lateness_us: None,
             faults: false,
+            wrong: Vec::new(),
             more: Map::from_iter([("strays".to_owned(), json!(0))]),
             failures: BTreeMap::new(),
         }
@@ -236,11 +248,15 @@ mod tests {
             (&twice.object()["duplicates"], &twice.object()["duplicates_without_a_fault"]),
             (&json!(2), &json!(null))
         );
+        report(Counts { acknowledged: 2, refused: 3, ..good }).verdict().unwrap();
+        let slow = Report { wrong: vec!["it is slow".into()], ..report(good) };
+        assert_eq!(slow.verdict().unwrap_err().to_string(), "it is slow");
         assert_eq!(report(Counts { duplicates: 2, ..good }).object()["duplicates_without_a_fault"], 2);
         for (counts, why) in [
             (Counts { acknowledged: 4, ..good }, "1 of 5 were not acknowledged"),
             (Counts { fired: 4, lost: 1, ..good }, "1 of 5 acknowledged were lost"),
             (Counts { early: 3, ..good }, "3 came early"),
+            (Counts { acknowledged: 2, refused: 2, ..good }, "1 of 5 were neither acknowledged nor refused"),
             (Counts { duplicates: 2, ..good }, "2 came once more without a fault"),
         ] {
             let error = report(counts).verdict().unwrap_err();

@@ -243,6 +243,7 @@ fn measure<T: Timers>(name: &'static str, new: impl FnOnce() -> T, workload: &Wo
         counts: Counts {
             sent: given.len() as u64,
             acknowledged: inserted as u64,
+            refused: 0,
             fired: fired.len() as u64 - duplicates,
             lost,
             early,
@@ -360,6 +361,7 @@ pub(super) async fn run(args: WheelBench) -> Result<Report, ToolError> {
         latency_us: Percentiles::of(&ours.turn_us),
         lateness_us: Some(Percentiles::of(&ours.lateness_us)),
         faults: false,
+        wrong: Vec::new(),
         more: Map::from_iter([("structures".to_owned(), json!(all))]),
         failures: Default::default(),
     })
