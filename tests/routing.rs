@@ -137,6 +137,7 @@ fn a_client_that_follows_redirects_is_told_where_to_go() {
         }
     }
     a_batch_goes_to_all_who_lead(&trio);
+    cancellations_go_to_all_who_lead(&trio);
     the_map_is_the_same_over_http(&trio, &leaders);
 }
 
@@ -160,6 +161,67 @@ fn a_batch_goes_to_all_who_lead(trio: &Trio) {
         let same = one == two && two == three;
         assert_eq!(same, place % 2 == 0, "in their order, and those with a key once");
     }
+}
+
+fn cancellations(answer: Payload) -> Vec<proto::CancellationResponse> {
+    let Payload::CancellationBatchResponse(answer) = answer else { panic!("not what became of cancellations") };
+    assert_eq!(answer.status(), Status::Ok, "{}", answer.error_message);
+    answer.responses
+}
+
+/// Each is done once, by whichever node it is asked for; who follows redirects is told of the others.
+fn cancellations_go_to_all_who_lead(trio: &Trio) {
+    let tasks = (0..120).map(|n| proto::Task { dedup_key: format!("cancel {n}"), ..task(&n.to_string()) });
+    let batch = proto::RegistrationBatch { tasks: tasks.collect() };
+    let Payload::RegistrationBatchResponse(answer) = trio.extended(0, false).ask(Payload::RegistrationBatch(batch))
+    else {
+        panic!()
+    };
+    let ids: Vec<String> = answer.responses.into_iter().map(|answer| answer.task_id).collect();
+    let ask = |node, redirects, task_ids: &[String]| {
+        let task_ids = task_ids.to_vec();
+        let request = Payload::CancellationBatch(proto::CancellationBatch { task_ids });
+        trio.extended(node, redirects).ask(request)
+    };
+    let leaders = trio.leaders(0).unwrap();
+    // A part of them at each node, with one among them that is no id.
+    for (node, ids) in ids.chunks(30).take(2).enumerate() {
+        let mut asked = ids.to_vec();
+        asked.insert(7, "nonsense".into());
+        let answers = cancellations(ask(node, false, &asked));
+        assert_eq!(answers.len(), asked.len());
+        for (place, answer) in answers.iter().enumerate() {
+            let expected = if place == 7 { Status::InvalidRequest } else { Status::Ok };
+            assert_eq!(answer.status(), expected, "{place}: {}", answer.error_message);
+        }
+        let again = cancellations(ask(2, false, &asked));
+        let explained = again.iter().filter(|answer| !answer.error_message.is_empty()).count();
+        assert_eq!(explained, 2, "each status once: {again:?}");
+        assert_eq!(again.iter().filter(|answer| answer.status() == Status::NotFound).count(), ids.len());
+    }
+    let mut left = ids[60..].to_vec();
+    for node in 0..3 {
+        let answers = cancellations(ask(node, true, &left));
+        let mut missed = Vec::new();
+        for (id, answer) in left.into_iter().zip(answers) {
+            let leader = leaders[&shard_of(&id)];
+            if leader == node {
+                assert_eq!(answer.status(), Status::Ok, "{}", answer.error_message);
+                continue;
+            }
+            assert_eq!(answer.status(), Status::NotLeader);
+            assert_eq!(answer.detail.unwrap().leader_address, trio.nodes[leader].started.tcp.to_string());
+            missed.push(id);
+        }
+        left = missed;
+    }
+    assert!(left.is_empty(), "each had its leader");
+    let too_many = vec![ids[0].clone(); 10_001];
+    let Payload::CancellationBatchResponse(answer) = ask(0, false, &too_many) else { panic!() };
+    assert_eq!((answer.status(), answer.responses.len()), (Status::InvalidRequest, 0));
+    assert!(answer.error_message.starts_with("task_ids: 10001"), "{}", answer.error_message);
+    let Payload::CancellationBatchResponse(answer) = ask(0, false, &too_many[1..]) else { panic!() };
+    assert_eq!((answer.status(), answer.responses.len()), (Status::Ok, 10_000), "it fits");
 }
 
 fn the_map_is_the_same_over_http(trio: &Trio, leaders: &BTreeMap<u32, usize>) {
@@ -270,7 +332,11 @@ async fn the_rust_client_finds_everything_again_after_a_failover() {
     assert!(again.duplicate && again.task_id == ids[0], "the caller's own key: {again:?}");
     let filter = TaskFilter { limit: 1_000, ..Default::default() };
     assert_eq!(client.list(filter.clone()).await.unwrap().tasks.len(), ids.len());
-    for id in &ids {
+    // Some by one message, which goes to whoever leads them by now.
+    let (together, ids) = ids.split_at(20);
+    let cancelled = client.cancel_batch(together).await.unwrap();
+    assert!(cancelled.iter().all(|result| matches!(result, Ok(Cancelled::Cancelled))), "{cancelled:?}");
+    for id in ids {
         // Between the kill and the next leader a cancellation is not sent twice; by now there is one.
         match client.cancel(*id).await {
             Ok(cancelled) => assert_eq!(cancelled, Cancelled::Cancelled),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::task::Invalid;
-use crate::wire::proto::{Detail, RegistrationResponse, Status, boomerang_envelope::Payload};
+use crate::wire::proto::{CancellationResponse, Detail, RegistrationResponse, Status, boomerang_envelope::Payload};
 
 /// Why a request has no good answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -133,6 +133,7 @@ impl<'a> Verdict<'a> {
             Payload::ApiKeyResponse(answer) => verdict!(answer, detail),
             Payload::ApiKeyRevocationResponse(answer) => verdict!(answer, detail),
             Payload::RegistrationBatchResponse(answer) => verdict!(answer, detail),
+            Payload::CancellationBatchResponse(answer) => verdict!(answer, detail),
             Payload::UpdateTaskResponse(answer) => verdict!(answer, detail),
             Payload::PauseTaskResponse(answer) => verdict!(answer, detail),
             Payload::ListDeadLettersResponse(answer) => verdict!(answer, detail),
@@ -147,6 +148,11 @@ impl<'a> Verdict<'a> {
 
     /// Of a registration by itself, or of one in a batch.
     pub fn of_registration(answer: &'a RegistrationResponse) -> Self {
+        Self { status: answer.status, message: &answer.error_message, detail: answer.detail.as_ref() }
+    }
+
+    /// Of a cancellation by itself, or of one in a batch.
+    pub fn of_cancellation(answer: &'a CancellationResponse) -> Self {
         Self { status: answer.status, message: &answer.error_message, detail: answer.detail.as_ref() }
     }
 
@@ -184,7 +190,7 @@ impl<'a> Verdict<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::proto::{CancellationResponse, ErrorResponse};
+    use crate::wire::proto::ErrorResponse;
 
     fn refusal(status: Status, message: &str) -> Payload {
         Payload::ErrorResponse(ErrorResponse { status: status.into(), error_message: message.to_owned() })

@@ -220,6 +220,12 @@ impl Part {
                 played.cancellations += usize::from(here);
                 Payload::CancellationResponse(proto::CancellationResponse { status, detail, ..Default::default() })
             }
+            Payload::CancellationBatch(batch) => {
+                played.cancellations += if here { batch.task_ids.len() } else { 0 };
+                let one = proto::CancellationResponse { status, detail, ..Default::default() };
+                let responses = vec![one; batch.task_ids.len()];
+                Payload::CancellationBatchResponse(proto::CancellationBatchResponse { responses, ..Default::default() })
+            }
             other => panic!("the fake cluster does not play {other:?}"),
         };
         if here && played.lost > 0 {

@@ -340,6 +340,7 @@ impl Hub {
                 said.or_else(keyed).map_or(Wish::AnyLeader, Wish::Shard)
             }
             Payload::CancellationRequest(request) => of_task(&request.task_id),
+            Payload::CancellationBatch(batch) => batch.task_ids.first().map_or(Wish::Any, |id| of_task(id)),
             Payload::UpdateTaskRequest(request) => of_task(&request.task_id),
             Payload::PauseTaskRequest(request) => of_task(&request.task_id),
             Payload::GetTaskRequest(request) => of_task(&request.task_id),
@@ -448,7 +449,7 @@ impl Hub {
     }
 
     /// Returns whether that is news.
-    fn learn(&self, detail: &Detail) -> bool {
+    pub fn learn(&self, detail: &Detail) -> bool {
         let mut map = self.map.write().expect("no panic under this lock");
         map.as_mut().is_some_and(|map| Arc::make_mut(map).learn(detail))
     }
@@ -472,6 +473,16 @@ impl Hub {
         }
         let parts = parts.into_values().chain([any]);
         Ok(parts.filter(|part| !part.tasks.is_empty()).collect())
+    }
+
+    /// The places of these tasks by the node that leads them, as far as is known.
+    pub async fn split_ids(self: &Arc<Self>, task_ids: &[TaskId]) -> Result<Vec<Vec<usize>>, ClientError> {
+        let map = self.map(self.home.deadline()).await?;
+        let mut by_node: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
+        for (place, task_id) in task_ids.iter().enumerate() {
+            by_node.entry(map.leader(task_id.shard())).or_default().push(place);
+        }
+        Ok(by_node.into_values().collect())
     }
 
     /// Stores a part of a batch whose tasks are all for one node as far as is known: each is answered for by itself.
@@ -781,6 +792,26 @@ mod tests {
         let error = client.cancel(task_id).await.unwrap_err();
         assert!(matches!(error, ClientError::ConnectionLost { .. }), "{error}");
         assert_eq!(cluster.cancellations(), 2);
+    }
+
+    #[tokio::test]
+    async fn cancellations_go_to_who_leads_now_and_none_goes_out_twice() {
+        let cluster = Cluster::start(2).await;
+        cluster.lead(0, 1);
+        let client = Client::connect(cluster.options()).await.unwrap();
+        client.register(Registration::default()).await.unwrap();
+        let ids: Vec<TaskId> = (0..30).map(|n| fake::task_id_in(0, n)).collect();
+        let done = |result: &Result<Cancelled, ClientError>| matches!(result, Ok(Cancelled::Cancelled));
+        assert!(client.cancel_batch(&ids).await.unwrap().iter().all(done));
+        assert_eq!(cluster.cancellations(), 30);
+        // The map that the client has is old now.
+        cluster.lead(1, 2);
+        assert!(client.cancel_batch(&ids).await.unwrap().iter().all(done));
+        assert_eq!(cluster.cancellations(), 60);
+        cluster.lose_answers(1);
+        let results = client.cancel_batch(&ids).await.unwrap();
+        assert!(results.iter().all(|result| result.as_ref().is_err_and(ClientError::is_unknown)), "{results:?}");
+        assert_eq!(cluster.cancellations(), 90, "they were done, and nobody knows");
     }
 
     #[tokio::test]

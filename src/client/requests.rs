@@ -4,13 +4,20 @@
 //! of the request, such as "too late to cancel", are values and not errors. Registrations are in `registration`, dead
 //! letters in `dead_letters`, what a node shows in `views`.
 
-use bytes::Bytes;
+use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::error::Verdict;
 use super::registration::{Due, OwnSettings};
 use super::{Client, ClientError, PastOccurrence, TaskHistory, TaskView, session};
 use crate::task::{Callback, ClientId, ClientLimits, InstantMs, Retry, ShardId, TaskId};
 use crate::wire::convert;
 use crate::wire::proto::{self, Detail, Status, TaskState, boomerang_envelope::Payload};
+
+/// Of a batch, those that go on by themselves, at a time.
+const ALONE_MAX: usize = 256;
 
 /// What a cancellation came to. It is always definite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,20 +227,66 @@ impl Client {
         let request = proto::CancellationRequest { task_id: task_id.to_string() };
         let answer = self.submit(Payload::CancellationRequest(request)).await?.await?;
         if let Payload::CancellationResponse(answer) = &answer {
-            match Status::try_from(answer.status) {
-                Ok(Status::TooLate) => {
-                    let detail = answer.detail.clone().unwrap_or_default();
-                    return Ok(Cancelled::TooLate { occurrence: detail.occurrence, attempt: detail.attempt });
-                }
-                Ok(Status::NotFound) => return Ok(Cancelled::NotFound),
-                _ => {}
-            }
+            return cancelled(answer);
         }
         session::check(&answer)?;
-        match answer {
-            Payload::CancellationResponse(_) => Ok(Cancelled::Cancelled),
-            _ => Err(unexpected("the wrong kind of answer to a cancellation")),
+        Err(unexpected("the wrong kind of answer to a cancellation"))
+    }
+
+    /// Takes many tasks back, at most 10,000, with one message to each node that leads some of them. They are cancelled
+    /// one by one, so each has a result of its own, in their order; an error for the whole says nothing of any of them.
+    pub async fn cancel_batch(&self, task_ids: &[TaskId]) -> Result<Vec<Result<Cancelled, ClientError>>, ClientError> {
+        let all: Vec<usize> = (0..task_ids.len()).collect();
+        if !self.hub.is_cluster() {
+            return self.cancel_part(task_ids, &all).await;
         }
+        let parts = self.hub.split_ids(task_ids).await?;
+        let asked = parts.iter().map(async |places| match self.cancel_part(task_ids, places).await {
+            Ok(results) => results,
+            // Others may be done already.
+            Err(error) => vec![Err(error); places.len()],
+        });
+        let mut results = vec![Err(ClientError::Closed); task_ids.len()];
+        for (places, part) in parts.iter().zip(futures::future::join_all(asked).await) {
+            for (place, result) in places.iter().zip(part) {
+                results[*place] = result;
+            }
+        }
+        Ok(results)
+    }
+
+    /// Those at these places, which are for one node as far as is known. What it does not lead goes on by itself.
+    async fn cancel_part(
+        &self,
+        task_ids: &[TaskId],
+        places: &[usize],
+    ) -> Result<Vec<Result<Cancelled, ClientError>>, ClientError> {
+        let request =
+            proto::CancellationBatch { task_ids: places.iter().map(|place| task_ids[*place].to_string()).collect() };
+        let answer = self.submit(Payload::CancellationBatch(request)).await?.await?;
+        session::check(&answer)?;
+        let Payload::CancellationBatchResponse(answer) = answer else {
+            return Err(unexpected("the wrong kind of answer to a batch of cancellations"));
+        };
+        if answer.responses.len() != places.len() {
+            return Err(unexpected(&format!("{} results for {} cancellations", answer.responses.len(), places.len())));
+        }
+        let mut texts: BTreeMap<i32, String> = BTreeMap::new();
+        let answers = answer.responses.into_iter().zip(places).map(|(mut answer, place)| {
+            // Of several with the same status, the first has the text.
+            let text = texts.entry(answer.status).or_insert_with(|| answer.error_message.clone());
+            answer.error_message.clone_from(text);
+            (answer, task_ids[*place])
+        });
+        let answers: Vec<_> = answers.collect();
+        let settled = answers.into_iter().map(async |(answer, task_id)| {
+            match &answer.detail {
+                Some(detail) if answer.status == Status::NotLeader as i32 => self.hub.learn(detail),
+                _ => return cancelled(&answer),
+            };
+            self.cancel(task_id).await
+        });
+        Ok(futures::stream::iter(settled).buffered(ALONE_MAX).collect().await)
     }
 
     /// Changes a task, if no attempt of it is out and nobody has changed it since the version that is expected.
@@ -351,6 +404,17 @@ impl Client {
     }
 }
 
+fn cancelled(answer: &proto::CancellationResponse) -> Result<Cancelled, ClientError> {
+    match Status::try_from(answer.status) {
+        Ok(Status::TooLate) => {
+            let detail = answer.detail.clone().unwrap_or_default();
+            Ok(Cancelled::TooLate { occurrence: detail.occurrence, attempt: detail.attempt })
+        }
+        Ok(Status::NotFound) => Ok(Cancelled::NotFound),
+        _ => Verdict::of_cancellation(answer).check().map(|()| Cancelled::Cancelled),
+    }
+}
+
 pub(super) fn unexpected(what: &str) -> ClientError {
     ClientError::Protocol(what.to_owned())
 }
@@ -384,6 +448,42 @@ mod tests {
         let cancel = async |client: Client| client.cancel(fake::task_id(1)).await;
         let (_, result) = exchange(fake::registered(1), cancel).await;
         assert!(matches!(result, Err(ClientError::Protocol(_))));
+    }
+
+    #[tokio::test]
+    async fn each_cancellation_of_a_batch_has_its_result() {
+        let one = |status: Status, text: &str| proto::CancellationResponse {
+            status: status.into(),
+            error_message: text.into(),
+            detail: Some(proto::Detail { occurrence: 1, attempt: 2, ..Default::default() }),
+        };
+        let responses = vec![
+            one(Status::Ok, ""),
+            one(Status::NotFound, "not known"),
+            one(Status::TooLate, "too late"),
+            one(Status::Overloaded, "no room"),
+            one(Status::Overloaded, ""),
+        ];
+        let ids: Vec<TaskId> = (0..5).map(fake::task_id).collect();
+        let answer = proto::CancellationBatchResponse { responses, ..Default::default() };
+        let cancel = async |client: Client| client.cancel_batch(&ids).await;
+        let (request, results) = exchange(Payload::CancellationBatchResponse(answer.clone()), cancel).await;
+        let Payload::CancellationBatch(request) = request else { panic!("{request:?}") };
+        assert_eq!(request.task_ids, ids.iter().map(TaskId::to_string).collect::<Vec<_>>());
+        let results = results.unwrap();
+        let good: Vec<_> = results.iter().take(3).map(|result| result.clone().unwrap()).collect();
+        let too_late = Cancelled::TooLate { occurrence: 1, attempt: 2 };
+        assert_eq!(good, [Cancelled::Cancelled, Cancelled::NotFound, too_late]);
+        for result in &results[3..] {
+            assert_eq!(
+                result.as_ref().unwrap_err().to_string(),
+                "OVERLOADED: no room",
+                "each has the text of the first"
+            );
+        }
+        let cancel = async |client: Client| client.cancel_batch(&ids[..2]).await;
+        let error = exchange(Payload::CancellationBatchResponse(answer), cancel).await.1.unwrap_err();
+        assert!(error.to_string().contains("5 results for 2 cancellations"), "{error}");
     }
 
     fn updated(status: Status) -> Payload {

@@ -178,6 +178,7 @@ pub(super) async fn serve(
         Payload::RegistrationRequest(task) => tasks::register(service, session, task, respond).await,
         Payload::RegistrationBatch(batch) => tasks::register_batch(service, session, batch, respond).await,
         Payload::CancellationRequest(request) => tasks::cancel(service, session, &request, respond).await,
+        Payload::CancellationBatch(batch) => tasks::cancel_batch(service, session, batch, respond).await,
         Payload::UpdateTaskRequest(request) => tasks::update(service, session, request, respond).await,
         Payload::PauseTaskRequest(request) => tasks::pause(service, session, &request, respond).await,
         Payload::GetTaskRequest(request) => {
@@ -274,6 +275,7 @@ pub(super) async fn serve(
         | Payload::ApiKeyResponse(_)
         | Payload::ApiKeyRevocationResponse(_)
         | Payload::RegistrationBatchResponse(_)
+        | Payload::CancellationBatchResponse(_)
         | Payload::UpdateTaskResponse(_)
         | Payload::PauseTaskResponse(_)
         | Payload::ListDeadLettersResponse(_)
@@ -295,6 +297,9 @@ pub(super) fn refused(request: &Payload, problem: Problem) -> Payload {
             Payload::RegistrationBatchResponse(refusal!(RegistrationBatchResponse, problem))
         }
         Payload::CancellationRequest(_) => Payload::CancellationResponse(refusal!(CancellationResponse, problem)),
+        Payload::CancellationBatch(_) => {
+            Payload::CancellationBatchResponse(refusal!(CancellationBatchResponse, problem))
+        }
         Payload::UpdateTaskRequest(_) => Payload::UpdateTaskResponse(refusal!(UpdateTaskResponse, problem)),
         Payload::PauseTaskRequest(_) => Payload::PauseTaskResponse(refusal!(PauseTaskResponse, problem)),
         Payload::GetTaskRequest(_) => Payload::GetTaskResponse(refusal!(GetTaskResponse, problem)),
@@ -330,6 +335,7 @@ fn status_of(answer: &mut Payload) -> Option<&mut i32> {
         Payload::RegistrationResponse(answer) => &mut answer.status,
         Payload::RegistrationBatchResponse(answer) => &mut answer.status,
         Payload::CancellationResponse(answer) => &mut answer.status,
+        Payload::CancellationBatchResponse(answer) => &mut answer.status,
         Payload::UpdateTaskResponse(answer) => &mut answer.status,
         Payload::PauseTaskResponse(answer) => &mut answer.status,
         Payload::GetTaskResponse(answer) => &mut answer.status,
@@ -380,6 +386,9 @@ fn in_old_words(answer: &mut Payload) {
         }
     };
     if let Payload::RegistrationBatchResponse(batch) = answer {
+        batch.responses.iter_mut().for_each(|answer| old(&mut answer.status));
+    }
+    if let Payload::CancellationBatchResponse(batch) = answer {
         batch.responses.iter_mut().for_each(|answer| old(&mut answer.status));
     }
     if let Some(status) = status_of(answer) {

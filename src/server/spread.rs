@@ -6,7 +6,7 @@
 //!                                      follows redirects                 v
 //!                                  --> forward, until someone leads and answers
 //!   without a key        to a shard led here; with none, it gets a key, and then see above
-//!   batch                each task by itself, those for one node in one message
+//!   batch                each task by itself, those for one node in one message; cancellations too
 //!   list                 the parts of all nodes, merged
 //!   replay, purge        chosen as a list is, done one by one
 //! ```
@@ -31,7 +31,7 @@ use super::list::{self, ITEM_BYTES};
 use super::requests::{Problem, Respond, is_not_leader, is_yes, refusal, refused, serve, served};
 use super::route::{Access, Patience, Route, shown};
 use super::sessions::Session;
-use super::tasks::{self, BATCH_TASKS_MAX};
+use super::tasks::{self, BATCH_TASKS_MAX, CANCELLATIONS_MAX};
 use super::walk::{Part, Room, merge};
 use crate::task::{DeadLetterId, DedupHash, GroupId, ShardId};
 use crate::wire::proto::boomerang_envelope::Payload;
@@ -53,6 +53,7 @@ pub(super) enum Target {
     /// That of any leader of a shard.
     AnyShard,
     Batch,
+    Cancellations,
     Tasks,
     DeadLetters,
     /// Of those who lead what it names.
@@ -74,6 +75,9 @@ pub(super) fn target(service: &Service, session: &Session, payload: &Payload) ->
         },
         Payload::RegistrationBatch(batch) if (1..=BATCH_TASKS_MAX).contains(&batch.tasks.len()) => Target::Batch,
         Payload::CancellationRequest(request) => by_task(&request.task_id, Access::Write),
+        Payload::CancellationBatch(batch) if (1..=CANCELLATIONS_MAX).contains(&batch.task_ids.len()) => {
+            Target::Cancellations
+        }
         // It reads what the task is now.
         Payload::UpdateTaskRequest(request) => by_task(&request.task_id, Access::Read),
         Payload::PauseTaskRequest(request) => by_task(&request.task_id, Access::Write),
@@ -154,6 +158,7 @@ pub(super) async fn ask(service: &Arc<Service>, session: Arc<Session>, payload: 
         Target::Group(group, access) => ask_group(service, session, payload, group, access, respond).await,
         Target::AnyShard => ask_any(service, session, payload, respond).await,
         Target::Batch => ask_batch(service, session, payload, respond).await,
+        Target::Cancellations => ask_cancellations(service, session, payload, respond).await,
         Target::Tasks | Target::DeadLetters => {
             in_the_background(service, respond, move |service| {
                 async move { page(&service, &session, payload).await }.boxed()
@@ -542,6 +547,112 @@ impl Batch {
             }
         }
     }
+}
+
+/// Who follows redirects gets the answers of this node, and is told where to go with the others.
+async fn ask_cancellations(service: &Arc<Service>, session: Arc<Session>, payload: Payload, respond: Respond) {
+    let Payload::CancellationBatch(batch) = payload else { unreachable!("cancellations") };
+    if !session.redirects {
+        return in_the_background(service, respond, move |service| {
+            async move { Payload::CancellationBatchResponse(cancel_all(&service, &session, batch.task_ids).await) }
+                .boxed()
+        })
+        .await;
+    }
+    let other = service.clone();
+    let respond = Box::new(move |answer| {
+        let Payload::CancellationBatchResponse(mut answer) = answer else { return respond(answer) };
+        let missed = answer.responses.iter_mut().filter(|answer| answer.status == Status::NotLeader as i32);
+        let missed = missed.map(|answer| {
+            let shard = answer.detail.as_ref().map_or(0, |detail| detail.shard);
+            let group = GroupId(u16::try_from(shard + 1).unwrap_or(1));
+            *answer = refusal!(CancellationResponse, other.router.not_leader(group));
+        });
+        if missed.count() > 0 {
+            other.router.look_again();
+            other.metrics.redirected.inc();
+        }
+        let answer = match answer.responses.is_empty() {
+            // It was refused as a whole.
+            true => answer,
+            false => tasks::answers(answer.responses),
+        };
+        respond(Payload::CancellationBatchResponse(answer));
+    });
+    serve(service, Ok(session), Payload::CancellationBatch(batch), respond).await;
+}
+
+/// Cancels tasks wherever they are led, those of one node with one message. What was certainly not done is tried again.
+async fn cancel_all(
+    service: &Arc<Service>,
+    session: &Arc<Session>,
+    task_ids: Vec<String>,
+) -> proto::CancellationBatchResponse {
+    let mut patience = Patience::new();
+    let mut past = None;
+    let mut open: BTreeMap<usize, String> = task_ids.into_iter().enumerate().collect();
+    let mut done: BTreeMap<usize, proto::CancellationResponse> = BTreeMap::new();
+    loop {
+        let mut by_node: BTreeMap<Option<u64>, Vec<usize>> = BTreeMap::new();
+        let mut waits_for = None;
+        for (place, id) in &open {
+            // What cannot be understood is refused here as anywhere.
+            let group = tasks::group_of(service, id).ok().map(|(_, group)| group);
+            match group.map_or(Route::Here, |group| service.router.route(group, past)) {
+                Route::Here => by_node.entry(None).or_default().push(*place),
+                Route::At(node_id) => by_node.entry(Some(node_id)).or_default().push(*place),
+                Route::Nobody => {}
+            }
+            waits_for = waits_for.or(group);
+        }
+        past = None;
+        let asked = by_node.into_iter().map(async |(node_id, places)| {
+            let task_ids = places.iter().map(|place| open[place].clone()).collect();
+            let payload = Payload::CancellationBatch(proto::CancellationBatch { task_ids });
+            let answer = match node_id {
+                None => Forwarded::Answer(served(service, session.clone(), payload).await),
+                Some(node_id) => forward::send(service, node_id, session, payload).await,
+            };
+            (node_id, places, answer)
+        });
+        for (node_id, places, answer) in join_all(asked).await {
+            match answer {
+                Forwarded::Answer(Payload::CancellationBatchResponse(answer)) => {
+                    let whole = proto::CancellationResponse {
+                        status: answer.status,
+                        error_message: answer.error_message,
+                        detail: answer.detail,
+                    };
+                    let mut responses = answer.responses.into_iter();
+                    for place in places {
+                        let answer = responses.next().unwrap_or_else(|| whole.clone());
+                        if answer.status != Status::NotLeader as i32 {
+                            open.remove(&place);
+                            done.insert(place, answer);
+                        }
+                    }
+                }
+                Forwarded::Answer(_) | Forwarded::Elsewhere => {}
+                Forwarded::NotSent => past = node_id,
+                Forwarded::Unknown(why) => {
+                    for place in places {
+                        open.remove(&place);
+                        let problem = lost(node_id.unwrap_or_default(), &why);
+                        done.insert(place, refusal!(CancellationResponse, problem));
+                    }
+                }
+            }
+        }
+        let Some(group) = waits_for.filter(|_| !open.is_empty()) else { break };
+        if !patience.wait(&service.router, group).await {
+            for (place, id) in std::mem::take(&mut open) {
+                let group = tasks::group_of(service, &id).map_or(group, |(_, group)| group);
+                done.insert(place, refusal!(CancellationResponse, service.router.not_leader(group)));
+            }
+            break;
+        }
+    }
+    tasks::answers(done.into_values().collect())
 }
 
 /// This node's part of a list: the items as they are answered, or nothing where only their places count.

@@ -1,5 +1,6 @@
 //! What a client asks for its tasks: register, cancel, change, pause, look.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ use crate::wire::proto::{self, Status, TaskState};
 pub(super) const BATCH_TASKS_MAX: usize = 1_000;
 /// Of the name a sender of registrations gives itself.
 const SENDER_BYTES_MAX: usize = 64;
+/// The same of cancellations, which are small.
+pub(super) const CANCELLATIONS_MAX: usize = 10_000;
 const DEDUP_TTL_MS_DEFAULT: u64 = 24 * 3600 * 1000;
 const DEDUP_TTL_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
 /// What fits into a datagram with everything else.
@@ -121,45 +124,47 @@ pub(super) async fn register_batch(
         Ok(first) => first,
         Err(problem) => return respond(refuse(problem)),
     };
-    let gathered =
-        Arc::new(Mutex::new(Gathered { responses: vec![None; count], missing: count, respond: Some(respond) }));
+    let gathered = Gathered::new(count, respond, |responses| {
+        Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse { responses, ..Default::default() })
+    });
     for (place, task) in batch.tasks.into_iter().enumerate() {
         let whereto = match &task.origin {
             None => Ok(first.behind(place)),
             Some(origin) => Place::of(service, &session, origin),
         };
         let gathered = gathered.clone();
-        let answer = move |answer| {
-            let done = gathered.lock().expect("no panic under this lock").put(place, answer);
-            if let Some((respond, message)) = done {
-                respond(Payload::RegistrationBatchResponse(message));
-            }
-        };
-        register_one(service, &session, task, whereto, answer).await;
+        register_one(service, &session, task, whereto, move |answer| Gathered::put(&gathered, place, answer)).await;
     }
 }
 
 /// The answers to a batch, until the last one is there.
-struct Gathered {
-    responses: Vec<Option<proto::RegistrationResponse>>,
+struct Gathered<T> {
+    responses: Vec<Option<T>>,
     missing: usize,
-    respond: Option<Respond>,
+    /// Who waits, and the message for them.
+    finish: Option<(Respond, fn(Vec<T>) -> Payload)>,
 }
 
-impl Gathered {
-    fn put(
-        &mut self,
-        place: usize,
-        answer: proto::RegistrationResponse,
-    ) -> Option<(Respond, proto::RegistrationBatchResponse)> {
-        self.responses[place] = Some(answer);
-        self.missing -= 1;
-        if self.missing > 0 {
-            return None;
+impl<T> Gathered<T> {
+    fn new(count: usize, respond: Respond, message: fn(Vec<T>) -> Payload) -> Arc<Mutex<Self>> {
+        let responses = std::iter::repeat_with(|| None).take(count).collect();
+        Arc::new(Mutex::new(Self { responses, missing: count, finish: Some((respond, message)) }))
+    }
+
+    /// The answer to one of them; the last one answers the batch.
+    fn put(gathered: &Mutex<Self>, place: usize, answer: T) {
+        let mut of = gathered.lock().expect("no panic under this lock");
+        of.responses[place] = Some(answer);
+        of.missing -= 1;
+        if of.missing > 0 {
+            return;
         }
-        let responses = std::mem::take(&mut self.responses).into_iter().flatten().collect();
-        let message = proto::RegistrationBatchResponse { responses, ..Default::default() };
-        Some((self.respond.take()?, message))
+        let responses = std::mem::take(&mut of.responses).into_iter().flatten().collect();
+        let finish = of.finish.take();
+        drop(of);
+        if let Some((respond, message)) = finish {
+            respond(message(responses));
+        }
     }
 }
 
@@ -339,19 +344,66 @@ pub(super) async fn cancel(
     request: &proto::CancellationRequest,
     respond: Respond,
 ) {
-    let message = move |result: Result<(), Problem>| {
-        Payload::CancellationResponse(match result {
-            Ok(()) => proto::CancellationResponse { status: Status::Ok as i32, ..Default::default() },
-            Err(problem) => refusal!(CancellationResponse, problem),
-        })
+    let answer = move |answer| respond(Payload::CancellationResponse(answer));
+    cancel_one(service, session, &request.task_id, answer).await;
+}
+
+/// Those of one shard travel in one log entry, as far as they come to it together.
+pub(super) async fn cancel_batch(
+    service: &Arc<Service>,
+    session: Result<Arc<Session>, SessionError>,
+    batch: proto::CancellationBatch,
+    respond: Respond,
+) {
+    let refuse = |problem: Problem| Payload::CancellationBatchResponse(refusal!(CancellationBatchResponse, problem));
+    let session = match session {
+        Ok(session) => session,
+        Err(error) => return respond(refuse(error.into())),
     };
-    let Wanted { id, group, owner, .. } = match wanted(service, session, &request.task_id) {
+    let count = batch.task_ids.len();
+    if count > CANCELLATIONS_MAX {
+        let text = format!("task_ids: {count} in one batch, the limit is {CANCELLATIONS_MAX}");
+        return respond(refuse(Invalid::new(text).into()));
+    }
+    if count == 0 {
+        return respond(Payload::CancellationBatchResponse(proto::CancellationBatchResponse::default()));
+    }
+    let gathered = Gathered::new(count, respond, |responses| Payload::CancellationBatchResponse(answers(responses)));
+    for (place, id) in batch.task_ids.iter().enumerate() {
+        let gathered = gathered.clone();
+        cancel_one(service, Ok(session.clone()), id, move |answer| Gathered::put(&gathered, place, answer)).await;
+    }
+}
+
+/// The answer to a batch of cancellations. Each status is explained once, or thousands would not fit into a frame.
+pub(super) fn answers(mut responses: Vec<proto::CancellationResponse>) -> proto::CancellationBatchResponse {
+    let mut explained = BTreeSet::new();
+    for response in &mut responses {
+        if !explained.insert(response.status) {
+            response.error_message.clear();
+        }
+    }
+    proto::CancellationBatchResponse { responses, ..Default::default() }
+}
+
+/// `answer` is called once.
+async fn cancel_one(
+    service: &Arc<Service>,
+    session: Result<Arc<Session>, SessionError>,
+    id: &str,
+    answer: impl FnOnce(proto::CancellationResponse) + Send + 'static,
+) {
+    let message = |result: Result<(), Problem>| match result {
+        Ok(()) => proto::CancellationResponse { status: Status::Ok as i32, ..Default::default() },
+        Err(problem) => refusal!(CancellationResponse, problem),
+    };
+    let Wanted { id, group, owner, .. } = match wanted(service, session, id) {
         Ok(wanted) => wanted,
-        Err(problem) => return respond(message(Err(problem))),
+        Err(problem) => return answer(message(Err(problem))),
     };
     let metrics = service.metrics.clone();
-    let answer = move |result: Result<Reply, Refused>| {
-        respond(message(match result {
+    let reply = move |result: Result<Reply, Refused>| {
+        answer(message(match result {
             Ok(Reply::Cancelled) => {
                 metrics.cancellations.inc();
                 Ok(())
@@ -362,7 +414,7 @@ pub(super) async fn cancel(
             Err(refused) => Err(refused.into()),
         }));
     };
-    service.proposer.submit(group, Ask::Cancel { id, owner }, Box::new(answer)).await;
+    service.proposer.submit(group, Ask::Cancel { id, owner }, Box::new(reply)).await;
 }
 
 pub(super) async fn update(

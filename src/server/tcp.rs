@@ -40,6 +40,8 @@ use crate::wire::{decode_envelope, encode_frame, frame_codec};
 const SMALL_ANSWER_BYTES: usize = 1024;
 /// About what one task of a batch is answered with, a refusal included.
 const BATCH_ANSWER_BYTES: usize = 160;
+/// The same of a cancellation in a batch, whose text is with another.
+const CANCELLATION_ANSWER_BYTES: usize = 64;
 /// Bytes gathered into one write.
 const WRITE_BYTES: usize = 64 * 1024;
 /// After `accept` failed: most likely there are no file descriptors left.
@@ -227,6 +229,7 @@ fn answer_bytes_most(payload: &Payload, settings: &TcpSettings) -> usize {
         | Payload::GetDeadLetterRequest(_)
         | Payload::ReplayDeadLettersRequest(_) => settings.frame_bytes_max,
         Payload::RegistrationBatch(batch) => batch.tasks.len() * BATCH_ANSWER_BYTES,
+        Payload::CancellationBatch(batch) => batch.task_ids.len() * CANCELLATION_ANSWER_BYTES,
         _ => 0,
     }
 }

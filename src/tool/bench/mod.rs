@@ -151,7 +151,7 @@ impl Bench {
             None
         } else {
             self.progress.phase("cancelling what is left", left.len() as u64);
-            Some(load::cancel(&self.clients, self.shape.inflight, left, &self.progress).await)
+            Some(load::cancel(&self.clients, left, &self.progress).await)
         };
         for client in self.clients {
             client.close().await;
@@ -231,10 +231,15 @@ mod tests {
                 let responses = batch.tasks.iter().map(&answer).collect();
                 Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse { responses, ..Default::default() })
             }
-            Payload::CancellationRequest(_) => Payload::CancellationResponse(Default::default()),
+            Payload::CancellationBatch(batch) => cancelled(&batch),
             _ => fake::refused(Status::InvalidRequest, "not in this test"),
         });
         address
+    }
+
+    fn cancelled(batch: &proto::CancellationBatch) -> Payload {
+        let responses = vec![proto::CancellationResponse::default(); batch.task_ids.len()];
+        Payload::CancellationBatchResponse(proto::CancellationBatchResponse { responses, ..Default::default() })
     }
 
     /// The fake serves one connection at a time.
@@ -286,7 +291,8 @@ mod tests {
                     kept.lock().unwrap().insert(task.dedup_key);
                     fake::registered(1_896_076_800_000)
                 }
-                _ => Payload::CancellationResponse(Default::default()),
+                Payload::CancellationBatch(batch) => cancelled(&batch),
+                _ => fake::refused(Status::InvalidRequest, "not in this test"),
             });
             let (report, result) = bench(&format!("register --tasks 40 {flag}"), &address).await;
             result.unwrap();

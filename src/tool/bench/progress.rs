@@ -46,7 +46,11 @@ impl Progress {
 
     /// One more of what the phase counts.
     pub fn one(&self) {
-        self.shared.done.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
+    }
+
+    pub fn add(&self, count: u64) {
+        self.shared.done.fetch_add(count, Ordering::Relaxed);
     }
 }
 
