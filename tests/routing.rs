@@ -172,7 +172,7 @@ fn cancellations(answer: Payload) -> Vec<proto::CancellationResponse> {
 /// Each is done once, by whichever node it is asked for; who follows redirects is told of the others.
 fn cancellations_go_to_all_who_lead(trio: &Trio) {
     let tasks = (0..120).map(|n| proto::Task { dedup_key: format!("cancel {n}"), ..task(&n.to_string()) });
-    let batch = proto::RegistrationBatch { tasks: tasks.collect() };
+    let batch = proto::RegistrationBatch { tasks: tasks.collect(), origin: None };
     let Payload::RegistrationBatchResponse(answer) = trio.extended(0, false).ask(Payload::RegistrationBatch(batch))
     else {
         panic!()
