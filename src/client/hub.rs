@@ -38,7 +38,9 @@ const MAP_OLD_AFTER: Duration = Duration::from_secs(30);
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// Registrations of so many milliseconds go to one shard of the node they go to, by the clock, so that those of many
 /// clients meet in one log entry. How well the clocks agree decides how many do, and nothing else.
-const TOGETHER_MS: u128 = 10;
+const TOGETHER_MS: u128 = 50;
+/// A request with so many tasks fills an entry by itself, and goes to any of these shards.
+const TASKS_ALONE: usize = 256;
 /// Sessions that turn out to be gone, one after the other, before the caller hears of it.
 const SESSIONS_MAX: usize = 3;
 
@@ -208,7 +210,10 @@ impl Hub {
         let slice = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() / TOGETHER_MS;
         let led = map.led_at(node);
         // Multiplied by an odd number without a pattern: whoever registers at regular intervals meets all shards.
-        let slice = (slice as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let slice = match count {
+            ..TASKS_ALONE => (slice as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32,
+            _ => rand::random::<u32>().into(),
+        };
         let shard = *led.get(usize::try_from(slice).expect("32 bits") % led.len().max(1))?;
         Some(self.senders.open(shard, count))
     }

@@ -5,10 +5,13 @@
 //! command here and nowhere else, because time and ids must come from the leader and must be values by the time they
 //! are in the log.
 //!
-//! Bounds: asks waiting per group, payload bytes waiting per node, requests and bytes per entry. Who asks waits for room.
+//! Bounds: asks waiting per group, payload bytes waiting per node, requests and bytes per entry, and the time it takes to
+//! get through them ([`pressure`]). New work that finds no room is refused; what belongs to old work waits for it.
 //!
 //! A refusal says whether the request may have been stored: [`Refused::Unknown`] and, when it comes to those who
 //! already waited, [`Refused::Stopping`] are the ones where it may.
+
+pub mod pressure;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +21,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
+use pressure::{Line, Pressure};
 use rand::{Rng, rngs::SmallRng};
+use tokio::sync::mpsc::error::{SendError, TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
@@ -48,9 +53,11 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// About what a request takes in the log besides its payload.
 const REQUEST_BYTES: usize = 64;
 const OVERLOADED_RETRY_MS: u64 = 1_000;
-/// How long a turn lasts: a few rounds of a busy group, so that what is asked meanwhile waits for the next entry of the
-/// same one.
-const TURN: Duration = Duration::from_millis(10);
+/// After lines that were full.
+const FULL_RETRY: Duration = Duration::from_millis(250);
+/// How long a turn lasts: some rounds of a busy group, so that what is asked meanwhile waits for the next entry of the
+/// same one. The first entry of each turn holds little.
+const TURN: Duration = Duration::from_millis(50);
 /// With so many tasks a turn is over sooner: no entry holds more than a few times this, and the next shard can begin
 /// while this one is stored.
 const TURN_TASKS: usize = 512;
@@ -148,6 +155,11 @@ impl Ask {
         }
     }
 
+    /// Whether it is work that this node has not taken on yet, and need not.
+    fn is_new(&self) -> bool {
+        matches!(self, Ask::Register { .. } | Ask::Replay { .. })
+    }
+
     /// Whether somebody waits for this who should rather be told than wait until there is room on the disk.
     fn refused_by(&self, disk: &DiskState) -> Option<String> {
         match (self, disk) {
@@ -201,6 +213,12 @@ pub enum DiskState {
     Full(String),
 }
 
+/// Asks that wait for their entry, of one group.
+struct Queue {
+    asks: mpsc::Sender<Waiting>,
+    line: Arc<Line>,
+}
+
 struct Waiting {
     ask: Ask,
     answer: Answer,
@@ -215,7 +233,8 @@ pub struct Proposer {
 }
 
 struct Inner {
-    queues: BTreeMap<GroupId, mpsc::Sender<Waiting>>,
+    queues: BTreeMap<GroupId, Queue>,
+    pressure: Pressure,
     room: Arc<Semaphore>,
     disk: watch::Receiver<DiskState>,
     shards: u16,
@@ -271,12 +290,14 @@ impl Proposer {
         let parts = Arc::new(parts);
         let mut queues = BTreeMap::new();
         for group in (0..=parts.shards).map(GroupId) {
-            let (queue, asks) = mpsc::channel(ASKS_WAITING_MAX);
-            queues.insert(group, queue);
-            tokio::spawn(run(group, parts.clone(), asks));
+            let (asks, waiting) = mpsc::channel(ASKS_WAITING_MAX);
+            let line = Arc::new(Line::default());
+            queues.insert(group, Queue { asks, line: line.clone() });
+            tokio::spawn(run(group, parts.clone(), waiting, line));
         }
         let inner = Inner {
             queues,
+            pressure: Pressure::start(parts.groups.clone()),
             room: Arc::new(Semaphore::new(PAYLOAD_BYTES_WAITING_MAX)),
             disk: parts.disk.clone(),
             shards: parts.shards,
@@ -305,17 +326,37 @@ impl Proposer {
         let Some(queue) = self.inner.queues.get(&group) else {
             return answer(Err(Refused::NotLeader { group }));
         };
+        let Queue { asks, line } = queue;
+        let is_new = ask.is_new();
+        if is_new && let Some(why) = self.inner.pressure.refuses(line) {
+            return answer(Err(busy(why.to_string(), why.retry_after())));
+        }
         let bytes = u32::try_from(ask.payload_bytes()).expect("payloads are far below 4 GiB");
-        let room = match bytes {
-            0 => None,
-            bytes => {
-                let permit = self.inner.room.clone().acquire_many_owned(bytes).await;
-                Some(permit.expect("the semaphore is never closed"))
+        let room = match self.inner.room.clone().try_acquire_many_owned(bytes) {
+            Ok(room) => room,
+            Err(_) if is_new => {
+                return answer(Err(busy("payloads fill the room for those that wait".into(), FULL_RETRY)));
+            }
+            Err(_) => {
+                let room = self.inner.room.clone().acquire_many_owned(bytes).await;
+                room.expect("the semaphore is never closed")
             }
         };
-        if let Err(refused) = queue.send(Waiting { ask, answer, _room: room }).await {
-            (refused.0.answer)(Err(Refused::Stopping));
-        }
+        line.joined();
+        let waiting = Waiting { ask, answer, _room: Some(room) };
+        let refused = match asks.try_send(waiting) {
+            Ok(()) => return,
+            Err(TrySendError::Full(waiting)) if is_new => {
+                line.left(1);
+                return (waiting.answer)(Err(busy("as many requests wait in this shard as may".into(), FULL_RETRY)));
+            }
+            Err(TrySendError::Full(waiting)) => match asks.send(waiting).await {
+                Ok(()) => return,
+                Err(SendError(waiting)) => waiting,
+            },
+            Err(TrySendError::Closed(waiting)) => waiting,
+        };
+        (refused.answer)(Err(Refused::Stopping));
     }
 
     /// [`Proposer::submit`], for those who want to wait.
@@ -329,7 +370,7 @@ impl Proposer {
     }
 }
 
-async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting>) {
+async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting>, line: Arc<Line>) {
     let mut maker = Maker {
         group,
         clock: parts.clock.clone(),
@@ -356,6 +397,7 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
             return;
         }
         let Some((node, term)) = leading(&parts.groups, group) else {
+            line.left(waiting.len());
             for refused in waiting.drain(..) {
                 (refused.answer)(Err(Refused::NotLeader { group }));
             }
@@ -363,15 +405,24 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         };
         let fits = fitting(&waiting);
         let rest = waiting.split_off(fits);
+        line.left(waiting.len());
+        let begun = Instant::now();
         maker.begin(term, &parts.store);
         if let Some(entry) = maker.entry(&mut waiting) {
             let armed_ms = entry.armed_ms;
             if propose(&node, term, entry, &parts.dispatches).await {
                 maker.armed_ms = armed_ms;
             }
+            line.round_took(begun.elapsed());
         }
         waiting.extend(rest);
     }
+}
+
+/// Nothing was done, and there is no room for it.
+fn busy(why: String, retry_after: Duration) -> Refused {
+    let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(OVERLOADED_RETRY_MS);
+    Refused::Overloaded { why, retry_after_ms }
 }
 
 fn leading(groups: &Groups, group: GroupId) -> Option<(Group, u64)> {

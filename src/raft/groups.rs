@@ -105,6 +105,20 @@ impl Group {
         (lone || acked(lease) || held() || Fault::SkipLease.is_on()).then_some(term)
     }
 
+    /// How long ago a majority was heard that has bound itself to this replica as the leader; `None` where it does not lead,
+    /// needs nobody, or has just been elected.
+    pub(super) fn lease_age(&self) -> Option<Duration> {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow_watched();
+        if metrics.state != ServerState::Leader || metrics.membership_config.voter_ids().eq([self.replica]) {
+            return None;
+        }
+        let acked = metrics.last_quorum_acked.map(|acked| acked.elapsed());
+        let voters = metrics.membership_config.membership().get_joint_config();
+        let promised = self.proof.since(metrics.current_term, self.replica, voters).map(|since| since.elapsed());
+        acked.into_iter().chain(promised).min()
+    }
+
     /// The term in which this replica asks others for their promise, and of whom: all other members.
     pub(super) fn holds(&self) -> Option<(u64, Vec<(ReplicaId, u64)>)> {
         let receiver = self.raft.metrics();
@@ -248,6 +262,8 @@ struct Inner {
     /// Held while a group comes or goes.
     coming: tokio::sync::Mutex<()>,
     clock_wrong: Arc<AtomicBool>,
+    /// Of the oldest lease that this node leads by, in milliseconds.
+    lease_age_ms: AtomicU64,
 }
 
 /// A handle on all groups of this node; cheap to clone.
@@ -263,6 +279,12 @@ impl WeakGroups {
     /// `None` when nobody needs them any more.
     pub(super) fn all(&self) -> Option<Vec<Group>> {
         Some(Groups { inner: self.0.upgrade()? }.all())
+    }
+
+    pub(super) fn set_lease_age(&self, age: Duration) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.lease_age_ms.store(millis(age), Ordering::Relaxed);
+        }
     }
 }
 
@@ -287,6 +309,7 @@ impl Groups {
             changes: watch::Sender::new(0),
             coming: tokio::sync::Mutex::default(),
             clock_wrong: Arc::default(),
+            lease_age_ms: AtomicU64::new(0),
         };
         let groups = Self { inner: Arc::new(inner) };
         let paced = pacer::run(WeakGroups(Arc::downgrade(&groups.inner)), groups.inner.parts.network.clone());
@@ -359,6 +382,12 @@ impl Groups {
     /// Whether this node's clock is so wrong that it must lead nothing.
     pub fn set_clock_wrong(&self, wrong: bool) {
         self.inner.clock_wrong.store(wrong, Ordering::Release);
+    }
+
+    /// How long ago the others were heard by whose promises this node leads, where that is longest; see [`super::lease`].
+    /// Looked at every few milliseconds.
+    pub fn lease_age(&self) -> Duration {
+        Duration::from_millis(self.inner.lease_age_ms.load(Ordering::Relaxed))
     }
 
     pub fn shards(&self) -> u16 {

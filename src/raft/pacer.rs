@@ -30,6 +30,8 @@ use crate::task::GroupId;
 use crate::wire::peer;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often the other nodes are asked for their promises: often enough for three to be lost in a row.
+const HOLD_EVERY: Duration = Duration::from_millis(100);
 /// After the lease a follower waits up to this long before it asks for votes, and again before it asks once more.
 const JITTER: Duration = Duration::from_millis(140);
 /// How long an election is given before the next one.
@@ -49,6 +51,7 @@ struct Pace {
 pub(super) async fn run(groups: WeakGroups, network: PeerNetwork) {
     let mut paces: BTreeMap<GroupId, Pace> = BTreeMap::new();
     let mut beats = Beats { beginning: Instant::now(), random: random::source() };
+    let mut hold_at = Instant::now();
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -56,7 +59,15 @@ pub(super) async fn run(groups: WeakGroups, network: PeerNetwork) {
         let Some(all) = groups.all() else { return };
         paces.retain(|id, _| all.binary_search_by_key(id, |group| group.id).is_ok());
         let now = Instant::now();
-        let mut holds = Holds::default();
+        if now >= hold_at {
+            hold_at = now + HOLD_EVERY;
+            let mut holds = Holds::default();
+            all.iter().for_each(|group| holds.add(group));
+            holds.send(&network);
+        }
+        // One that is lost is no reason to refuse anything: others lead by then.
+        let ages = all.iter().filter_map(Group::lease_age).filter(|age| *age < LEASE);
+        groups.set_lease_age(ages.max().unwrap_or_default());
         for group in all {
             let pace = paces.entry(group.id).or_insert_with(|| Pace::new(&group, now, &mut beats));
             if pace.life != group.life {
@@ -65,7 +76,6 @@ pub(super) async fn run(groups: WeakGroups, network: PeerNetwork) {
             // A group that has ended is somebody else's business.
             match pace.look(&group, now, &mut beats) {
                 Some(Due::Beat) => {
-                    holds.add(&group);
                     network.spawn_urgent(async move { drop(group.raft.trigger().heartbeat().await) });
                 }
                 Some(Due::Election) if group.promise.stand() => {
@@ -78,7 +88,6 @@ pub(super) async fn run(groups: WeakGroups, network: PeerNetwork) {
                 Some(Due::Election) | None => {}
             }
         }
-        holds.send(&network);
     }
 }
 

@@ -145,20 +145,23 @@ impl Auth {
         if password.len() > PASSWORD_BYTES_MAX {
             return Err(AuthError::PasswordTooLong(password.len()));
         }
-        let known = row.as_ref().map(|row| self.right.mark(&password, &row.password_hash));
-        if let (Some(row), Some(known)) = (&row, &known)
-            && self.right.holds(known)
-        {
+        let mark = row.as_ref().map(|row| self.right.mark(&password, &row.password_hash));
+        let is_known = || mark.as_ref().is_some_and(|mark| self.right.holds(mark));
+        // Of many that come together, one is checked while the others wait.
+        let _room = match is_known() {
+            true => None,
+            false => Some(self.room.acquire().await.expect("the semaphore is never closed")),
+        };
+        if let Some(row) = row.as_ref().filter(|_| is_known()) {
             return Ok(Identity { client, row: row.clone(), key_id: None });
         }
-        let _room = self.room.acquire().await.expect("the semaphore is never closed");
         // An unknown name takes as long as a wrong password.
         let hash = row.as_ref().map_or_else(|| nobody().to_owned(), |row| row.password_hash.clone());
         let checked = tokio::task::spawn_blocking(move || verify(&password, &hash));
         let right = checked.await.expect("argon2 does not panic");
         match row {
             Some(row) if right => {
-                self.right.add(known.expect("made from its row"));
+                self.right.add(mark.expect("made from its row"));
                 Ok(Identity { client, row, key_id: None })
             }
             _ => Err(AuthError::WrongPassword),
