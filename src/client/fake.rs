@@ -208,7 +208,11 @@ impl Part {
             Payload::RegistrationRequest(_) => {
                 Payload::RegistrationResponse(proto::RegistrationResponse { status, detail, ..Default::default() })
             }
-            Payload::RegistrationBatch(batch) => {
+            Payload::RegistrationBatch(mut batch) => {
+                for (task, place) in batch.tasks.iter_mut().zip(0..) {
+                    let behind = |origin: proto::Origin| proto::Origin { number: origin.number + place, ..origin };
+                    task.origin = task.origin.take().or(batch.origin.clone().map(behind));
+                }
                 let one = |task| match here {
                     true => self.store(&mut played, task),
                     false => proto::RegistrationResponse { status, detail: detail.clone(), ..Default::default() },
@@ -249,7 +253,14 @@ impl Part {
 
     /// Due at the number of the node.
     fn store(&self, played: &mut Played, task: proto::Task) -> proto::RegistrationResponse {
-        let known = played.stored.iter().position(|stored| stored.dedup_key == task.dedup_key);
+        // The sender and its number; what the sender has had answers to changes from one try to the next.
+        let origin =
+            |task: &proto::Task| task.origin.clone().map(|origin| (origin.sender, origin.shard, origin.number));
+        let again = |stored: &proto::Task| match task.dedup_key.is_empty() {
+            true => origin(stored) == origin(&task),
+            false => stored.dedup_key == task.dedup_key,
+        };
+        let known = played.stored.iter().position(again);
         let place = known.unwrap_or(played.stored.len());
         if known.is_none() {
             played.stored.push(task);

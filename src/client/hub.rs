@@ -737,7 +737,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_redirect_is_followed_with_the_same_key() {
+    async fn a_redirect_is_followed_with_the_same_number() {
         let cluster = Cluster::start(2).await;
         cluster.lead(0, 5);
         let client = Client::connect(cluster.options()).await.unwrap();
@@ -747,8 +747,9 @@ mod tests {
         assert_eq!(client.register(Registration::default()).await.unwrap().due_ms, 1, "by the second");
         let stored = cluster.stored();
         assert_eq!(stored.len(), 2);
-        assert!(stored.iter().all(|task| task.dedup_key.starts_with("client-") && task.dedup_ttl_ms > 0));
-        assert_ne!(stored[0].dedup_key, stored[1].dedup_key);
+        let origins: Vec<_> = stored.into_iter().map(|task| task.origin.unwrap()).collect();
+        assert!(!origins[0].sender.is_empty() && origins[0].sender == origins[1].sender);
+        assert_eq!(origins.iter().map(|one| (one.number, one.answered_below)).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
     }
 
     #[tokio::test]
