@@ -19,7 +19,8 @@ use boomerang::raft::dial::{Dial, Wire};
 use boomerang::raft::groups::Parts;
 use boomerang::raft::network::ReplicaClient;
 use boomerang::raft::types::{Command, LogId, Membership, MembershipRow, TypeConfig, Vote, log_id, term_of, vote};
-use boomerang::raft::{Begin, Groups, Member, Observer, PeerNetwork, PeerService, Raft, ReplicaId, peer_service};
+use boomerang::raft::{Begin, Groups, LEASE, Member, Observer, PeerNetwork, PeerService, Raft, ReplicaId, peer_service};
+use boomerang::sabotage;
 use boomerang::shard::{Batch, Effect, Register, Request};
 use boomerang::store::keys::Key;
 use boomerang::store::rows::ShardMetaRow;
@@ -349,6 +350,70 @@ async fn a_replica_that_hears_nobody_disturbs_nobody() {
         for node in &nodes {
             assert_eq!(node.vote(GROUP), before, "node {}", node.id);
         }
+    })
+    .await;
+}
+
+/// Keeps the task of a group from doing anything until it is dropped.
+struct Busy {
+    _release: std::sync::mpsc::Sender<()>,
+    over: JoinHandle<()>,
+}
+
+impl Busy {
+    /// Returns when it has begun.
+    async fn begin(raft: Raft) -> Self {
+        let (release, gate) = std::sync::mpsc::channel();
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let over = tokio::spawn(async move {
+            let wait = move |_: &openraft::RaftState<TypeConfig>| {
+                let _ = begun.send(());
+                let _ = gate.recv();
+            };
+            tokio::task::unconstrained(async { drop(raft.with_raft_state(wait).await) }).await;
+        });
+        begins.await.unwrap();
+        Self { _release: release, over }
+    }
+
+    async fn end(self) {
+        let Self { _release, over } = self;
+        drop(_release);
+        over.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
+async fn a_group_that_is_busy_keeps_its_leader_until_it_hangs() {
+    bounded(async {
+        let nodes = cluster(3, 1).await;
+        let leader = nodes[0].groups.get(GROUP).unwrap();
+        let term = leader.leads(Duration::ZERO).expect("node 1 leads");
+        let leads_for = async |span: Duration| {
+            let until = Instant::now() + span;
+            while Instant::now() < until {
+                assert_eq!(leader.leads(Duration::ZERO), Some(term), "{:?} before the end", until - Instant::now());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // The followers are busy, and answer no beat by way of their groups.
+        let busy = [Busy::begin(nodes[1].raft(GROUP)).await, Busy::begin(nodes[2].raft(GROUP)).await];
+        leads_for(3 * LEASE).await;
+        sabotage::on_this_thread(&[sabotage::Fault::BeatsBehindWork]);
+        assert_eq!(leader.leads(Duration::ZERO), None, "beats that wait behind work prove nothing");
+        sabotage::on_this_thread(&[]);
+        join_all(busy.map(Busy::end)).await;
+        // The leader is.
+        let busy = Busy::begin(leader.raft.clone()).await;
+        leads_for(3 * LEASE).await;
+        assert!(nodes[1..].iter().all(|node| node.vote(GROUP).leader_id.term == term), "nobody was elected meanwhile");
+        // It does not come back: then another one leads, whatever its node goes on to say.
+        until("another leads", || nodes[1..].iter().any(|node| {
+            node.groups.get(GROUP).unwrap().leads(Duration::ZERO).is_some_and(|new| new > term)
+        }))
+        .await;
+        assert_eq!(leader.leads(Duration::ZERO), None);
+        busy.end().await;
     })
     .await;
 }

@@ -1,0 +1,178 @@
+//! Whether new work is taken on: not more than can be answered soon, and none that could cost this node what it leads.
+//!
+//! Who asks for more than a node can do is told so at once, with a time to come back, instead of waiting in a line that
+//! grows. Looked at are how long a request would wait here, how late the runtime gets to what is ready, and how old the
+//! leases are that this node leads by. Old work goes on: what is due fires and is settled, and a cancel is heard.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::REQUESTS_PER_ENTRY_MAX;
+use crate::raft::Groups;
+
+/// A new request is not let in that would wait longer for its entry to be stored.
+const WAIT_MAX: Duration = Duration::from_millis(250);
+/// Nor while the runtime is later than this with what is ready to run.
+const LATE_MAX: Duration = Duration::from_millis(100);
+/// Nor while a lease is older than this: after one lost or late answer of the others there is time for two more.
+const LEASE_AGE_MAX: Duration = Duration::from_millis(250);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long it is remembered how late the runtime was.
+const LATE_FOR: Duration = Duration::from_millis(100);
+
+/// What is measured on this node; cheap to clone.
+#[derive(Clone)]
+pub struct Pressure {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    groups: Groups,
+    since: Instant,
+    /// How late the runtime was, in milliseconds, and when that was seen.
+    late_ms: AtomicU64,
+    late_at_ms: AtomicU64,
+}
+
+/// Of one group: how long who asks now would wait.
+#[derive(Default)]
+pub struct Line {
+    /// Requests that are not in an entry yet.
+    waiting: AtomicUsize,
+    /// How long the last entry took, in microseconds.
+    round_us: AtomicU64,
+}
+
+impl Line {
+    pub fn joined(&self) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn left(&self, requests: usize) {
+        self.waiting.fetch_sub(requests, Ordering::Relaxed);
+    }
+
+    pub fn round_took(&self, took: Duration) {
+        self.round_us.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// One round is under way, and those before it in the line need as many as they fill.
+    fn wait(&self) -> Duration {
+        let rounds = 1 + self.waiting.load(Ordering::Relaxed) / REQUESTS_PER_ENTRY_MAX;
+        let round = Duration::from_micros(self.round_us.load(Ordering::Relaxed));
+        round.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// Why nothing new is taken on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    Waits(Duration),
+    RunsLate(Duration),
+    LeaseIsOld(Duration),
+}
+
+impl Why {
+    /// When it is worthwhile to come back: when what is here now has been done.
+    pub fn retry_after(self) -> Duration {
+        let (Why::Waits(behind) | Why::RunsLate(behind) | Why::LeaseIsOld(behind)) = self;
+        behind.clamp(Duration::from_millis(50), Duration::from_secs(2))
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::Waits(wait) => write!(f, "requests wait {} ms in this shard", wait.as_millis()),
+            Why::RunsLate(late) => write!(f, "this node is {} ms behind with its work", late.as_millis()),
+            Why::LeaseIsOld(age) => write!(f, "the other nodes were heard {} ms ago", age.as_millis()),
+        }?;
+        write!(f, "; nothing was stored, and more would only wait")
+    }
+}
+
+impl Pressure {
+    /// Measures until the returned handle and its clones are gone.
+    pub fn start(groups: Groups) -> Self {
+        let inner = Inner { groups, since: Instant::now(), late_ms: AtomicU64::new(0), late_at_ms: AtomicU64::new(0) };
+        let inner = Arc::new(inner);
+        let weak = Arc::downgrade(&inner);
+        tokio::spawn(async move {
+            loop {
+                let due = Instant::now() + LOOK_EVERY;
+                tokio::time::sleep_until(due).await;
+                let Some(inner) = weak.upgrade() else { return };
+                inner.saw(due.elapsed());
+            }
+        });
+        Self { inner }
+    }
+
+    /// Whether new work for the group with this line is refused.
+    pub fn refuses(&self, line: &Line) -> Option<Why> {
+        let late = self.inner.late();
+        if late > LATE_MAX {
+            return Some(Why::RunsLate(late));
+        }
+        let age = self.inner.groups.lease_age();
+        if age > LEASE_AGE_MAX {
+            return Some(Why::LeaseIsOld(age));
+        }
+        let wait = line.wait();
+        // Somebody has to find out that it has become faster.
+        (wait > WAIT_MAX && !line.is_empty()).then_some(Why::Waits(wait))
+    }
+}
+
+impl Inner {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn saw(&self, late: Duration) {
+        let (now_ms, late_ms) = (self.now_ms(), u64::try_from(late.as_millis()).unwrap_or(u64::MAX));
+        let is_old =
+            now_ms > self.late_at_ms.load(Ordering::Relaxed) + u64::try_from(LATE_FOR.as_millis()).unwrap_or(0);
+        if late_ms >= self.late_ms.load(Ordering::Relaxed) || is_old {
+            self.late_ms.store(late_ms, Ordering::Relaxed);
+            self.late_at_ms.store(now_ms, Ordering::Relaxed);
+        }
+    }
+
+    fn late(&self) -> Duration {
+        Duration::from_millis(self.late_ms.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_takes_as_long_as_the_entries_it_fills() {
+        let line = Line::default();
+        assert_eq!(line.wait(), Duration::ZERO);
+        line.round_took(Duration::from_millis(20));
+        assert_eq!(line.wait(), Duration::from_millis(20), "the entry that is under way");
+        (0..REQUESTS_PER_ENTRY_MAX).for_each(|_| line.joined());
+        assert_eq!(line.wait(), Duration::from_millis(40));
+        line.left(REQUESTS_PER_ENTRY_MAX);
+        assert!(line.is_empty() && line.wait() == Duration::from_millis(20));
+    }
+
+    #[test]
+    fn whoever_is_refused_is_told_why_and_when_to_come_back() {
+        let why = Why::Waits(Duration::from_millis(300));
+        assert_eq!(why.to_string(), "requests wait 300 ms in this shard; nothing was stored, and more would only wait");
+        assert_eq!(why.retry_after(), Duration::from_millis(300));
+        assert_eq!(Why::RunsLate(Duration::from_secs(60)).retry_after(), Duration::from_secs(2));
+    }
+}
