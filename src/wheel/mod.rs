@@ -162,6 +162,20 @@ impl<K: TimerId> Wheel<K> {
         true
     }
 
+    /// Adds a timer that has expired before, and was of no use: ready at once, ahead of all that are
+    /// ready. Several that were returned together come back in their order when the last of them
+    /// comes first. One whose due the wheel has not reached waits for it like any other. Returns false
+    /// and changes nothing when the id is there already.
+    pub fn give_back(&mut self, due_ms: u64, id: K) -> bool {
+        let Some(vacancy) = self.index.vacancy(&self.slab, &id) else {
+            return false;
+        };
+        let slot = self.slab.insert(self.config.entry(due_ms, id));
+        vacancy.insert(slot);
+        self.slots.push_front_if_ready(&mut self.slab, slot);
+        true
+    }
+
     /// Removes a timer and returns its due; `None` when it is not there (never was, expired, or
     /// cancelled before).
     pub fn cancel(&mut self, id: &K) -> Option<u64> {

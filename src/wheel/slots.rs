@@ -179,6 +179,24 @@ impl Slots {
         slab[timer].next = NIL;
     }
 
+    /// Puts a timer that the cursor has reached before all that are ready, and any other to where it belongs.
+    pub(super) fn push_front_if_ready<K: Copy>(&mut self, slab: &mut Slab<K>, timer: u32) {
+        if slab[timer].due_tick > self.cursor {
+            return self.push_back(slab, timer);
+        }
+        let ready = self.ready();
+        self.set_busy(ready);
+        let list = self.list(ready);
+        let after = std::mem::replace(&mut list.head, timer);
+        if after == NIL {
+            list.tail = timer;
+        } else {
+            slab[after].prev = timer;
+        }
+        slab[timer].next = after;
+        slab[timer].prev = NIL;
+    }
+
     /// Takes a timer out of its list; its own links are left as they were.
     pub(super) fn unlink<K: Copy>(&mut self, slab: &mut Slab<K>, timer: u32) {
         let entry = &slab[timer];

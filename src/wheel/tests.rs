@@ -128,6 +128,33 @@ fn overdue_timers_leave_first_and_in_the_order_they_came() {
 }
 
 #[test]
+fn what_was_of_no_use_comes_back_ahead_of_what_is_ready() {
+    let mut wheel = wheel(1, 4, 0);
+    for id in 0..6 {
+        wheel.insert(10 + id, id);
+    }
+    let mut out = Vec::new();
+    assert!(wheel.expire(20, 3, &mut out));
+    assert_eq!(wheel.cancel(&4), Some(14));
+    for (due_ms, id) in out.drain(..).rev() {
+        assert!(wheel.give_back(due_ms, id));
+        assert!(!wheel.give_back(due_ms, id), "once");
+        wheel.validate();
+    }
+    assert_eq!(wheel.next_wake_ms(), Some(20));
+    assert_eq!(wheel.cancel(&1), Some(11));
+    assert_eq!(expire(&mut wheel, 20), [(10, 0), (12, 2), (13, 3), (15, 5)]);
+}
+
+#[test]
+fn what_comes_back_too_early_waits_for_its_due() {
+    let mut wheel = wheel(1, 4, 0);
+    assert!(wheel.give_back(10, 1));
+    assert_eq!(expire(&mut wheel, 9), []);
+    assert_eq!(expire(&mut wheel, 10), [(10, 1)]);
+}
+
+#[test]
 fn an_id_is_in_the_wheel_once() {
     let mut wheel = wheel(1, 4, 0);
     assert!(wheel.insert(50, 1));

@@ -3,7 +3,8 @@
 //! it.
 //!
 //! The twin's only cleverness is the order key. A timer that is overdue when it arrives counts for
-//! the tick the twin has reached, so it queues behind what became ready before it:
+//! the tick the twin has reached, so it queues behind what became ready before it; one that is given
+//! back goes before it, with a number below zero:
 //!
 //! ```text
 //!   key = (max(due tick, reached tick), arrival number)
@@ -36,16 +37,16 @@ const LARGE: Scale = Scale { seeds: 30, steps: 60_000, ids: 20_000, validate_eve
 /// A walk has so many phases, each with weights of its own.
 const PHASES: usize = 8;
 
-/// How likely each operation is: expire by a distance, expire at the next wake, cancel, reschedule,
-/// look up, insert.
-type Weights = [u32; 6];
+/// How likely each operation is: expire by a distance, expire at the next wake, give back some of
+/// what has expired last, cancel, reschedule, look up, insert.
+type Weights = [u32; 7];
 
 const WEIGHTS: [Weights; 5] = [
-    [2, 1, 1, 1, 1, 8],      // a bit of everything
-    [6, 3, 2, 2, 1, 6],      // time flies
-    [0, 9, 2, 2, 1, 6],      // time passes from wake to wake
-    [0, 0, 20, 20, 20, 400], // the wheel fills
-    [0, 0, 400, 20, 20, 20], // the wheel empties
+    [2, 1, 1, 1, 1, 1, 8],      // a bit of everything
+    [6, 3, 2, 2, 2, 1, 6],      // time flies
+    [0, 9, 2, 2, 2, 1, 6],      // time passes from wake to wake
+    [0, 0, 1, 20, 20, 20, 400], // the wheel fills
+    [0, 0, 1, 400, 20, 20, 20], // the wheel empties
 ];
 
 /// Most timers that an unbounded `expire` can return: all of them.
@@ -55,14 +56,15 @@ const UNBOUNDED: usize = usize::MAX;
 const YEAR_MS: u64 = 365 * 24 * 3_600_000;
 
 /// Order of leaving: the tick it counts for, then arrival.
-type Key = (u64, u64);
+type Key = (u64, i64);
 
 struct Twin {
     tick_ms: u64,
     now_ms: u64,
     /// The tick up to which timers have been returned.
     reached: u64,
-    arrivals: u64,
+    arrivals: i64,
+    returns: i64,
     by_order: BTreeMap<Key, (u64, u64)>,
     by_id: HashMap<u64, Key>,
 }
@@ -71,7 +73,7 @@ impl Twin {
     fn new(tick_ms: u64, now_ms: u64) -> Self {
         let reached = Self::tick_of_now(tick_ms, now_ms);
         let (by_order, by_id) = (BTreeMap::new(), HashMap::new());
-        Self { tick_ms, now_ms, reached, arrivals: 0, by_order, by_id }
+        Self { tick_ms, now_ms, reached, arrivals: 0, returns: 0, by_order, by_id }
     }
 
     /// The last tick begun; at the end of time the one that would begin after it too.
@@ -92,6 +94,17 @@ impl Twin {
         let due_tick = due_ms / self.tick_ms + u64::from(!due_ms.is_multiple_of(self.tick_ms));
         let key = (due_tick.max(self.reached), self.arrivals);
         self.arrivals += 1;
+        self.by_order.insert(key, (due_ms, id));
+        self.by_id.insert(id, key);
+        true
+    }
+
+    fn give_back(&mut self, due_ms: u64, id: u64) -> bool {
+        if self.by_id.contains_key(&id) {
+            return false;
+        }
+        self.returns += 1;
+        let key = (self.reached, -self.returns);
         self.by_order.insert(key, (due_ms, id));
         self.by_id.insert(id, key);
         true
@@ -136,12 +149,14 @@ struct Pair {
     wheel: Wheel<u64>,
     twin: Twin,
     config: WheelConfig,
+    /// What has expired last, in its order.
+    last: Vec<(u64, u64)>,
 }
 
 impl Pair {
     fn new(config: WheelConfig, now_ms: u64) -> Self {
         let twin = Twin::new(config.tick_ms, now_ms);
-        Self { wheel: Wheel::new(config, now_ms), twin, config }
+        Self { wheel: Wheel::new(config, now_ms), twin, config, last: Vec::new() }
     }
 
     fn expire(&mut self, now_ms: u64, max: usize) -> usize {
@@ -150,7 +165,8 @@ impl Pair {
         assert_eq!(more, self.twin.expire(now_ms, max, &mut theirs), "more to come");
         assert_eq!(ours, theirs, "expired at {now_ms}, at most {max}");
         assert!(ours.iter().all(|&(due_ms, _)| due_ms <= self.twin.now_ms), "early");
-        ours.len()
+        self.last = ours;
+        self.last.len()
     }
 
     /// What can be seen after every step.
@@ -186,14 +202,21 @@ impl Pair {
                 let wake_ms = self.wheel.next_wake_ms().unwrap_or(now_ms);
                 self.expire(wake_ms, rng.random_range(0..30));
             }
-            2 => assert_eq!(self.wheel.cancel(&id), self.twin.cancel(id)),
-            3 => {
+            2 => {
+                let some = if self.last.is_empty() { 0 } else { rng.random_range(0..=self.last.len().min(9)) };
+                for _ in 0..some {
+                    let (due_ms, id) = self.last.pop().expect("so many are there");
+                    assert_eq!(self.wheel.give_back(due_ms, id), self.twin.give_back(due_ms, id));
+                }
+            }
+            3 => assert_eq!(self.wheel.cancel(&id), self.twin.cancel(id)),
+            4 => {
                 let due_ms = due_ms(rng, now_ms, tick_ms);
                 let old_due_ms = self.twin.cancel(id);
                 assert!(self.twin.insert(due_ms, id));
                 assert_eq!(self.wheel.reschedule(due_ms, id), old_due_ms);
             }
-            4 => {
+            5 => {
                 assert_eq!(self.wheel.due_of(&id), self.twin.due_of(id));
                 assert_eq!(self.wheel.contains(&id), self.twin.due_of(id).is_some());
             }
