@@ -582,6 +582,7 @@ impl http::Watched for Watched {
         let destinations = self.callbacks.counts();
         metrics.destinations_down.set(shown(destinations.breakers_open));
         metrics.groups_led.set(shown(counts.led));
+        metrics.groups_suspended.set(shown(counts.suspended));
         metrics.sessions.set(shown(self.service.sessions.count()));
         let (syncs, appends) = self.syncer.counts();
         metrics.log_syncs.set(shown(syncs));

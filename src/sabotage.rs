@@ -45,10 +45,12 @@ pub enum Fault {
     LeaveBehind,
     /// Leases rest on beats that wait behind work (`make overload`).
     BeatsBehindWork,
+    /// A lease that is lost and won back within a term forgets what is out (`duplicates`).
+    ForgetOut,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 14] = [
         Fault::SkipFsync,
         Fault::IgnoreWatermark,
         Fault::SkipLease,
@@ -62,6 +64,7 @@ impl Fault {
         Fault::LetGoUnasked,
         Fault::LeaveBehind,
         Fault::BeatsBehindWork,
+        Fault::ForgetOut,
     ];
 
     pub fn name(self) -> &'static str {
@@ -79,6 +82,7 @@ impl Fault {
             Fault::LetGoUnasked => "let-go-unasked",
             Fault::LeaveBehind => "leave-behind",
             Fault::BeatsBehindWork => "beats-behind-work",
+            Fault::ForgetOut => "forget-out",
         }
     }
 

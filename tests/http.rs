@@ -8,7 +8,7 @@ use common::node::NodeProcess;
 use common::receiver::Receiver;
 
 /// What dashboards and alerts are built on: a name that goes missing breaks them.
-const METRICS: [(&str, &str); 21] = [
+const METRICS: [(&str, &str); 22] = [
     ("boomerang_lateness_seconds", "histogram"),
     ("boomerang_registration_latency_seconds", "histogram"),
     ("boomerang_registrations", "counter"),
@@ -23,6 +23,7 @@ const METRICS: [(&str, &str); 21] = [
     ("boomerang_wheel_bytes", "gauge"),
     ("boomerang_in_flight", "gauge"),
     ("boomerang_groups_led", "gauge"),
+    ("boomerang_groups_suspended", "gauge"),
     ("boomerang_sessions", "gauge"),
     ("boomerang_connections", "gauge"),
     ("boomerang_log_syncs", "gauge"),

@@ -1,7 +1,11 @@
 //! From a due id to a delivery, and from its outcome to a settled attempt.
 //!
-//! For each batch of due ids: is the lease valid (else the whole term is void here), what does the state say, and only
-//! what still stands at that due instant goes out. The fence (term, count of deliveries in this term) is given here.
+//! For each batch of due ids: is the lease valid, what does the state say, and only what still stands at that due instant
+//! goes out. The fence (term, count of deliveries in this term) is given here.
+//!
+//! When the lease is not valid, leading is suspended ([`Ledger::suspend`](super::Ledger)) and this looks every few
+//! milliseconds whether it is valid again; nothing else does anything meanwhile. Outcomes that cannot be stored wait for
+//! that, and are stored then. The end of the term is not noticed here, but by `window`.
 //!
 //! A task whose destination has no room waits in the destination's line, by its id: it is looked up again when it is
 //! its turn. A recurring task that has missed more than it may, or that overlaps itself, is moved on in the state
@@ -13,7 +17,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Parts;
 use super::ledger::{Due, Handed};
@@ -21,6 +25,7 @@ use crate::blocking;
 use crate::callback::{DestinationName, Permit, Ticket};
 use crate::propose::{Ask, Refused};
 use crate::raft::Group;
+use crate::sabotage::Fault;
 use crate::shard::{self, CatchUp, Reply, Request, Settle};
 use crate::store::StoreError;
 use crate::store::keys::Key;
@@ -30,6 +35,10 @@ use crate::task::{DeadLetterNotice, Delivery, Failure, Fence, GroupId, InstantMs
 
 /// The lease must last at least this much longer when a batch is handed to its receivers' connections.
 const LEASE_MARGIN: Duration = Duration::from_millis(100);
+/// While leading is suspended: so often it is looked whether the lease is valid again. As much lateness it may add.
+const LEASE_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// What waits for destinations that are down is looked through so many at a time while leading is suspended.
+const BACK_AT_ONCE: usize = 1_024;
 /// A settled attempt that could not be stored is proposed again after this.
 const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Messages of the ledger that are dealt with together.
@@ -43,33 +52,39 @@ const FAILING_MAX: Duration = Duration::from_millis(500);
 const POLICIES_MAX: usize = 1_024;
 
 /// Raises a shard's watermark when the driver asks for it.
-pub(super) fn armer(parts: Arc<Parts>) -> impl Fn(GroupId, InstantMs) + Send + Sync + 'static {
+pub(super) fn armer(parts: Arc<Parts>) -> impl Fn(GroupId, u64, InstantMs) + Send + Sync + 'static {
     let runtime = tokio::runtime::Handle::current();
-    move |group, up_to| {
+    move |group, term, up_to| {
         let parts = parts.clone();
         runtime.spawn(async move {
             match parts.proposer.ask(group, Ask::Arm(up_to)).await {
                 Ok(_) => {}
                 Err(Refused::Stopping) => {}
-                // If the leadership is over, so is this; if only the lease was, the driver asks again.
+                // The driver asks again when leading goes on.
+                Err(Refused::NotLeader { .. }) if parts.ledger.suspend(group, term).is_some() => {}
+                // If the leadership is over, so is this.
                 Err(refused) => {
                     tracing::debug!(%group, %refused, "the watermark could not be raised; trying again");
                     tokio::time::sleep(SETTLE_AGAIN_AFTER).await;
-                    parts.ledger.arm_failed(group);
+                    parts.ledger.arm_failed(group, term);
                 }
             }
         });
     }
 }
 
-/// Dispatches what is due until the lease is not valid.
+/// Dispatches what is due, whenever the lease is valid; until the term is over, which ends it from outside.
 pub(super) async fn run(group: &Group, term: u64, mut handed: mpsc::UnboundedReceiver<Handed>, parts: &Arc<Parts>) {
     let mut dispatcher = Dispatcher { group: group.id, term, policies: Policies::default(), parts: parts.clone() };
     let mut messages = Vec::with_capacity(MESSAGES_AT_ONCE);
     while handed.recv_many(&mut messages, MESSAGES_AT_ONCE).await > 0 {
-        if group.leads(LEASE_MARGIN) != Some(term) {
-            tracing::warn!(group = %group.id, term, "the lease is not valid; nothing is dispatched");
-            return;
+        // Those who were refused something for want of a lease suspend as well.
+        if group.leads(LEASE_MARGIN) != Some(term) || parts.ledger.is_suspended(group.id, term) {
+            if Fault::ForgetOut.is_on() {
+                return;
+            }
+            be_suspended(group, term, &mut messages, &mut handed, parts).await;
+            continue;
         }
         // Turns in a line come one by one when attempts end one by one: those that gather meanwhile are read together.
         let (mut due, mut admitted) = (Due::new(), Vec::new());
@@ -86,6 +101,68 @@ pub(super) async fn run(group: &Group, term: u64, mut handed: mpsc::UnboundedRec
             parts.groups.fail(&error.to_string());
             return;
         }
+    }
+}
+
+/// Returns when this node is sure again that it leads. Whatever is handed over until then goes back, and each place at a
+/// destination is given back, since other shards may want it and this may last for hours.
+async fn be_suspended(
+    group: &Group,
+    term: u64,
+    messages: &mut Vec<Handed>,
+    handed: &mut mpsc::UnboundedReceiver<Handed>,
+    parts: &Arc<Parts>,
+) {
+    let since = Instant::now();
+    let _ = parts.ledger.suspend(group.id, term);
+    // While another replica is made the leader, it is meant to be so.
+    let meant = group.is_given_away(term);
+    match meant {
+        true => tracing::debug!(group = %group.id, term, "given away; nothing is dispatched"),
+        false => tracing::warn!(group = %group.id, term, "the lease is not valid; nothing is dispatched until it is"),
+    }
+    let mut looks = tokio::time::interval_at(since + LEASE_LOOK_EVERY, LEASE_LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let (mut due, mut permits) = (Due::new(), Vec::new());
+        for message in messages.drain(..) {
+            match message {
+                Handed::Due(more) => due.extend(more),
+                Handed::Admitted(more) => {
+                    for (ticket, permit) in more {
+                        due.push((ticket.due_ms, ticket.task));
+                        permits.push(permit);
+                    }
+                }
+                // They wait in the wheel from now on; whether their destination is down is found out anew.
+                Handed::Down(tickets, ..) => {
+                    for some in tickets.chunks(BACK_AT_ONCE) {
+                        parts.ledger.end_wait(some);
+                    }
+                }
+            }
+        }
+        parts.ledger.take_back(group.id, term, &due);
+        drop(permits);
+        tokio::select! {
+            biased;
+            _ = looks.tick() => {
+                if group.leads(LEASE_MARGIN) == Some(term) {
+                    break;
+                }
+            }
+            received = handed.recv_many(messages, MESSAGES_AT_ONCE) => {
+                if received == 0 {
+                    return;
+                }
+            }
+        }
+    }
+    parts.ledger.resume(group.id, term);
+    let after = since.elapsed();
+    match meant {
+        true => tracing::debug!(group = %group.id, term, ?after, "it is kept; what is due goes out"),
+        false => tracing::warn!(group = %group.id, term, ?after, "the lease is valid again; what is due goes out"),
     }
 }
 
@@ -347,7 +424,8 @@ async fn settle(parts: &Parts, group: GroupId, term: u64, settle: Settle) {
     propose_until_stored(parts, group, term, id, || Ask::Settle(settle.clone())).await;
 }
 
-/// `None` when this node leads no more, or stops.
+/// `None` when this node leads no more in that term, or stops. While leading is suspended it waits: until then the task is
+/// out, and if the term ends the next leader knows nothing of this.
 async fn propose_until_stored(
     parts: &Parts,
     group: GroupId,
@@ -365,6 +443,11 @@ async fn propose_until_stored(
                 tracing::debug!(task = %id, term, "could not be settled: the leadership is over");
                 return None;
             }
+            Err(Refused::NotLeader { .. }) => match parts.ledger.suspend(group, term) {
+                // Nothing is ever sent: it ends by what is told.
+                Some(mut goes_on) => while goes_on.changed().await.is_ok() {},
+                None => tokio::time::sleep(SETTLE_AGAIN_AFTER).await,
+            },
             Err(refused) => {
                 tracing::warn!(task = %id, %refused, "not settled yet");
                 tokio::time::sleep(SETTLE_AGAIN_AFTER).await;

@@ -16,14 +16,14 @@ pub(super) enum Driver {
 }
 
 impl Driver {
-    pub fn start(ledger: Arc<Ledger>, arm: impl Fn(GroupId, InstantMs) + Send + Sync + 'static) -> Self {
+    pub fn start(ledger: Arc<Ledger>, arm: impl Fn(GroupId, u64, InstantMs) + Send + Sync + 'static) -> Self {
         match blocking::on_one_thread() {
             true => Driver::Task(tokio::spawn(run(ledger, arm))),
             false => Self::on_a_thread(ledger, arm),
         }
     }
 
-    pub fn on_a_thread(ledger: Arc<Ledger>, arm: impl Fn(GroupId, InstantMs) + Send + 'static) -> Self {
+    pub fn on_a_thread(ledger: Arc<Ledger>, arm: impl Fn(GroupId, u64, InstantMs) + Send + 'static) -> Self {
         let thread = std::thread::Builder::new().name("wheel-driver".into()).spawn(move || {
             loop {
                 match ledger.turn(&arm) {
@@ -46,7 +46,7 @@ impl Driver {
     }
 }
 
-async fn run(ledger: Arc<Ledger>, arm: impl Fn(GroupId, InstantMs) + Send + Sync + 'static) {
+async fn run(ledger: Arc<Ledger>, arm: impl Fn(GroupId, u64, InstantMs) + Send + Sync + 'static) {
     loop {
         match ledger.turn(&arm) {
             Turn::Again => tokio::task::yield_now().await,

@@ -2,7 +2,8 @@
 //!
 //! Nothing more is dispatched first: the transfer goes past the leases of the followers, so that for a moment two
 //! nodes could take themselves for the leader. What is out is given a moment to come back, because its outcome can only
-//! be stored in this term; what has not come back by then is delivered again by the next leader, with a larger fence.
+//! be stored in this term; what has not come back by then is delivered again by the next leader, with a larger fence. If there
+//! is none in the end, this one goes on and still knows what is out.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -3,13 +3,17 @@
 //! One lock for all shards, never held across an await or a read of the disk. The ledger hears of everything applied
 //! ([`Observer`]), in the order of the log, and answers the proposer's question about a dispatch ([`Dispatches`]).
 //!
+//! What it knows of a shard lasts as long as the term. While the lease is not valid, leading is only *suspended*: nothing is
+//! handed over and nothing begins, what had been handed over and has not begun is in the wheel again, ahead of all that
+//! is due, and what is out stays known as out. No entry of another leader can be applied meanwhile without the term ending.
+//!
 //! What is in the wheel may be stale (the window is read beside `apply`), what is not loaded is never dispatched: the
 //! dispatcher checks each id against the state before it goes out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::FiringSettings;
 use crate::callback::{DestinationName, Permit, Ticket, Waiters};
@@ -89,6 +93,8 @@ struct Leading {
     room: Arc<Notify>,
     /// Nothing more is handed over, because another replica is to lead; told when nothing is out any more.
     resting: Option<Arc<Notify>>,
+    /// Nothing more is handed over, because this node is not sure that it leads; dropped when it goes on, or the term ends.
+    suspended: Option<watch::Sender<()>>,
 }
 
 struct State {
@@ -103,6 +109,7 @@ struct State {
     held: BTreeMap<(GroupId, u64), HashMap<TaskId, usize>>,
     /// Whose turn is first, so that none is always the last to get what room there is.
     first: usize,
+    /// What takes room: without that of shards that are suspended, which may be so for hours.
     in_flight: usize,
     timers: usize,
     /// Until when the driver means to sleep. Whatever makes an earlier turn worthwhile lowers it and wakes the driver.
@@ -125,7 +132,7 @@ impl State {
     fn drop_leading(&mut self, group: GroupId) -> Option<Leading> {
         let gone = self.leading.remove(&group)?;
         self.timers -= gone.wheel.len();
-        self.in_flight -= gone.in_flight.len();
+        self.in_flight -= gone.room_of(gone.in_flight.len());
         self.fences.insert(group, (gone.term, gone.fence_seq));
         Some(gone)
     }
@@ -137,6 +144,11 @@ impl Leading {
         if let Some(resting) = self.resting.as_ref().filter(|_| self.in_flight.is_empty()) {
             resting.notify_one();
         }
+    }
+
+    /// How much room `many` attempts of it take.
+    fn room_of(&self, many: usize) -> usize {
+        if self.suspended.is_some() { 0 } else { many }
     }
 
     /// What takes memory: the timers, and what waits.
@@ -254,6 +266,7 @@ impl Ledger {
             due,
             room: room.clone(),
             resting: None,
+            suspended: None,
         };
         state.leading.insert(group, leading);
         drop(state);
@@ -261,7 +274,7 @@ impl Ledger {
         Ok((dues, room))
     }
 
-    /// This node no longer leads `group`, or is not sure of it; forgets what it knew in `term`.
+    /// This node no longer leads `group` in `term`; forgets what it knew. Those who wait until it goes on are told.
     pub(super) fn unlead(&self, group: GroupId, term: u64) {
         let mut state = self.lock();
         if state.led(group, term).is_some() {
@@ -325,8 +338,68 @@ impl Ledger {
         self.lock().led(group, term).is_some()
     }
 
-    /// One turn of the driver: hands over what is due and armed. `arm` asks for a higher watermark; it must not block.
-    pub(super) fn turn(&self, arm: &dyn Fn(GroupId, InstantMs)) -> Turn {
+    /// This node is not sure that it leads `group`, though the term goes on: nothing more is handed over or begins until
+    /// [`Ledger::resume`]. Returns what ends by an error when it goes on or the term is over; `None` when the term is over
+    /// already, or the node stops and nobody would go on.
+    pub(super) fn suspend(&self, group: GroupId, term: u64) -> Option<watch::Receiver<()>> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.stopped {
+            return None;
+        }
+        let leading = state.leading.get_mut(&group).filter(|leading| leading.term == term)?;
+        if let Some(suspended) = &leading.suspended {
+            return Some(suspended.subscribe());
+        }
+        state.in_flight -= leading.in_flight.len();
+        let (suspended, goes_on) = watch::channel(());
+        leading.suspended = Some(suspended);
+        // To tell the dispatcher, who looks when it can go on.
+        let _ = leading.due.send(Handed::Due(Due::new()));
+        // Others may have waited for the room.
+        self.wake_at(state, 0);
+        Some(goes_on)
+    }
+
+    pub(super) fn is_suspended(&self, group: GroupId, term: u64) -> bool {
+        self.lock().led(group, term).is_some_and(|leading| leading.suspended.is_some())
+    }
+
+    /// This node is sure again that it leads `group` in `term`: it goes on where it was.
+    pub(super) fn resume(&self, group: GroupId, term: u64) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
+        if leading.suspended.take().is_some() {
+            state.in_flight += leading.in_flight.len();
+            // Whoever asked for it was refused, or is about to be answered, and then once more does no harm.
+            leading.arming = false;
+            self.wake_at(state, 0);
+        }
+    }
+
+    /// What was handed over, in this order, has not begun and is not to begin now. It comes first when leading goes on, and
+    /// is looked up again then.
+    pub(super) fn take_back(&self, group: GroupId, term: u64, due: &[(InstantMs, TaskId)]) {
+        let mut guard = self.lock();
+        let State { leading, held, timers, in_flight, .. } = &mut *guard;
+        let Some(leading) = leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
+        let held = held.get(&(group, term));
+        for (due_ms, id) in due.iter().rev() {
+            let Some(Stage::Handed { .. } | Stage::Admitted { .. }) = leading.in_flight.get(id) else { continue };
+            leading.in_flight.remove(id);
+            *in_flight -= leading.room_of(1);
+            // A held task comes back by itself.
+            if !held.is_some_and(|held| held.contains_key(id)) {
+                *timers += usize::from(leading.wheel.give_back(*due_ms, *id));
+            }
+        }
+        leading.tell_if_idle();
+    }
+
+    /// One turn of the driver: hands over what is due and armed. `arm` asks for a higher watermark in a term; it must not
+    /// block.
+    pub(super) fn turn(&self, arm: &dyn Fn(GroupId, u64, InstantMs)) -> Turn {
         let mut guard = self.lock();
         let state = &mut *guard;
         if state.stopped {
@@ -342,7 +415,7 @@ impl Ledger {
         for group in &order {
             let leading = state.leading.get_mut(group).expect("it was there");
             let held = state.held.get(&(*group, leading.term));
-            if leading.resting.is_some() {
+            if leading.resting.is_some() || leading.suspended.is_some() {
                 continue;
             }
             let room = self.settings.in_flight_max.saturating_sub(state.in_flight).min(DUE_PER_TURN_MAX);
@@ -370,7 +443,7 @@ impl Ledger {
             } else if !leading.arming {
                 // The watermark wakes us when it has risen.
                 leading.arming = true;
-                arm(*group, wake_ms);
+                arm(*group, leading.term, wake_ms);
             }
         }
         state.sleeping_until_ms = if early_ms == 0 { sleep_until_ms } else { sleep_until_ms.saturating_sub(early_ms) };
@@ -424,9 +497,9 @@ impl Ledger {
     }
 
     /// The watermark was not raised; the next turn asks again.
-    pub(super) fn arm_failed(&self, group: GroupId) {
+    pub(super) fn arm_failed(&self, group: GroupId, term: u64) {
         let mut state = self.lock();
-        if let Some(leading) = state.leading.get_mut(&group) {
+        if let Some(leading) = state.led(group, term) {
             leading.arming = false;
             self.wake_at(&mut state, 0);
         }
@@ -447,7 +520,7 @@ impl Ledger {
     pub(super) fn begin(&self, group: GroupId, term: u64, id: TaskId, occurrence: u64, attempt: u32) -> Option<u64> {
         let mut state = self.lock();
         let leading = state.led(group, term)?;
-        if leading.resting.is_some() {
+        if leading.resting.is_some() || leading.suspended.is_some() {
             return None;
         }
         let known = leading.in_flight.get_mut(&id)?;
@@ -471,7 +544,8 @@ impl Ledger {
             };
             leading.in_flight.remove(&id);
             leading.tell_if_idle();
-            state.in_flight -= 1;
+            let room = leading.room_of(1);
+            state.in_flight -= room;
             self.wake_if_full(&mut state);
         }
         // Read when it does not count as out any more: whoever resumed it before left it to us, whoever moves it from
@@ -498,7 +572,7 @@ impl Ledger {
             leading.in_flight.remove(&id);
             leading.tell_if_idle();
             leading.waiting.insert(id);
-            state.in_flight -= 1;
+            state.in_flight -= leading.room_of(1);
             self.wake_if_full(state);
         }
     }
@@ -510,13 +584,25 @@ impl Ledger {
         over.map(|ticket| (ticket.due_ms, ticket.task)).collect()
     }
 
-    /// The wait of a task is over. False when nobody waits for it any more: the term is over, or it is held back.
+    /// The wait of a task is over. False when nobody waits for it any more: the term is over, or it is held back, or it is in
+    /// the wheel again until leading goes on.
     fn wait_is_over(state: &mut State, ticket: &Ticket) -> bool {
-        let State { leading, held, in_flight, .. } = state;
+        let State { leading, held, in_flight, timers, .. } = state;
         let Some(leading) = leading.get_mut(&ticket.group).filter(|leading| leading.term == ticket.term) else {
             return false;
         };
         leading.waiting.remove(&ticket.task);
+        let is_held = held.get(&(ticket.group, ticket.term)).is_some_and(|held| held.contains_key(&ticket.task));
+        if leading.suspended.is_some() {
+            // Its place must not be kept from other shards for as long as this takes.
+            let stage = leading.in_flight.get(&ticket.task);
+            if let None | Some(Stage::Handed { .. }) = stage {
+                leading.in_flight.remove(&ticket.task);
+                leading.tell_if_idle();
+                *timers += usize::from(!is_held && leading.wheel.insert(ticket.due_ms, ticket.task));
+            }
+            return false;
+        }
         let looked = match leading.in_flight.get(&ticket.task) {
             // The dispatcher is about to say that it waits.
             Some(Stage::Handed { looked }) => *looked,
@@ -524,7 +610,7 @@ impl Ledger {
             Some(_) => return false,
             None => {
                 // It comes back by itself when what it is held back for is over.
-                if held.get(&(ticket.group, ticket.term)).is_some_and(|held| held.contains_key(&ticket.task)) {
+                if is_held {
                     return false;
                 }
                 *in_flight += 1;
@@ -560,21 +646,32 @@ impl Ledger {
         }
     }
 
-    /// Nothing is dispatched from now on.
+    /// Nothing is dispatched from now on, and nobody looks when leading goes on: those who wait for it try by themselves.
     pub(super) fn stop(&self) {
-        self.lock().stopped = true;
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        state.stopped = true;
+        for leading in state.leading.values_mut() {
+            if leading.suspended.take().is_some() {
+                state.in_flight += leading.in_flight.len();
+            }
+        }
+        drop(guard);
         self.wake.notify_one();
     }
 
     pub fn counts(&self) -> Counts {
         let state = self.lock();
         let sum = |of: fn(&ShardMetaRow) -> u64| state.metas.values().map(of).sum();
+        let all = || state.leading.values();
+        let suspended = all().filter(|leading| leading.suspended.is_some()).count();
         Counts {
-            led: state.leading.len(),
+            led: state.leading.len() - suspended,
+            suspended,
             timers: state.timers,
-            wheel_bytes: state.leading.values().map(|leading| leading.wheel.allocated_bytes()).sum(),
-            in_flight: state.in_flight,
-            waiting: state.leading.values().map(|leading| leading.waiting.len()).sum(),
+            wheel_bytes: all().map(|leading| leading.wheel.allocated_bytes()).sum(),
+            in_flight: all().map(|leading| leading.in_flight.len()).sum(),
+            waiting: all().map(|leading| leading.waiting.len()).sum(),
             missed: sum(|meta| meta.missed),
             pending: sum(|meta| meta.pending),
             dead_letters: sum(|meta| meta.dead_letters),
@@ -585,7 +682,10 @@ impl Ledger {
 /// How much there is, for the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
+    /// Shards this node is sure to lead: over all nodes, none is counted twice but in the moment of a change.
     pub led: usize,
+    /// Shards that are led in a term that goes on, while this node is not sure of it: nothing of them is dispatched.
+    pub suspended: usize,
     pub timers: usize,
     pub wheel_bytes: usize,
     pub in_flight: usize,
@@ -621,7 +721,8 @@ impl Observer for Ledger {
         for effect in effects {
             let (Effect::Scheduled { id, .. } | Effect::Ended { id }) = effect else { continue };
             // Either way the attempt before is settled.
-            state.in_flight -= usize::from(leading.in_flight.remove(id).is_some());
+            let settled = usize::from(leading.in_flight.remove(id).is_some());
+            state.in_flight -= leading.room_of(settled);
             match effect {
                 Effect::Scheduled { id, due_ms } => {
                     let is_held = held.is_some_and(|held| held.contains_key(id));

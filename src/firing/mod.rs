@@ -8,10 +8,11 @@
 //!                     dispatcher: lease? still due? payload  --> callback --> settle --> propose
 //! ```
 //!
-//! Everything here is a cache of the shard's state and dies with the leadership: a new leader reads the timeline from
+//! Everything here is a cache of the shard's state and dies with the term: a new leader reads the timeline from
 //! its start, so what was overdue goes out first, in due order, while the rest of the window is still loading. Whether
 //! an attempt may go out is decided by replicated state, the armed watermark; that this node may still lead is checked
-//! before every batch, which keeps duplicates rare and is not what correctness rests on (the fence is).
+//! before every batch, which keeps duplicates rare and is not what correctness rests on (the fence is). While it may not
+//! be sure, and the term goes on, all of this stands still and stays: within a term no attempt leaves twice.
 //!
 //! - [`ledger`]: what this node knows as leader, under one lock; it hears what is applied
 //! - [`driver`]: what sleeps to the next busy slot

@@ -3,10 +3,11 @@
 //! The ledger and `shard::apply` are the real ones, on a real store. Proposer, dispatcher, window and destination are
 //! told here in single steps, each as the real one does it, so that anything can come between any two: a command is
 //! held, then applied, then answered; an id is handed over, then read, then begun. A successful `begin` is a delivery.
-//! Each truth is checked as soon as it can be broken. In the end the leadership stays, everything is let go, and nothing
-//! may be left: no task, no attempt that is out, nobody who waits.
+//! Each truth is checked as soon as it can be broken. Leading is suspended at any moment and goes on, or its term ends
+//! meanwhile; within a term no attempt leaves twice. In the end the leadership stays, everything is let go, and nothing may
+//! be left: no task, no attempt that is out, nobody who waits.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -102,6 +103,8 @@ struct Told {
     overlap: bool,
     /// Occurrence, attempt, version; of stand-ins version 0.
     delivered: Vec<(u64, u32, u64)>,
+    /// Term, occurrence, attempt.
+    delivered_in: BTreeSet<(u64, u64, u32)>,
     last_fence: Option<Fence>,
     ended: Option<End>,
     version_min: u64,
@@ -145,6 +148,20 @@ struct Met {
     unknown: u64,
     late_ends: u64,
     refused: u64,
+    suspended: u64,
+    /// Leading went on while attempts were out.
+    resumed_with_out: u64,
+    /// The term ended meanwhile.
+    over_while_suspended: u64,
+    taken_back: u64,
+}
+
+/// Why leading is suspended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lease {
+    /// It will not last much longer, which is enough to propose and not to dispatch.
+    Short,
+    Over,
 }
 
 struct World {
@@ -159,6 +176,11 @@ struct World {
     won: bool,
     /// While the ledger leads.
     dues: Option<mpsc::UnboundedReceiver<Handed>>,
+    suspended: Option<Lease>,
+    /// The last term in which the ledger led, and whether it has begun in it more than once: then it has forgotten what was
+    /// out. Nobody does that to it any more, and what it says is true all the same.
+    led_in: u64,
+    forgot: bool,
     armed_ms: InstantMs,
     asks: Vec<Ask>,
     /// How fast entries are applied: 1 is fast.
@@ -200,6 +222,9 @@ impl World {
             term: 0,
             won: false,
             dues: None,
+            suspended: None,
+            led_in: 0,
+            forgot: false,
             armed_ms: 0,
             asks: Vec::new(),
             pace,
@@ -291,7 +316,7 @@ impl World {
 
     fn turn(&mut self) {
         let arms = Mutex::new(Vec::new());
-        let turn = self.ledger.turn(&|_, up_to| arms.lock().unwrap().push(up_to));
+        let turn = self.ledger.turn(&|_, _, up_to| arms.lock().unwrap().push(up_to));
         assert!(!matches!(turn, Turn::Stop));
         self.asks.extend(arms.into_inner().unwrap().into_iter().map(Ask::Arm));
         self.take_messages();
@@ -305,6 +330,12 @@ impl World {
 
     /// As `propose::Maker` does it: claims are made here, and tasks are held from here on.
     fn propose(&mut self) {
+        if self.suspended == Some(Lease::Over) {
+            // Refused: clients ask elsewhere, the watermark is asked for again when leading goes on, and whoever moves a task
+            // waits for that.
+            self.asks.retain(|ask| matches!(ask, Ask::Settle(..) | Ask::CatchUp(..) | Ask::Detach(..)));
+            return;
+        }
         if !self.won || self.asks.is_empty() {
             return;
         }
@@ -359,7 +390,7 @@ impl World {
             self.met.refused += 1;
             held.into_iter().flatten().for_each(|id| self.ledger.release(self.group, self.term, id));
             if asks.iter().any(|ask| matches!(ask, Ask::Arm(_))) {
-                self.ledger.arm_failed(self.group);
+                self.ledger.arm_failed(self.group, self.term);
             }
             // Whoever wanted the others asks again.
             self.asks.splice(0..0, asks.into_iter().filter(|ask| !matches!(ask, Ask::Arm(_))));
@@ -599,6 +630,9 @@ impl World {
         if !self.looked.is_empty() {
             return;
         }
+        if self.suspended.is_some() {
+            return self.take_back();
+        }
         let Some(message) = self.messages.pop_front() else { return };
         let (due, how): (Due, How) = match message {
             Handed::Due(due) => (due, How::Due),
@@ -612,6 +646,25 @@ impl World {
             let found = shard::read_task(&self.store, self.group, id).unwrap();
             self.looked.push_back(Looked { id, due_ms, found, how });
         }
+    }
+
+    /// As the dispatcher does it while leading is suspended, with all that was handed to it.
+    fn take_back(&mut self) {
+        let (mut back, mut permits) = (Due::new(), Vec::new());
+        for message in self.messages.drain(..) {
+            match message {
+                Handed::Due(due) => back.extend(due),
+                Handed::Admitted(admitted) => {
+                    for (ticket, permit) in admitted {
+                        back.push((ticket.due_ms, ticket.task));
+                        permits.push(permit);
+                    }
+                }
+                Handed::Down(tickets, ..) => assert!(self.ledger.end_wait(&tickets).is_empty(), "nobody begins now"),
+            }
+        }
+        self.met.taken_back += back.len() as u64;
+        self.ledger.take_back(self.group, self.term, &back);
     }
 
     fn dispatch_one(&mut self) {
@@ -661,6 +714,7 @@ impl World {
             return self.asks.push(Ask::Settle(self.term, settle));
         }
         self.met.deliveries += 1;
+        assert_eq!(self.suspended, None, "{id} leaves while leading is suspended");
         // Of what was on its way before it was held back, the claim says so.
         let holds = |request: &Request| match request {
             Request::Cancel(Cancel { id: of, claim, .. })
@@ -695,6 +749,8 @@ impl World {
             }
         }
         self.met.again += u64::from(told.delivered.iter().any(|(o, a, _)| (*o, *a) == which));
+        let once = told.delivered_in.insert((self.term, which.0, which.1));
+        assert!(once || self.forgot, "{shown} {which:?} leaves twice in term {}", self.term);
         told.delivered.push((which.0, which.1, if own { task.version } else { 0 }));
         self.out.push(Out { term: self.term, settle });
     }
@@ -764,10 +820,35 @@ impl World {
 
     fn lose_or_win(&mut self) {
         match (self.won, self.dues.is_some()) {
+            (_, true) if self.suspended.is_some() && self.rng.random_bool(0.7) => self.resume(),
+            (_, true) if self.suspended.is_none() && self.rng.random_bool(0.6) => self.suspend(),
             (_, true) => self.lose(),
             (true, false) => self.lead(),
             (false, false) => self.win(),
         }
+    }
+
+    /// The dispatcher finds out, or somebody who was refused, while the dispatcher may have looked up half of a batch.
+    fn suspend(&mut self) {
+        self.met.suspended += 1;
+        self.suspended = Some([Lease::Short, Lease::Over][self.rng.random_range(0..2)]);
+        assert!(self.ledger.suspend(self.group, self.term).is_some());
+        assert!(self.ledger.suspend(self.group, self.term).is_some(), "twice is the same as once");
+        self.take_messages();
+    }
+
+    fn resume(&mut self) {
+        // It is the dispatcher who goes on, after it has begun with nothing of its batch.
+        while !self.looked.is_empty() {
+            self.dispatch_one();
+        }
+        // What came in the last moment may be left.
+        if self.rng.random_bool(0.8) {
+            self.take_back();
+        }
+        self.suspended = None;
+        self.met.resumed_with_out += u64::from(self.ledger.counts().in_flight > 0);
+        self.ledger.resume(self.group, self.term);
     }
 
     fn lose(&mut self) {
@@ -778,6 +859,7 @@ impl World {
         self.dues = None;
         self.messages.clear();
         self.rows = None;
+        self.met.over_while_suspended += u64::from(self.suspended.take().is_some());
         self.ledger.unlead(self.group, self.term);
         // The lease may be back before anybody asks.
         self.won = self.rng.random_bool(0.2);
@@ -809,6 +891,8 @@ impl World {
     fn lead(&mut self) {
         let (dues, _room) = self.ledger.lead(self.group, self.term).unwrap();
         self.dues = Some(dues);
+        self.forgot = self.led_in == self.term;
+        self.led_in = self.term;
     }
 
     /// Entries of a term that is over are applied before the next leader begins, or never.
@@ -842,6 +926,7 @@ impl World {
     fn kill(&mut self) {
         self.met.kills += 1;
         self.dues = None;
+        self.suspended = None;
         self.asks.clear();
         self.late_ends.clear();
         self.stale.clear();
@@ -864,6 +949,9 @@ impl World {
         }
         if self.dues.is_none() {
             self.lead();
+        }
+        if self.suspended.is_some() {
+            self.resume();
         }
         for id in self.tasks.keys().copied().collect::<Vec<_>>() {
             self.asks.push(Ask::Pause(id, false));
@@ -943,7 +1031,11 @@ impl Met {
             timed_out,
             unknown,
             late_ends,
-            refused
+            refused,
+            suspended,
+            resumed_with_out,
+            over_while_suspended,
+            taken_back
         );
     }
 
@@ -952,6 +1044,7 @@ impl Met {
         let Self { paused, paused_maybe_out, resumed, again, waits, turns_in_line, downs, put_back, .. } = *self;
         let Self { void_begins, new_terms, same_terms, kills, moved, timed_out, unknown, late_ends, refused, .. } =
             *self;
+        let Self { suspended, resumed_with_out, over_while_suspended, taken_back, .. } = *self;
         let all = [
             cancelled,
             cancel_too_late,
@@ -976,6 +1069,10 @@ impl Met {
             unknown,
             late_ends,
             refused,
+            suspended,
+            resumed_with_out,
+            over_while_suspended,
+            taken_back,
         ];
         all.into_iter().min().unwrap()
     }

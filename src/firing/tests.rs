@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use super::FiringSettings;
 use super::driver::Driver;
 use super::ledger::{Due, Handed, Ledger};
+use crate::callback::tests::{loose_name, loose_permit};
 use crate::callback::{Ticket, Waiters};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::propose::Dispatches;
@@ -98,7 +99,7 @@ impl Bench {
     /// Moves the clock, and returns what is handed over, until the driver would sleep.
     fn at(&mut self, now_ms: InstantMs) -> Vec<u64> {
         self.clock.advance(Duration::from_millis(now_ms - self.clock.now_ms()));
-        while let super::ledger::Turn::Again = self.ledger.turn(&|_, up_to| self.arms.lock().unwrap().push(up_to)) {}
+        while let super::ledger::Turn::Again = self.ledger.turn(&|_, _, up_to| self.arms.lock().unwrap().push(up_to)) {}
         let mut handed_over = Vec::new();
         while let Ok(handed) = self.dues.try_recv() {
             for (due_ms, id) in due_of(handed) {
@@ -156,7 +157,10 @@ fn a_watermark_that_was_not_raised_is_asked_for_again() {
     bench.schedule(1, 1_200);
     bench.at(1_000);
     assert_eq!(bench.arms(), 1);
-    bench.ledger.arm_failed(GROUP);
+    bench.ledger.arm_failed(GROUP, TERM - 1);
+    bench.at(1_050);
+    assert_eq!(bench.arms(), 0, "it was another term's");
+    bench.ledger.arm_failed(GROUP, TERM);
     bench.at(1_100);
     assert_eq!(bench.arms(), 1);
 }
@@ -392,7 +396,7 @@ fn who_waits_is_counted_once() {
     assert_eq!(bench.ledger.counts().waiting, 1);
     // The first ticket's turn comes while the dispatcher finds room for the second.
     let failure = Failure::new(FailureClass::CircuitOpen, "down");
-    bench.ledger.down(vec![ticket], &failure, &crate::callback::tests::loose_name());
+    bench.ledger.down(vec![ticket], &failure, &loose_name());
     let Ok(Handed::Down(tickets, ..)) = bench.dues.try_recv() else { panic!("it is told") };
     assert_eq!(bench.ledger.end_wait(&tickets), [(1_100, id(1))]);
     assert_eq!(bench.begin(TERM, id(1), 0, 1), Some(1));
@@ -473,6 +477,185 @@ fn a_fence_is_given_once_even_if_the_lease_comes_back() {
     assert_eq!(bench.begin(TERM + 1, id(1), 0, 1), Some(1), "a new term counts from the start");
 }
 
+/// A stall, with ten thousand attempts out: none of them leaves again, and what was on its way comes first, in order.
+#[test]
+fn what_is_out_stays_known_while_leading_is_suspended() {
+    const OUT: u64 = 10_000;
+    let mut bench = bench();
+    bench.arm(100_000);
+    for n in 0..OUT + 3 {
+        bench.schedule(n, 1_100 + n / 1_000);
+    }
+    let mut due = bench.at(1_200);
+    assert_eq!(due.len() as u64, OUT + 3);
+    let handed = due.split_off(usize::try_from(OUT).unwrap());
+    for n in due {
+        assert!(bench.begin(TERM, id(n), 0, 1).is_some());
+    }
+    // One of the three was looked up already when it turned out that the lease was not valid.
+    bench.ledger.look(GROUP, TERM, &[(1_110, id(handed[0]))]);
+    assert!(bench.ledger.suspend(GROUP, TERM).is_some());
+    assert!(bench.ledger.is_suspended(GROUP, TERM) && bench.ledger.leads(GROUP, TERM));
+    assert_eq!(bench.ledger.begin(GROUP, TERM, id(handed[0]), 0, 1), None, "nothing begins");
+    bench.ledger.take_back(GROUP, TERM, &handed.iter().map(|n| (1_110, id(*n))).collect::<Due>());
+    bench.schedule(20_000, 1_300);
+    let counts = bench.ledger.counts();
+    assert_eq!((counts.led, counts.suspended, counts.in_flight, counts.timers), (0, 1, 10_000, 4));
+    assert_eq!(bench.at(1_600), NOTHING);
+    assert_eq!(bench.arms(), 0);
+    // Of what is out, one has failed and one has ended; entries of this term are applied all the time.
+    bench.schedule(0, 1_500);
+    bench.applied(&[Effect::Ended { id: id(1) }]);
+    // The window is where it was, and rows of before say nothing new.
+    assert_eq!(bench.ledger.widen(GROUP, TERM, (1_000_000, None)), Some((1_000_000, None)));
+    bench.ledger.load(GROUP, TERM, &(2..OUT).map(|n| (1_100 + n / 1_000, id(n))).collect::<Due>());
+    assert_eq!(bench.at(1_600), NOTHING);
+    bench.ledger.resume(GROUP, TERM);
+    assert_eq!(bench.at(1_600), [&handed[..], &[20_000, 0]].concat(), "each once, and only what is not out");
+    assert_eq!(bench.begin(TERM, id(handed[0]), 0, 1), Some(OUT + 1), "fences go on");
+    let counts = bench.ledger.counts();
+    assert_eq!((counts.led, counts.suspended, counts.in_flight), (1, 0, 10_003));
+}
+
+/// It may last for hours, when the others of one shard are away.
+#[test]
+fn a_suspended_shard_takes_no_room_from_others() {
+    let mut bench = Bench::new(FiringSettings { in_flight_max: 10, ..FiringSettings::default() }, 0);
+    let other = GroupId(2);
+    let (mut dues, _room) = bench.ledger.lead(other, TERM).unwrap();
+    bench.ledger.widen(other, TERM, (1_000_000, None)).unwrap();
+    bench.arm(10_000);
+    for n in 0..20 {
+        bench.schedule(n, 1_100 + n);
+    }
+    assert_eq!(bench.at(1_100), [0]);
+    assert_eq!(bench.at(1_200).len(), 9);
+    let scheduled: Vec<_> = (0..20).map(|n| Effect::Scheduled { id: id(100 + n), due_ms: 1_150 }).collect();
+    bench.ledger.applied(other, &bench.meta, &scheduled);
+    bench.at(1_200);
+    assert!(dues.try_recv().is_err(), "there is no room");
+    bench.begin(TERM, id(0), 0, 1);
+    bench.ledger.suspend(GROUP, TERM).unwrap();
+    bench.at(1_200);
+    assert_eq!(due_of(dues.try_recv().unwrap()).len(), 10);
+    bench.ledger.take_back(GROUP, TERM, &(1..10).map(|n| (1_100 + n, id(n))).collect::<Due>());
+    bench.applied(&[Effect::Ended { id: id(0) }]);
+    bench.ledger.resume(GROUP, TERM);
+    assert_eq!(bench.at(1_200), NOTHING, "it is with others now");
+    let ended: Vec<_> = (0..10).map(|n| Effect::Ended { id: id(100 + n) }).collect();
+    bench.ledger.applied(other, &bench.meta, &ended);
+    while let Ok(handed) = dues.try_recv() {
+        assert_eq!(due_of(handed), []);
+    }
+    let left = bench.at(1_200);
+    assert!(left.len() <= 10 && left.iter().zip(1..).all(|(n, expected)| *n == expected), "in order: {left:?}");
+}
+
+#[test]
+fn claims_stay_true_while_leading_is_suspended() {
+    let mut bench = Bench::new(FiringSettings::default(), 1_050);
+    bench.arm(10_000);
+    for n in 1..=4 {
+        bench.store_task(n, 1_100);
+        bench.schedule(n, 1_100);
+    }
+    assert_eq!(bench.at(1_100), [1, 2, 3, 4]);
+    bench.begin(TERM, id(1), 0, 1);
+    bench.ledger.suspend(GROUP, TERM).unwrap();
+    let out = Claim::MayBeOut { occurrence: 0, attempt: 1 };
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(1)), out);
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(2)), out, "with the dispatcher still");
+    bench.ledger.take_back(GROUP, TERM, &[(1_100, id(2)), (1_100, id(3)), (1_100, id(4))]);
+    assert_eq!(bench.ledger.hold(GROUP, TERM, id(3)), Claim::NotDispatched, "it is not on its way any more");
+    bench.ledger.resume(GROUP, TERM);
+    assert_eq!(bench.at(1_100), [4]);
+    for n in 1..=3 {
+        bench.ledger.release(GROUP, TERM, id(n));
+    }
+    assert_eq!(bench.at(1_100), [2, 3], "what is out is not due");
+}
+
+/// The permits go: others at the destination need not wait for a shard that may be suspended for long.
+#[test]
+fn who_waits_for_a_destination_waits_in_the_wheel_while_leading_is_suspended() {
+    let mut bench = bench();
+    bench.arm(10_000);
+    let ticket = |n| Ticket { group: GROUP, term: TERM, task: id(n), due_ms: 1_100 };
+    for n in 1..=6 {
+        bench.schedule(n, 1_100);
+    }
+    assert_eq!(bench.at(1_100), [1, 2, 3, 4, 5, 6]);
+    for n in 1..=4 {
+        bench.ledger.look(GROUP, TERM, &[(1_100, id(n))]);
+        bench.ledger.wait(GROUP, TERM, id(n));
+    }
+    // The fifth has its turn before it is said that it waits, and the sixth just before the lease is over.
+    bench.ledger.look(GROUP, TERM, &[(1_100, id(5)), (1_100, id(6))]);
+    bench.ledger.go(vec![(ticket(6), loose_permit())]);
+    bench.ledger.suspend(GROUP, TERM).unwrap();
+    bench.ledger.go(vec![(ticket(1), loose_permit()), (ticket(2), loose_permit()), (ticket(5), loose_permit())]);
+    bench.ledger.wait(GROUP, TERM, id(5));
+    let failure = Failure::new(FailureClass::CircuitOpen, "down");
+    bench.ledger.down(vec![ticket(3)], &failure, &loose_name());
+    let mut admitted = Vec::new();
+    while let Ok(handed) = bench.dues.try_recv() {
+        match handed {
+            Handed::Due(due) => assert_eq!(due, [], "the word that it is suspended"),
+            Handed::Admitted(turns) => admitted.extend(turns.into_iter().map(|(ticket, _)| ticket)),
+            Handed::Down(tickets, ..) => assert_eq!(bench.ledger.end_wait(&tickets), []),
+        }
+    }
+    assert_eq!(admitted, [ticket(6)]);
+    bench.ledger.take_back(GROUP, TERM, &[(1_100, id(6))]);
+    let counts = bench.ledger.counts();
+    assert_eq!((counts.in_flight, counts.waiting, counts.timers), (0, 1, 5), "the fourth is in its line still");
+    bench.ledger.resume(GROUP, TERM);
+    assert_eq!(bench.at(1_100), [6, 1, 2, 5, 3]);
+    bench.ledger.go(vec![(ticket(4), loose_permit())]);
+    assert!(matches!(bench.dues.try_recv(), Ok(Handed::Admitted(turns)) if turns[0].0 == ticket(4)));
+}
+
+#[test]
+fn those_who_wait_until_leading_goes_on_are_told_and_so_when_it_never_does() {
+    let bench = bench();
+    let wait = || {
+        let mut goes_on = bench.ledger.suspend(GROUP, TERM).unwrap();
+        tokio_test_poll(async move { while goes_on.changed().await.is_ok() {} })
+    };
+    let (mut first, mut second) = (wait(), wait());
+    assert!(!first() && !second());
+    bench.ledger.resume(GROUP, TERM);
+    assert!(first() && second());
+    assert!(bench.ledger.suspend(GROUP, TERM - 1).is_none(), "that term is over");
+    let mut third = wait();
+    assert!(!third());
+    bench.ledger.unlead(GROUP, TERM);
+    assert!(third(), "the term is over");
+    let (_dues, _room) = bench.ledger.lead(GROUP, TERM + 1).unwrap();
+    let mut goes_on = bench.ledger.suspend(GROUP, TERM + 1).unwrap();
+    let mut fourth = tokio_test_poll(async move { while goes_on.changed().await.is_ok() {} });
+    assert!(!fourth());
+    bench.ledger.stop();
+    assert!(fourth(), "nobody would look");
+    assert!(bench.ledger.suspend(GROUP, TERM + 1).is_none(), "they try by themselves");
+}
+
+/// It was refused, or is on its way still: asked for once more in any case.
+#[test]
+fn the_watermark_is_asked_for_when_leading_goes_on_and_not_before() {
+    let mut bench = bench();
+    bench.schedule(1, 1_200);
+    assert_eq!(bench.at(1_000), NOTHING);
+    assert_eq!(bench.arms(), 1);
+    bench.ledger.suspend(GROUP, TERM).unwrap();
+    bench.ledger.arm_failed(GROUP, TERM);
+    bench.at(1_100);
+    assert_eq!(bench.arms(), 0);
+    bench.ledger.resume(GROUP, TERM);
+    bench.at(1_100);
+    assert_eq!(bench.arms(), 1);
+}
+
 /// Several threads schedule, move and end tasks while the driver runs on the real clock: each task that stays is handed
 /// over exactly once, none early, and nothing is left behind.
 #[test]
@@ -498,9 +681,10 @@ fn feeding_from_several_threads_while_the_clock_runs() {
             }
         }
     });
-    let driver = Driver::on_a_thread(ledger.clone(), move |_, up_to| {
+    let arm = move |_, _, up_to| {
         let _ = arm_out.send(up_to);
-    });
+    };
+    let driver = Driver::on_a_thread(ledger.clone(), arm);
     let feeders: Vec<_> = (0..THREADS)
         .map(|thread| {
             let (ledger, clock, armed) = (ledger.clone(), clock.clone(), armed.clone());

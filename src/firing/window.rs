@@ -3,6 +3,8 @@
 //! The window may begin to fire when the state holds every entry of earlier terms: openraft's linearizable read waits
 //! for just that. Reading starts at the beginning of the timeline, so a new leader meets overdue tasks first.
 //!
+//! While the lease is not valid and the term goes on, nothing ends here: see [`super::dispatch`].
+//!
 //! Reading runs beside `apply`. So the horizon is moved *before* the rows are read: a task that is scheduled meanwhile
 //! comes to the wheel by itself, or by the rows, or both ways, which is the same.
 
@@ -69,7 +71,7 @@ type ServerMetrics = openraft::alias::WatchReceiverOf<
     openraft::metrics::RaftServerMetrics<crate::raft::TypeConfig>,
 >;
 
-/// Returns when this node does not lead in `term` any more, or cannot tell.
+/// Returns when this node does not lead in `term` any more, as openraft says, or cannot begin yet.
 async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<Parts>) {
     // Until it may act as the leader, there is nothing to begin with.
     if group.leads(Duration::ZERO) != Some(term) {
@@ -112,7 +114,7 @@ async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<
                 parts.groups.fail(&error.to_string());
             }
         }
-        // Ends when the lease is not valid: then everything is read again as soon as it is.
+        // Ends when the storage has failed.
         () = dispatch::run(group, term, dues, parts) => {}
         Err(error) = forget::run(group.id, parts) => parts.groups.fail(&error.to_string()),
     }

@@ -91,7 +91,7 @@ impl Group {
             return None;
         }
         let term = metrics.current_term;
-        if self.giving_away.load(Ordering::Acquire) == term {
+        if self.is_given_away(term) {
             return None;
         }
         // An isolated leader believes in itself for ever; only the answers of others prove it. A lone voter is a
@@ -170,6 +170,11 @@ impl Group {
         self.giving_away.store(term, Ordering::Release);
         let error = |why: String| GroupError::Raft { group: self.id, verb: "be given away", why };
         self.raft.trigger().transfer_leader(to).await.map_err(|fatal| error(fatal.to_string()))
+    }
+
+    /// Whether it is being given to another replica.
+    pub fn is_given_away(&self, term: u64) -> bool {
+        self.giving_away.load(Ordering::Acquire) == term
     }
 
     /// It has not worked, and it is too late for it to work still.

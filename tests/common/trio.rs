@@ -21,6 +21,11 @@ impl Trio {
     /// Returns when each node leads its share of the shards.
     pub fn start() -> Self {
         let Cluster { nodes } = Cluster::with_peers(3, &[]);
+        Self::of(nodes)
+    }
+
+    /// The same, of nodes that have been started.
+    pub fn of(nodes: Vec<NodeProcess>) -> Self {
         let trio = Self { nodes };
         // By then none is handed over any more.
         eventually_within(SPREAD_WITHIN, "each node leads its share, and all know", || {
