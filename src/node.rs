@@ -89,7 +89,7 @@ pub enum NodeError {
     Admin(Refused),
     #[error("group {0} has no leader after {READY_WITHIN:?}")]
     NotReady(GroupId),
-    #[error("storage has failed: {0}")]
+    #[error("the node cannot go on: {0}")]
     Failed(String),
 }
 
@@ -293,7 +293,7 @@ impl Node {
         })
     }
 
-    /// Resolves when the node's storage has failed: nothing it says can be relied on any more.
+    /// Resolves when the node's storage has failed, or a part of it has panicked: nothing it says can be relied on any more.
     pub async fn failed(&self) -> NodeError {
         NodeError::Failed(self.groups.failed().await)
     }

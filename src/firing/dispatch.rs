@@ -57,6 +57,7 @@ pub(super) fn armer(parts: Arc<Parts>) -> impl Fn(GroupId, u64, InstantMs) + Sen
     move |group, term, up_to| {
         let parts = parts.clone();
         runtime.spawn(async move {
+            let _alarm = parts.groups.alarm("who raises a watermark");
             match parts.proposer.ask(group, Ask::Arm(up_to)).await {
                 Ok(_) => {}
                 Err(Refused::Stopping) => {}
@@ -265,6 +266,7 @@ impl Dispatcher {
     fn go_on(&self, id: TaskId, ask: impl Fn() -> Ask + Send + 'static) {
         let (group, term, parts) = (self.group, self.term, self.parts.clone());
         self.parts.deliveries.spawn(async move {
+            let _alarm = parts.groups.alarm("who moves a task on");
             if propose_until_stored(&parts, group, term, id, ask).await == Some(Reply::Stale)
                 && let Err(error) = parts.ledger.put_back(group, term, id)
             {
@@ -312,6 +314,7 @@ async fn fail(
     term: u64,
     parts: Arc<Parts>,
 ) {
+    let _alarm = parts.groups.alarm("who settles attempts that were not sent");
     let mut policies = Policies::default();
     for tickets in tickets.chunks(FAILED_AT_ONCE) {
         let turn = parts.ledger.failing.lock().await;
@@ -406,6 +409,7 @@ struct Attempt {
 }
 
 async fn deliver(group: GroupId, term: u64, attempt: Attempt, delivery: Delivery, permit: Permit, parts: Arc<Parts>) {
+    let _alarm = parts.groups.alarm("a delivery");
     let Attempt { id, occurrence, attempt, dispatched_ms } = attempt;
     let outcome = parts.callbacks.deliver(permit, delivery).await;
     match &outcome {

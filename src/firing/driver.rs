@@ -16,15 +16,25 @@ pub(super) enum Driver {
 }
 
 impl Driver {
-    pub fn start(ledger: Arc<Ledger>, arm: impl Fn(GroupId, u64, InstantMs) + Send + Sync + 'static) -> Self {
+    /// `kept` is dropped with the driver, and also when it panics.
+    pub fn start(
+        ledger: Arc<Ledger>,
+        arm: impl Fn(GroupId, u64, InstantMs) + Send + Sync + 'static,
+        kept: impl Send + 'static,
+    ) -> Self {
         match blocking::on_one_thread() {
-            true => Driver::Task(tokio::spawn(run(ledger, arm))),
-            false => Self::on_a_thread(ledger, arm),
+            true => Driver::Task(tokio::spawn(run(ledger, arm, kept))),
+            false => Self::on_a_thread(ledger, arm, kept),
         }
     }
 
-    pub fn on_a_thread(ledger: Arc<Ledger>, arm: impl Fn(GroupId, u64, InstantMs) + Send + 'static) -> Self {
+    pub fn on_a_thread(
+        ledger: Arc<Ledger>,
+        arm: impl Fn(GroupId, u64, InstantMs) + Send + 'static,
+        kept: impl Send + 'static,
+    ) -> Self {
         let thread = std::thread::Builder::new().name("wheel-driver".into()).spawn(move || {
+            let _kept = kept;
             loop {
                 match ledger.turn(&arm) {
                     Turn::Again => {}
@@ -39,14 +49,19 @@ impl Driver {
     /// After the ledger was stopped.
     pub fn join(self) {
         match self {
-            Driver::Thread(thread) => thread.join().expect("the driver does not panic"),
+            // If it has panicked, that was the node's end.
+            Driver::Thread(thread) => drop(thread.join()),
             // It does nothing more.
             Driver::Task(task) => task.abort(),
         }
     }
 }
 
-async fn run(ledger: Arc<Ledger>, arm: impl Fn(GroupId, u64, InstantMs) + Send + Sync + 'static) {
+async fn run(
+    ledger: Arc<Ledger>,
+    arm: impl Fn(GroupId, u64, InstantMs) + Send + Sync + 'static,
+    _kept: impl Send + 'static,
+) {
     loop {
         match ledger.turn(&arm) {
             Turn::Again => tokio::task::yield_now().await,

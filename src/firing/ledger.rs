@@ -11,7 +11,7 @@
 //! dispatcher checks each id against the state before it goes out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -648,7 +648,8 @@ impl Ledger {
 
     /// Nothing is dispatched from now on, and nobody looks when leading goes on: those who wait for it try by themselves.
     pub(super) fn stop(&self) {
-        let mut guard = self.lock();
+        // Also after a panic under the lock.
+        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *guard;
         state.stopped = true;
         for leading in state.leading.values_mut() {

@@ -14,6 +14,9 @@
 //! before every batch, which keeps duplicates rare and is not what correctness rests on (the fence is). While it may not
 //! be sure, and the term goes on, all of this stands still and stays: within a term no attempt leaves twice.
 //!
+//! None of these tasks ends before the node does. A panic in one of them would leave a leader that does nothing, so it is
+//! the node's end ([`Alarm`](crate::raft::groups::Alarm)).
+//!
 //! - [`ledger`]: what this node knows as leader, under one lock; it hears what is applied
 //! - [`driver`]: what sleeps to the next busy slot
 //! - [`window`]: follows leadership, and reads the timeline ahead
@@ -26,6 +29,8 @@ mod driver;
 mod forget;
 pub mod hand_over;
 mod ledger;
+#[cfg(test)]
+mod panics;
 #[cfg(test)]
 mod races;
 #[cfg(test)]
@@ -103,7 +108,8 @@ impl Firing {
             followers.spawn(window::follow(group, parts.clone()));
         }
         let (ledger, deliveries) = (parts.ledger.clone(), parts.deliveries.clone());
-        let driver = Driver::start(ledger.clone(), dispatch::armer(parts));
+        let alarm = parts.groups.alarm("the driver of the wheels");
+        let driver = Driver::start(ledger.clone(), dispatch::armer(parts), alarm);
         Self { ledger, driver: Some(driver), deliveries, followers }
     }
 

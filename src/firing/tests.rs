@@ -684,7 +684,7 @@ fn feeding_from_several_threads_while_the_clock_runs() {
     let arm = move |_, _, up_to| {
         let _ = arm_out.send(up_to);
     };
-    let driver = Driver::on_a_thread(ledger.clone(), arm);
+    let driver = Driver::on_a_thread(ledger.clone(), arm, ());
     let feeders: Vec<_> = (0..THREADS)
         .map(|thread| {
             let (ledger, clock, armed) = (ledger.clone(), clock.clone(), armed.clone());

@@ -35,6 +35,7 @@ const LATE: Duration = Duration::from_secs(20);
 
 /// Runs as long as the node dispatches, whether the group is here or not.
 pub(super) async fn follow(id: GroupId, parts: Arc<Parts>) {
+    let _alarm = parts.groups.alarm("who fires for a shard");
     let mut changes = parts.groups.changes();
     loop {
         changes.mark_unchanged();

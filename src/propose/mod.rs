@@ -371,6 +371,7 @@ impl Proposer {
 }
 
 async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting>, line: Arc<Line>) {
+    let _alarm = parts.groups.alarm("who proposes for a group");
     let mut maker = Maker {
         group,
         clock: parts.clock.clone(),

@@ -7,7 +7,8 @@
 //! - *Cache*: it grows with what is stored.
 //! - *Flush*: state that has been waiting in memory for long is flushed, so that a restart replays little.
 //! - *Supervision*: a group whose task has panicked is built again from the store, the others go on. A storage error
-//!   is the node's end: [`Groups::failed`] resolves, and the process stops rather than answers.
+//!   is the node's end: [`Groups::failed`] resolves, and the process stops rather than answers. So is a panic of those who
+//!   propose and fire, which raise an [`Alarm`]: nobody would do it in their place, and what they share may be half done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -415,7 +416,7 @@ impl Groups {
         &self.inner.parts
     }
 
-    /// Resolves with the reason when this node's storage has failed.
+    /// Resolves with the reason when this node cannot go on.
     pub async fn failed(&self) -> String {
         let mut failed = self.inner.failed.subscribe();
         let reason = failed.wait_for(Option::is_some).await.expect("the sender lives as long as we do");
@@ -521,10 +522,15 @@ impl Groups {
         }
     }
 
-    /// This node's storage has failed; see [`Groups::failed`].
+    /// This node cannot go on; see [`Groups::failed`].
     pub fn fail(&self, reason: &str) {
-        tracing::error!(reason, "storage has failed; the node stops");
+        tracing::error!(reason, "the node cannot go on; it stops");
         self.inner.failed.send_replace(Some(reason.to_owned()));
+    }
+
+    /// For a task or thread that must not panic.
+    pub fn alarm(&self, who: &'static str) -> Alarm {
+        Alarm { groups: self.clone(), who }
     }
 
     async fn look_at(&self, group: &Group, progress: &mut Progress) -> Result<(), GroupError> {
@@ -591,6 +597,21 @@ impl Groups {
         let store = self.inner.parts.store.clone();
         blocking::aside(move || store.flush_state(true)).await.expect("a flush does not panic")?;
         Ok(())
+    }
+}
+
+/// Held by a task or thread that nobody joins as long as the node runs: its panic is the node's end.
+pub struct Alarm {
+    groups: Groups,
+    /// For the log, which has the panic itself.
+    who: &'static str,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.groups.fail(&format!("{} has panicked", self.who));
+        }
     }
 }
 

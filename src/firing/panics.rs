@@ -1,0 +1,168 @@
+//! A part that panics ends the node: real groups, and a fault in what each part asks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use super::{Firing, FiringSettings, Ledger};
+use crate::callback::{CallbackSettings, Callbacks};
+use crate::clock::{Clock, SystemClock};
+use crate::metrics::Metrics;
+use crate::propose::{self, Ask, DiskState, Dispatches, Proposer};
+use crate::raft::{Begin, Groups, PeerNetwork, groups};
+use crate::shard::Claim;
+use crate::store::Store;
+use crate::store::syncer::Syncer;
+use crate::task::{GroupId, ShardId, TaskId};
+
+/// Nothing here takes this long, on any machine.
+const NEVER: Duration = Duration::from_secs(30);
+const GROUP: GroupId = GroupId(1);
+
+/// Fails whoever asks it, from when it is told to.
+struct Faulty {
+    clock: SystemClock,
+    faulty: AtomicBool,
+}
+
+impl Faulty {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { clock: SystemClock::new(), faulty: AtomicBool::new(false) })
+    }
+
+    fn fail_from_now_on(&self) {
+        self.faulty.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Clock for Faulty {
+    fn now_us(&self) -> u64 {
+        assert!(!self.faulty.load(Ordering::SeqCst), "on purpose");
+        self.clock.now_us()
+    }
+}
+
+impl Dispatches for Faulty {
+    fn hold(&self, _: GroupId, _: u64, _: TaskId) -> Claim {
+        panic!("on purpose")
+    }
+
+    fn release(&self, _: GroupId, _: u64, _: TaskId) {}
+
+    fn is_out(&self, _: GroupId, _: TaskId) -> bool {
+        false
+    }
+}
+
+/// A node with one shard, which it leads.
+struct Node {
+    /// Whom the driver asks what time it is.
+    of_driver: Arc<Faulty>,
+    /// And whoever reads the timeline ahead.
+    of_follower: Arc<Faulty>,
+    ledger: Arc<Ledger>,
+    groups: Groups,
+    proposer: Proposer,
+    firing: Firing,
+    syncer: (Syncer, JoinHandle<()>),
+    _disk: watch::Sender<DiskState>,
+    _temp: tempfile::TempDir,
+}
+
+impl Node {
+    async fn start() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(&temp.path().join("db")).unwrap();
+        let syncer = Syncer::start(store.clone());
+        let (of_driver, of_follower) = (Faulty::new(), Faulty::new());
+        // Read again every second.
+        let settings = FiringSettings { window_ms: 1, ..FiringSettings::default() };
+        let ledger = Ledger::new(store.clone(), of_driver.clone(), settings);
+        let groups = Groups::start(groups::Parts {
+            cluster: "test".into(),
+            node_id: 1,
+            shards: 1,
+            store: store.clone(),
+            syncer: syncer.0.clone(),
+            staging: temp.path().join("staging"),
+            network: PeerNetwork::new("test", 1),
+            observer: ledger.clone(),
+        });
+        let groups = groups.await.unwrap();
+        for id in [GroupId::CLUSTER, GROUP] {
+            groups.host(id, Begin::Alone).await.unwrap();
+        }
+        let (disk_out, disk) = watch::channel(DiskState::Fine);
+        let proposer = Proposer::start(propose::Parts {
+            groups: groups.clone(),
+            clock: Arc::new(SystemClock::new()),
+            dispatches: Faulty::new(),
+            disk,
+            store: store.clone(),
+            shards: 1,
+            keep_history: true,
+        });
+        let firing = Firing::start(super::Parts {
+            ledger: ledger.clone(),
+            clock: of_follower.clone(),
+            store,
+            groups: groups.clone(),
+            proposer: proposer.clone(),
+            callbacks: Callbacks::new(CallbackSettings::default()),
+            metrics: Arc::new(Metrics::new()),
+            deliveries: TaskTracker::new(),
+        });
+        let node =
+            Self { of_driver, of_follower, ledger, groups, proposer, firing, syncer, _disk: disk_out, _temp: temp };
+        node.led().await;
+        node
+    }
+
+    async fn led(&self) {
+        let looks = async {
+            while self.ledger.counts().led == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(NEVER, looks).await.expect("it leads its shard");
+    }
+
+    /// It says why it cannot go on, and can still be stopped.
+    async fn ends_by(self, who: &str) {
+        let why = timeout(NEVER, self.groups.failed()).await.expect("it does not go on as if nothing had been");
+        assert!(why.contains(who), "{why}");
+        drop(self.firing);
+        let _ = self.groups.stop().await;
+        self.syncer.0.stop();
+        self.syncer.1.join().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_of_who_fires_for_a_shard_is_the_end_of_the_node() {
+    let node = Node::start().await;
+    node.of_follower.fail_from_now_on();
+    node.ends_by("who fires for a shard has panicked").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_of_the_driver_is_the_end_of_the_node() {
+    let node = Node::start().await;
+    node.of_driver.fail_from_now_on();
+    node.ledger.clock_moved();
+    node.ends_by("the driver of the wheels has panicked").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_of_who_proposes_is_the_end_of_the_node() {
+    let node = Node::start().await;
+    let cancel = Ask::Cancel { id: TaskId::new(0, ShardId(0), 1), owner: None };
+    // Whoever waits for an answer is told that there is none.
+    timeout(NEVER, node.proposer.ask(GROUP, cancel)).await.unwrap().unwrap_err();
+    node.ends_by("who proposes for a group has panicked").await;
+}
