@@ -11,7 +11,7 @@ const THREADS: usize = 2;
 
 /// What is taken away, who must notice, and within how many schedules. Others may see the same harm from another side, and
 /// sooner: an assertion in the server itself is worth nothing here.
-const BROKEN: [(Fault, &[&str], u64); 12] = [
+const BROKEN: [(Fault, &[&str], u64); 13] = [
     (Fault::SkipFsync, &["lost"], 60),
     (Fault::IgnoreWatermark, &["answers"], 120),
     (Fault::SkipLease, &["reads"], 60),
@@ -24,6 +24,7 @@ const BROKEN: [(Fault, &[&str], u64); 12] = [
     (Fault::StaleReads, &["reads"], 40),
     (Fault::LetGoUnasked, &["lost", "occurrences", "reads"], 60),
     (Fault::LeaveBehind, &["places"], 20),
+    (Fault::ForgetOut, &["duplicates"], 60),
 ];
 
 #[test]

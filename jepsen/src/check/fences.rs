@@ -77,7 +77,7 @@ fn grows(name: &dyn Fn() -> String, arrivals: &[&Arrival<'_>], counts: &mut Coun
 }
 
 /// One packet that the network has doubled: it is the same in all there is to it.
-fn is_doubled(one: &Arrival<'_>, two: &Arrival<'_>) -> bool {
+pub(super) fn is_doubled(one: &Arrival<'_>, two: &Arrival<'_>) -> bool {
     let [a, b] = [one.delivery, two.delivery];
     a.datagram && b.datagram && one.fence() == two.fence() && (a.attempt, a.version) == (b.attempt, b.version)
 }

@@ -11,6 +11,7 @@ use crate::history::History;
 mod answers;
 mod clocks;
 mod digests;
+mod duplicates;
 mod early;
 mod fences;
 #[cfg(test)]
@@ -84,12 +85,14 @@ impl Verdict {
 pub type Checker = fn(&History, &Limits) -> Verdict;
 
 /// Every promise, by the name of its checker.
-pub const ALL: [(&str, Checker); 9] = [
+pub const ALL: [(&str, Checker); 11] = [
     ("lost", lost::check),
     ("early", early::check),
     ("occurrences", occurrences::check),
     ("answers", answers::check),
     ("fences", fences::check),
+    ("duplicates", duplicates::within_a_term),
+    ("duplicates_without_a_fault", duplicates::without_a_fault),
     ("unique", unique::check),
     ("digests", digests::check),
     ("lateness", lateness::check),

@@ -21,6 +21,8 @@ use crate::history::{Stage, What};
 const PAUSE_MS: (u64, u64) = (50, 900);
 /// How long most of them last.
 const LASTS_MS: (u64, u64) = (100, 2_500);
+/// Too long for a lease.
+const STALL_MS: (u64, u64) = (350, 600);
 /// A disk that takes this long for a sync has a bad moment.
 const SLOW_SYNC_MS: (u64, u64) = (20, 400);
 
@@ -80,7 +82,8 @@ impl Faults {
 
     fn one(&mut self) {
         match self.rng.random_range(0..100) {
-            0..30 => self.partition(),
+            0..26 => self.partition(),
+            26..30 => self.stall(),
             30..60 => self.crash(),
             60..65 => self.crash_all(),
             65..75 => self.slow_links(),
@@ -116,6 +119,20 @@ impl Faults {
             lasting(over, lasts).await;
             ways.into_iter().for_each(|way| world.net.mend(way));
             world.note("partition", Stage::End, detail);
+        });
+    }
+
+    /// What the others say comes too late for a lease. They hear their leader all the time, so its term goes on.
+    fn stall(&mut self) {
+        let victim = self.victim();
+        let (world, lasts, over) = (self.world.clone(), self.some_ms(STALL_MS), self.over.clone());
+        let ways: Vec<Link> = self.world.nodes().filter(|node| *node != victim).map(|other| (other, victim)).collect();
+        world.note("stall", Stage::Begin, format!("node {victim}"));
+        ways.iter().for_each(|way| world.net.cut(*way));
+        self.under_way.spawn(async move {
+            lasting(over, lasts).await;
+            ways.into_iter().for_each(|way| world.net.mend(way));
+            world.note("stall", Stage::End, format!("node {victim}"));
         });
     }
 
