@@ -41,6 +41,9 @@ pub struct Metrics {
     pub log_syncs: Gauge,
     pub log_appends: Gauge,
     pub memtable_bytes: Gauge,
+    pub cache_bytes: Gauge,
+    pub peer_messages: Gauge,
+    pub lease_age_ms: Gauge,
     pub disk_free_bytes: Gauge,
     pub clock_offset_us: Gauge,
 }
@@ -75,6 +78,13 @@ impl Metrics {
             connections: gauge(r, "connections", "Client connections open"),
             log_syncs: gauge(r, "log_syncs", "Times the log was synced to disk"),
             log_appends: gauge(r, "log_appends", "Writes to the log that waited for a sync"),
+            cache_bytes: gauge(r, "cache_bytes", "Memory of the store for what is read again"),
+            peer_messages: gauge(r, "peer_messages", "Messages of Raft sent to other nodes since the start"),
+            lease_age_ms: gauge(
+                r,
+                "lease_age_ms",
+                "How long ago the others were heard by whose promises this node leads",
+            ),
             memtable_bytes: gauge(r, "memtable_bytes", "Memory of the store for what is not flushed"),
             disk_free_bytes: gauge(r, "disk_free_bytes", "Free space on the disk of the data folder"),
             clock_offset_us: gauge(r, "clock_offset_us", "How far the wall clock is ahead, microseconds"),

@@ -587,6 +587,9 @@ impl http::Watched for Watched {
         let (syncs, appends) = self.syncer.counts();
         metrics.log_syncs.set(shown(syncs));
         metrics.log_appends.set(shown(appends));
+        metrics.cache_bytes.set(shown(self.store.cache_bytes()));
+        metrics.peer_messages.set(shown(self.service.cluster.network().messages()));
+        metrics.lease_age_ms.set(shown(self.groups.lease_age().as_millis()));
         metrics.memtable_bytes.set(shown(self.store.memtable_bytes()));
         metrics.text()
     }

@@ -19,7 +19,9 @@ use boomerang::raft::dial::{Dial, Wire};
 use boomerang::raft::groups::Parts;
 use boomerang::raft::network::ReplicaClient;
 use boomerang::raft::types::{Command, LogId, Membership, MembershipRow, TypeConfig, Vote, log_id, term_of, vote};
-use boomerang::raft::{Begin, Groups, LEASE, Member, Observer, PeerNetwork, PeerService, Raft, ReplicaId, peer_service};
+use boomerang::raft::{
+    Begin, Groups, LEASE, Member, Observer, PeerNetwork, PeerService, Raft, ReplicaId, peer_service,
+};
 use boomerang::sabotage;
 use boomerang::shard::{Batch, Effect, Register, Request};
 use boomerang::store::keys::Key;
@@ -408,10 +410,11 @@ async fn a_group_that_is_busy_keeps_its_leader_until_it_hangs() {
         leads_for(3 * LEASE).await;
         assert!(nodes[1..].iter().all(|node| node.vote(GROUP).leader_id.term == term), "nobody was elected meanwhile");
         // It does not come back: then another one leads, whatever its node goes on to say.
-        until("another leads", || nodes[1..].iter().any(|node| {
-            node.groups.get(GROUP).unwrap().leads(Duration::ZERO).is_some_and(|new| new > term)
-        }))
-        .await;
+        let leads_later = |node: &Node| {
+            let leads = node.groups.get(GROUP).unwrap().leads(Duration::ZERO);
+            leads.is_some_and(|new| new > term).then_some(())
+        };
+        common::until("another leads", async || nodes[1..].iter().find_map(leads_later)).await;
         assert_eq!(leader.leads(Duration::ZERO), None);
         busy.end().await;
     })

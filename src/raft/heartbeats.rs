@@ -4,6 +4,9 @@
 //! instead of one per group is most of what an idle cluster saves: there is little to compute in a heartbeat, and much
 //! to wake up.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -33,9 +36,9 @@ pub(super) struct Heartbeats {
 
 impl Heartbeats {
     /// Must be called within the runtime.
-    pub fn start(channel: Channel) -> Self {
+    pub fn start(channel: Channel, messages: Arc<AtomicU64>) -> Self {
         let (waiting, gathered) = mpsc::unbounded_channel();
-        tokio::spawn(gather(channel, gathered));
+        tokio::spawn(gather(channel, gathered, messages));
         Self { waiting }
     }
 
@@ -47,7 +50,7 @@ impl Heartbeats {
     }
 }
 
-async fn gather(channel: Channel, mut gathered: mpsc::UnboundedReceiver<Waiting>) {
+async fn gather(channel: Channel, mut gathered: mpsc::UnboundedReceiver<Waiting>, messages: Arc<AtomicU64>) {
     let mut waiting = Vec::new();
     while gathered.recv_many(&mut waiting, 1).await > 0 {
         tokio::time::sleep(GATHER).await;
@@ -56,6 +59,7 @@ async fn gather(channel: Channel, mut gathered: mpsc::UnboundedReceiver<Waiting>
         {
             waiting.push(more);
         }
+        messages.fetch_add(1, Relaxed);
         // One that is slow does not hold up the next.
         tokio::spawn(send(channel.clone(), std::mem::take(&mut waiting)));
     }

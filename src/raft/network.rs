@@ -33,6 +33,8 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
@@ -125,6 +127,8 @@ struct Inner {
     dial: Option<Arc<dyn Dial>>,
     /// See [`super::urgent`].
     urgent: OnceLock<Handle>,
+    /// Sent so far: log entries, beats, holds, votes; answers not counted.
+    messages: Arc<AtomicU64>,
     remotes: RwLock<BTreeMap<u64, Arc<Remote>>>,
 }
 
@@ -134,6 +138,7 @@ struct Remote {
     tls: Option<PeerTls>,
     dial: Option<Arc<dyn Dial>>,
     urgent: Option<Handle>,
+    messages: Arc<AtomicU64>,
     connections: OnceLock<Connections>,
     /// When it could not be connected to last.
     failed_at: Mutex<Option<Instant>>,
@@ -174,9 +179,19 @@ impl PeerNetwork {
                 tls,
                 dial,
                 urgent: OnceLock::new(),
+                messages: Arc::default(),
                 remotes,
             }),
         }
+    }
+
+    /// Messages of Raft that were sent to other nodes so far.
+    pub fn messages(&self) -> u64 {
+        self.inner.messages.load(Relaxed)
+    }
+
+    fn count(&self) {
+        self.inner.messages.fetch_add(1, Relaxed);
     }
 
     /// What is urgent runs there, instead of where it is asked for. To be said before anything else.
@@ -197,6 +212,7 @@ impl PeerNetwork {
         let remote = self.remote(node_id).ok()?;
         remote.check_reachable().ok()?;
         let mut client = client(&remote.connections().ok()?.control);
+        self.count();
         let request = peer::HoldRequest { cluster: self.inner.cluster.clone(), holds };
         match timeout(within, client.hold(request)).await {
             Ok(Ok(answer)) => Some(answer.into_inner().promised),
@@ -219,6 +235,7 @@ impl PeerNetwork {
             tls: self.inner.tls.clone(),
             dial: self.inner.dial.clone(),
             urgent: self.inner.urgent.get().cloned(),
+            messages: self.inner.messages.clone(),
             connections: OnceLock::new(),
             failed_at: Mutex::new(None),
             gone: CancellationToken::new(),
@@ -311,7 +328,7 @@ impl Remote {
         Ok(self.connections.get_or_init(|| Connections {
             heartbeats: {
                 let _entered = self.urgent.as_ref().map(Handle::enter);
-                Heartbeats::start(control.clone())
+                Heartbeats::start(control.clone(), self.messages.clone())
             },
             control,
             appends: connect(),
@@ -389,6 +406,7 @@ impl ReplicaClient {
         let remote = self.remote()?;
         remote.check_reachable()?;
         let client = client(&remote.connections()?.control);
+        self.network.count();
         let asked = async {
             match question.clone()(client.clone()).await {
                 // Whoever gave up while a connection was being made has left it like that, and the next one fails by a
@@ -530,6 +548,8 @@ struct Session<'s, S> {
     input_ended: bool,
     unanswered: Unanswered,
     pace: Pace,
+    /// See [`PeerNetwork::messages`].
+    messages: Arc<AtomicU64>,
 }
 
 /// When openraft is asked for the next request. It always has one when something was committed; with nothing but that, it
@@ -571,7 +591,7 @@ where
                 return None;
             }
             let Lane { remote, requests, answers, to } = &mut self.lane;
-            let (pace, input) = (&mut self.pace, &mut self.input);
+            let (pace, input, count) = (&mut self.pace, &mut self.input, &self.messages);
             let send = async {
                 pace.wait().await;
                 let permit = requests.reserve().await.map_err(|_| unreachable("the connection is lost"))?;
@@ -580,6 +600,7 @@ where
                 let message = to_append(to.take(), &request);
                 let bytes = message.entries.iter().map(bytes::Bytes::len).sum();
                 permit.send(message);
+                count.fetch_add(1, Relaxed);
                 Ok::<Option<Sent>, Unreachable<TypeConfig>>(Some(Sent { bytes, up_to }))
             };
             let may_send = !self.input_ended && self.unanswered.has_room();
@@ -663,7 +684,9 @@ impl NetStreamAppend<TypeConfig> for ReplicaClient {
             }
             let lane = self.open_lane().await?;
             let (home, pace) = (&mut self.idle_lane, Pace::new(self.log.clone()));
-            let session = Session { home, lane, input, input_ended: false, unanswered: Unanswered::new(), pace };
+            let messages = self.network.inner.messages.clone();
+            let session =
+                Session { home, lane, input, input_ended: false, unanswered: Unanswered::new(), pace, messages };
             let answers = futures::stream::unfold(Some(session), async |session| session?.next().await);
             Ok::<Answers<'s>, RPCError<TypeConfig>>(answers.boxed())
         };
