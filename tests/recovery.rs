@@ -143,7 +143,8 @@ async fn killed_at_random_instants_under_load() {
 /// After a restart the overdue tasks leave first, each shard's in due order, before what has come due since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overdue_tasks_leave_in_due_order() {
-    const TASKS: u64 = 2_000;
+    // Each shard in turn gets some hundreds.
+    const TASKS: u64 = 9_000;
     let mut node = NodeProcess::start_on_a_fixed_port(&[]);
     let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 10_000).await.unwrap();
     let client = Client::connect(options(&node, &receiver)).await.unwrap();

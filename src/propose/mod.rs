@@ -25,7 +25,7 @@ use pressure::{Line, Pressure};
 use rand::{Rng, rngs::SmallRng};
 use tokio::sync::mpsc::error::{SendError, TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
 use crate::raft::types::{Command, leader_of};
@@ -55,6 +55,11 @@ const REQUEST_BYTES: usize = 64;
 const OVERLOADED_RETRY_MS: u64 = 1_000;
 /// After lines that were full.
 const FULL_RETRY: Duration = Duration::from_millis(250);
+/// After an entry with so many requests the next one waits for as many, but no longer than that: with fewer, nobody is
+/// likely to come, and with more, they are enough.
+const REQUESTS_WORTH_A_WAIT: usize = 4;
+const REQUESTS_WAITED_FOR_MAX: usize = 64;
+const ENTRY_WAITS: Duration = Duration::from_millis(1);
 /// How long a turn lasts: some rounds of a busy group, so that what is asked meanwhile waits for the next entry of the
 /// same one. The first entry of each turn holds little.
 const TURN: Duration = Duration::from_millis(50);
@@ -384,14 +389,24 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
     };
     let mut disk = parts.disk.clone();
     let mut waiting = Vec::with_capacity(REQUESTS_PER_ENTRY_MAX);
+    let mut before = 0;
     // After a round, `waiting` holds what did not fit into its entry.
     loop {
         if waiting.is_empty() && asks.recv_many(&mut waiting, REQUESTS_PER_ENTRY_MAX).await == 0 {
             return;
         }
-        while waiting.len() < REQUESTS_PER_ENTRY_MAX
-            && let Ok(more) = asks.try_recv()
-        {
+        // Those who have just been answered ask again: half of them would miss this entry, and wait for the next.
+        let expected = if before < REQUESTS_WORTH_A_WAIT { 0 } else { before.min(REQUESTS_WAITED_FOR_MAX) };
+        let until = Instant::now() + ENTRY_WAITS;
+        while waiting.len() < REQUESTS_PER_ENTRY_MAX {
+            let more = match asks.try_recv() {
+                Ok(more) => more,
+                Err(_) if waiting.len() >= expected => break,
+                Err(_) => match timeout_at(until, asks.recv()).await {
+                    Ok(Some(more)) => more,
+                    Ok(None) | Err(_) => break,
+                },
+            };
             waiting.push(more);
         }
         if disk.wait_for(|state| !matches!(state, DiskState::Full(_))).await.is_err() {
@@ -407,6 +422,7 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         let fits = fitting(&waiting);
         let rest = waiting.split_off(fits);
         line.left(waiting.len());
+        before = waiting.len();
         let begun = Instant::now();
         maker.begin(term, &parts.store);
         if let Some(entry) = maker.entry(&mut waiting) {

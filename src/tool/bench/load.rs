@@ -33,6 +33,9 @@ const POOL_STEP: u64 = 8_191;
 const CANCELLED_AT_ONCE: usize = 1_000;
 const CANCELS_UNDER_WAY: usize = 2;
 
+/// A node that has had no room for so long is not waited for any more.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// After an answer that names no time to wait.
 const OVERLOADED_PAUSE: Duration = Duration::from_millis(10);
 
@@ -77,16 +80,11 @@ impl Shape {
     }
 
     /// Sends the tasks of these numbers with one request.
-    async fn send(
-        &self,
-        client: &Client,
-        numbers: std::ops::Range<u64>,
-        schedule: Schedule,
-    ) -> Result<Pending, ClientError> {
-        let task = |number| self.task(number, schedule);
-        match numbers.end - numbers.start {
-            1 => client.register_nowait(task(numbers.start)).await.map(Either::Left),
-            _ => client.register_batch_nowait(numbers.map(task).collect()).await.map(Either::Right),
+    async fn send(&self, client: &Client, numbers: &[u64], schedule: Schedule) -> Result<Pending, ClientError> {
+        let task = |number: &u64| self.task(*number, schedule);
+        match numbers {
+            [one] => client.register_nowait(task(one)).await.map(Either::Left),
+            many => client.register_batch_nowait(many.iter().map(task).collect()).await.map(Either::Right),
         }
     }
 }
@@ -103,6 +101,8 @@ pub(super) struct Registering {
     pub latency_us: Histogram<u64>,
     /// From the first request to the last answer.
     pub took: Duration,
+    /// Refused for want of room, and sent again.
+    pub refused: u64,
     pub failures: BTreeMap<String, u64>,
 }
 
@@ -110,7 +110,7 @@ impl Registering {
     pub fn new() -> Self {
         let latency_us = histogram();
         let (acknowledged, answered_us, failures) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self { sent: 0, acknowledged, answered_us, late: 0, latency_us, took: Duration::ZERO, failures }
+        Self { sent: 0, acknowledged, answered_us, late: 0, latency_us, took: Duration::ZERO, refused: 0, failures }
     }
 
     fn acknowledge(&mut self, registered: Registered, latency: Duration, answered_us: u64) {
@@ -120,24 +120,14 @@ impl Registering {
         self.latency_us.saturating_record(micros(latency));
     }
 
-    /// Accounts for the answer to one registration; gives the error back, if it is one.
-    fn take(
-        &mut self,
-        one: Result<Registered, ClientError>,
-        latency: Duration,
-        answered_us: u64,
-        progress: &Progress,
-    ) -> Option<ClientError> {
+    /// Accounts for the answer to one registration.
+    fn take(&mut self, one: Result<Registered, ClientError>, latency: Duration, answered_us: u64, progress: &Progress) {
         match one {
             Ok(registered) => {
                 self.acknowledge(registered, latency, answered_us);
                 progress.one();
-                None
             }
-            Err(error) => {
-                count(&mut self.failures, &error, 1);
-                Some(error)
-            }
+            Err(error) => count(&mut self.failures, &error, 1),
         }
     }
 
@@ -147,6 +137,7 @@ impl Registering {
         self.answered_us.extend(other.answered_us);
         self.late += other.late;
         self.latency_us.add(&other.latency_us).expect("histograms of one shape");
+        self.refused += other.refused;
         merge(&mut self.failures, other.failures);
     }
 }
@@ -154,11 +145,12 @@ impl Registering {
 /// A registration that was sent, or a batch of them.
 type Pending = Either<PendingRegistration, PendingBatch>;
 
-/// What came of a request.
-enum Answered {
-    One(Result<Registered, ClientError>),
-    /// With the number of its tasks.
-    Many(u64, Result<BatchResult, ClientError>),
+/// What came of a request, for each of its tasks.
+async fn answers(pending: Pending, tasks: usize) -> BatchResult {
+    match pending {
+        Either::Left(one) => vec![one.await],
+        Either::Right(many) => many.await.unwrap_or_else(|error| vec![Err(error); tasks]),
+    }
 }
 
 /// Registers `tasks` tasks over all connections; whichever is free takes the next ones in the order of their due
@@ -179,23 +171,26 @@ pub(super) async fn register(
             let batch = shape.batch;
             let mut result = Registering::new();
             let mut under_way = FuturesUnordered::new();
+            // What was refused for want of room, which is certainly not stored.
+            let mut again: Vec<u64> = Vec::new();
+            let mut heard_at = Instant::now();
             loop {
                 while under_way.len() < shape.inflight {
-                    let first = next.fetch_add(batch, Ordering::Relaxed);
-                    if first >= tasks {
+                    let mut numbers = again.split_off(again.len().saturating_sub(batch as usize));
+                    if numbers.is_empty() {
+                        let first = next.fetch_add(batch, Ordering::Relaxed);
+                        numbers = (first..(first + batch).min(tasks)).collect();
+                    }
+                    if numbers.is_empty() {
                         break;
                     }
-                    let numbers = first..(first + batch).min(tasks);
-                    let count = numbers.end - first;
+                    let count = numbers.len() as u64;
                     let submitted = Instant::now();
                     result.sent += count;
-                    match shape.send(&client, numbers, schedule).await {
+                    match shape.send(&client, &numbers, schedule).await {
                         Ok(pending) => under_way.push(async move {
-                            let answered = match pending {
-                                Either::Left(one) => Answered::One(one.await),
-                                Either::Right(many) => Answered::Many(count, many.await),
-                            };
-                            (answered, submitted.elapsed())
+                            let answers = answers(pending, numbers.len()).await;
+                            (numbers, answers, submitted.elapsed())
                         }),
                         Err(error) => {
                             // It could not even be sent, after a wait: the rest would take for ever to fail alike.
@@ -204,19 +199,22 @@ pub(super) async fn register(
                         }
                     }
                 }
-                let Some((answered, latency)) = under_way.next().await else { return result };
+                let Some((numbers, answers, latency)) = under_way.next().await else { return result };
                 let answered_us = micros(started.elapsed());
-                let overloaded = match answered {
-                    Answered::One(one) => result.take(one, latency, answered_us, &progress),
-                    Answered::Many(_, Ok(many)) => {
-                        let take = |one| result.take(one, latency, answered_us, &progress);
-                        many.into_iter().map(take).fold(None, Option::or)
+                let mut overloaded = None;
+                for (number, answer) in numbers.into_iter().zip(answers) {
+                    match answer {
+                        Err(error) if is_overloaded(&error) && heard_at.elapsed() < PATIENCE => {
+                            result.refused += 1;
+                            again.push(number);
+                            overloaded = Some(error);
+                        }
+                        answer => {
+                            heard_at = if answer.is_ok() { Instant::now() } else { heard_at };
+                            result.take(answer, latency, answered_us, &progress);
+                        }
                     }
-                    Answered::Many(of, Err(error)) => {
-                        self::count(&mut result.failures, &error, of);
-                        Some(error)
-                    }
-                };
+                }
                 if let Some(error) = overloaded {
                     pause_if_overloaded(&error).await;
                 }
@@ -300,6 +298,10 @@ pub(super) async fn cancel(clients: &[Client], tasks: Vec<TaskId>, progress: &Ar
         merge(&mut all.failures, one.failures);
     }
     all
+}
+
+pub(super) fn is_overloaded(error: &ClientError) -> bool {
+    matches!(error, ClientError::Server { status: crate::wire::proto::Status::Overloaded, .. })
 }
 
 pub(super) async fn pause_if_overloaded(error: &ClientError) {

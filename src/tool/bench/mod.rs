@@ -208,14 +208,18 @@ mod tests {
     use crate::client::fake::{self, Fake};
     use crate::wire::proto::{self, Status, boomerang_envelope::Payload};
 
-    /// A node that stores nothing and fires nothing; it refuses the registration with this number.
+    /// A node that stores nothing and fires nothing; it refuses the registration with this number for good.
     async fn node(refused: u64) -> String {
+        node_that_refuses(refused, Status::Error).await
+    }
+
+    async fn node_that_refuses(refused: u64, status: Status) -> String {
         let fake = Fake::start().await;
         let address = fake.address();
         let registered = AtomicU64::new(0);
         let answer = move |task: &proto::Task| match registered.fetch_add(1, Ordering::Relaxed) {
             number if number == refused => proto::RegistrationResponse {
-                status: Status::Overloaded.into(),
+                status: status.into(),
                 error_message: "not now".into(),
                 ..Default::default()
             },
@@ -261,9 +265,15 @@ mod tests {
             (&3_600_000.into(), &100.into())
         );
 
+        let overloaded = node_that_refuses(7, Status::Overloaded).await;
+        let (report, result) = bench("register --tasks 50", &overloaded).await;
+        result.unwrap();
+        assert_eq!((report["sent"].as_u64(), report["acknowledged"].as_u64()), (Some(51), Some(50)), "sent again");
+        assert_eq!((report["refused"].as_u64(), report["cleaned_up"]["cancelled"].as_u64()), (Some(1), Some(50)));
+
         let (report, result) = bench("register --tasks 50 --keep", &node(7).await).await;
         assert_eq!(result.unwrap_err(), "1 of 50 were not acknowledged");
-        assert_eq!(report["failures"]["OVERLOADED: not now"], 1);
+        assert_eq!(report["failures"]["ERROR: not now"], 1);
         assert!(report["cleaned_up"].is_null());
     }
 
@@ -273,7 +283,7 @@ mod tests {
         assert_eq!(result.unwrap_err(), "1 of 50 were not acknowledged");
         assert_eq!((report["sent"].as_u64(), report["acknowledged"].as_u64()), (Some(50), Some(49)));
         assert_eq!(
-            (&report["failures"]["OVERLOADED: not now"], &report["cleaned_up"]["cancelled"]),
+            (&report["failures"]["ERROR: not now"], &report["cleaned_up"]["cancelled"]),
             (&1.into(), &49.into())
         );
         assert_eq!(report["configuration"]["batch"], 8);

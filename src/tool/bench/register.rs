@@ -39,7 +39,7 @@ pub(super) async fn run(args: RegisterBench, global: &Global) -> Result<Report, 
         counts: Counts {
             sent: registering.sent,
             acknowledged,
-            refused: 0,
+            refused: registering.refused,
             fired: judgement.fired,
             lost: 0,
             early: judgement.early,

@@ -75,7 +75,7 @@ impl Report {
             counts: Counts {
                 sent: registering.sent,
                 acknowledged: registering.acknowledged.len() as u64,
-                refused: 0,
+                refused: registering.refused,
                 fired: judgement.fired,
                 lost: judgement.lost.len() as u64,
                 early: judgement.early,
