@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -205,8 +205,7 @@ async fn a_stall() -> Result<(), String> {
     let again = seen.again();
     println!("{out} were out; leading was suspended {suspended} times; {} came again", again.len());
     for (attempt, fences) in &again {
-        let mut terms: Vec<&str> = fences.iter().map(|fence| fence.split('.').next().unwrap()).collect();
-        terms.dedup();
+        let terms: BTreeSet<&str> = fences.iter().map(|fence| fence.split('.').next().unwrap()).collect();
         assert_eq!(terms.len(), fences.len(), "{attempt:?} came again in one term: {fences:?}");
     }
     match (suspended, again.len()) {

@@ -139,8 +139,8 @@ fn a_page_says_what_the_checkers_said() {
     assert!(verdicts.iter().all(Verdict::holds), "{verdicts:#?}");
     let (page, again, _) = written(&history, &verdicts);
     assert_eq!(again, history);
-    assert!(page.contains("All 9 promises were kept"));
-    assert_eq!(page.matches(">holds<").count(), 9);
+    assert!(page.contains("All 11 promises were kept"));
+    assert_eq!(page.matches(">holds<").count(), 11);
     can_be_drawn(&well_formed(&page));
 
     let what = "fence 1 < 2 & \"more\"".to_owned();
@@ -149,7 +149,7 @@ fn a_page_says_what_the_checkers_said() {
     let attributes = well_formed(&page);
     can_be_drawn(&attributes);
     assert_eq!(links_lead_somewhere(&attributes), 4);
-    assert!(page.contains("1 of 9 promises was broken"));
+    assert!(page.contains("1 of 11 promises was broken"));
     assert!(page.contains("fence 1 &lt; 2 &amp; &quot;more&quot;"));
     for verdict in &verdicts {
         assert!(page.contains(verdict.checker) && page.contains(verdict.promise), "{}", verdict.checker);
