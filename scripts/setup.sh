@@ -12,6 +12,8 @@ need build-essential 'command -v c++ && command -v make'
 need clang 'command -v clang'
 need libclang-dev 'ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* 2>/dev/null | grep -q .'
 need protobuf-compiler 'command -v protoc'
+# The messages every other .proto may use. protobuf-compiler only recommends it, and what is recommended is not installed.
+need libprotobuf-dev 'ls /usr/include/google/protobuf/descriptor.proto'
 # For the tests of clusters, which start their own; the service that comes with the package is not used.
 need etcd-server 'command -v etcd'
 need iproute2 'command -v ip'
