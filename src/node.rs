@@ -45,7 +45,7 @@ use crate::server::{Service, http, tcp};
 use crate::settings::{Placement, Settings};
 use crate::shard::{PutClient, Request};
 use crate::store::folder::{DataFolder, FORMAT, FolderError, Identity};
-use crate::store::syncer::Syncer;
+use crate::store::syncer::{Syncer, SyncerThread};
 use crate::store::{Store, StoreError};
 use crate::task::{ClientId, GroupId};
 
@@ -110,16 +110,24 @@ pub struct Node {
     cluster: Cluster,
     placement: placement::Running,
     firing: Firing,
-    syncer: Syncer,
-    syncer_thread: std::thread::JoinHandle<()>,
-    /// For as long as the node lives.
-    _urgent: Urgent,
+    syncer: SyncerThread,
+    digests: RunningDigests,
+    urgent: Urgent,
     /// Ends the listeners.
     stop: CancellationToken,
     listeners: Vec<JoinHandle<()>>,
     helpers: Vec<JoinHandle<()>>,
     /// Released last.
     _folder: DataFolder,
+}
+
+/// Whatever becomes of the node, nobody computes a digest after it.
+struct RunningDigests(Arc<Marks>);
+
+impl Drop for RunningDigests {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 impl Node {
@@ -166,6 +174,7 @@ impl Node {
         let network = PeerNetwork::with_tls(&settings.cluster, settings.node_id, tls.clone());
         network.run_urgent_on(urgent.handle());
         let marks = Marks::new(store.clone());
+        let digests = RunningDigests(marks.clone());
         let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
         let sessions = Arc::new(Sessions::new(settings.session_lifetime_ms, settings.sessions_max));
         let ending = Ending { sessions: sessions.clone(), store: store.clone() };
@@ -283,9 +292,9 @@ impl Node {
             cluster,
             placement,
             firing,
-            syncer,
-            syncer_thread,
-            _urgent: urgent,
+            syncer: syncer_thread,
+            digests,
+            urgent,
             stop,
             listeners,
             helpers,
@@ -316,9 +325,12 @@ impl Node {
             helper.abort();
         }
         self.groups.stop().await?;
-        self.syncer.stop();
-        let joined = tokio::task::spawn_blocking(move || self.syncer_thread.join());
-        joined.await.expect("joining does not panic").expect("the syncer does not panic");
+        let (syncer, digests, urgent) = (self.syncer, self.digests, self.urgent);
+        let ended = tokio::task::spawn_blocking(move || {
+            urgent.stop();
+            drop((syncer, digests));
+        });
+        ended.await.expect("ending threads does not panic");
         Ok(())
     }
 }

@@ -26,7 +26,7 @@ use boomerang::sabotage;
 use boomerang::shard::{Batch, Effect, Register, Request};
 use boomerang::store::keys::Key;
 use boomerang::store::rows::ShardMetaRow;
-use boomerang::store::syncer::Syncer;
+use boomerang::store::syncer::{Syncer, SyncerThread};
 use boomerang::store::{Row, Store, codec};
 use boomerang::task::{Callback, ClientId, GroupId, Policy, Protocol, Retry, ShardId, TaskId};
 use boomerang::wire::peer;
@@ -68,7 +68,7 @@ struct Node {
     groups: Groups,
     network: PeerNetwork,
     store: Store,
-    syncer: Syncer,
+    _syncer: SyncerThread,
     folder: Arc<TempDir>,
     server: Option<Server>,
 }
@@ -86,14 +86,14 @@ impl Node {
 
     async fn start_in(folder: Arc<TempDir>, id: u64, shards: u16, begin: Begin) -> Self {
         let store = Store::open(&folder.path().join("db")).unwrap();
-        let (syncer, _thread) = Syncer::start(store.clone());
+        let (syncer, syncer_thread) = Syncer::start(store.clone());
         let network = PeerNetwork::new(CLUSTER, id);
         let parts = Parts {
             cluster: CLUSTER.to_owned(),
             node_id: id,
             shards,
             store: store.clone(),
-            syncer: syncer.clone(),
+            syncer,
             staging: folder.path().join("staging"),
             network: network.clone(),
             observer: Arc::new(Deaf),
@@ -105,7 +105,7 @@ impl Node {
                 groups.host(group, begin.clone()).await.unwrap();
             }
         }
-        let mut node = Self { id, groups, network, store, syncer, folder, server: None };
+        let mut node = Self { id, groups, network, store, _syncer: syncer_thread, folder, server: None };
         node.serve().await;
         node
     }
@@ -157,12 +157,6 @@ impl Node {
 
     fn applied(&self, group: GroupId) -> Option<LogId> {
         self.raft(group).metrics().borrow_watched().last_applied
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.syncer.stop();
     }
 }
 

@@ -18,7 +18,7 @@ use crate::propose::{Ask, Proposer};
 use crate::raft::{Observer, ReplicaId};
 use crate::shard::{Effect, Request};
 use crate::store::Store;
-use crate::store::dump::{Digest, digest_aside};
+use crate::store::dump::{Digest, DigestThreads};
 use crate::store::rows::{Applied, ShardMetaRow};
 use crate::task::GroupId;
 
@@ -41,11 +41,18 @@ pub struct Marks {
     /// Given when there is one; what is asked before is refused.
     proposer: OnceLock<Proposer>,
     marks: Mutex<HashMap<(GroupId, u64), Mark>>,
+    threads: DigestThreads,
 }
 
 impl Marks {
     pub fn new(store: Store) -> Arc<Self> {
-        Arc::new(Self { store, proposer: OnceLock::new(), marks: Mutex::default() })
+        let threads = DigestThreads::default();
+        Arc::new(Self { store, proposer: OnceLock::new(), marks: Mutex::default(), threads })
+    }
+
+    /// No digest is computed any more.
+    pub fn stop(&self) {
+        self.threads.stop();
     }
 
     pub fn propose_with(&self, proposer: Proposer) {
@@ -87,7 +94,7 @@ impl Observer for Marks {
             let Effect::Marked { mark } = effect else { continue };
             let sender = self.sender(group, *mark);
             // Nothing of the group is applied before this returns.
-            digest_aside(self.store.clone(), group, move |digest| {
+            self.threads.digest(self.store.clone(), group, move |digest| {
                 sender.send_replace(Some(digest.map_err(|error| error.to_string())));
             });
         }

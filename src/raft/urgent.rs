@@ -6,11 +6,13 @@
 //! the system gives a thread that mostly sleeps its turn soon, however busy the others are.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
 /// Two, so that one connection that has much to say does not hold up another.
 const THREADS: usize = 2;
+const STOP_WITHIN: Duration = Duration::from_secs(2);
 
 /// The runtime of these threads. They end when it is dropped.
 pub struct Urgent {
@@ -26,6 +28,13 @@ impl Urgent {
 
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// Ends the threads, and what still runs on them, and waits for that: some of it holds the database. Blocks.
+    pub fn stop(mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(STOP_WITHIN);
+        }
     }
 }
 

@@ -13,6 +13,10 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvError;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use openraft::entry::EntryPayload;
 use serde::de::DeserializeOwned;
@@ -287,28 +291,66 @@ impl fmt::Display for Digest {
     }
 }
 
-/// The digest of `group` as it is when this is called, computed on a thread of its own, where `done` is called.
-pub fn digest_aside(store: Store, group: GroupId, done: impl FnOnce(Result<Digest, StoreError>) + Send + 'static) {
-    let (pinned_out, pinned) = std::sync::mpsc::channel();
-    let read = move || {
-        let digest = digest_pinned(&store, group, || {
-            let _ = pinned_out.send(());
-        });
-        done(digest);
-    };
-    match std::thread::Builder::new().name(format!("digest-{group}")).spawn(read) {
-        // It takes microseconds; when it fails, the channel is closed.
-        Ok(_) => pinned.recv().unwrap_or(()),
-        Err(error) => tracing::error!(%error, "cannot start a thread for a digest"),
+/// The threads that compute digests. They hold the database, so that whoever is about to end the process waits for their end.
+#[derive(Default)]
+pub struct DigestThreads {
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl DigestThreads {
+    /// The digest of `group` as it is when this is called, computed on a thread of its own, where `done` is called; never,
+    /// once these were stopped.
+    pub fn digest(&self, store: Store, group: GroupId, done: impl FnOnce(Result<Digest, StoreError>) + Send + 'static) {
+        let (pinned_out, pinned) = std::sync::mpsc::channel();
+        let stopped = self.stopped.clone();
+        let read = move || {
+            let digest = digest_while(&store, group, || drop(pinned_out), || !stopped.load(Ordering::Relaxed));
+            if let Some(digest) = digest.transpose() {
+                done(digest);
+            }
+        };
+        let mut threads = self.threads.lock().expect("no panic under this lock");
+        threads.retain(|thread| !thread.is_finished());
+        match std::thread::Builder::new().name(format!("digest-{group}")).spawn(read) {
+            Ok(thread) => {
+                threads.push(thread);
+                // It takes microseconds until the channel is closed.
+                let _: Result<(), RecvError> = pinned.recv();
+            }
+            Err(error) => tracing::error!(%error, "cannot start a thread for a digest"),
+        }
+    }
+
+    /// Ends what is being computed, and waits for it.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        let threads = std::mem::take(&mut *self.threads.lock().expect("no panic under this lock"));
+        for thread in threads {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "computing a digest does not panic");
+        }
+    }
+}
+
+impl Drop for DigestThreads {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
 /// The digest of `group` as of one moment, even while entries are applied.
 pub fn digest(store: &Store, group: GroupId) -> Result<Digest, StoreError> {
-    digest_pinned(store, group, || ())
+    Ok(digest_while(store, group, || (), || true)?.expect("it was not stopped"))
 }
 
-fn digest_pinned(store: &Store, group: GroupId, pinned: impl FnOnce()) -> Result<Digest, StoreError> {
+/// `None` when `wanted` was false before the end.
+fn digest_while(
+    store: &Store,
+    group: GroupId,
+    pinned: impl FnOnce(),
+    wanted: impl Fn() -> bool,
+) -> Result<Option<Digest>, StoreError> {
     let (from, until) = Key::group_range(group);
     let applied_key = Key::applied(group);
     let mut digest = Digest { applied: None, rows: 0, hash: [0; 32] };
@@ -336,6 +378,9 @@ fn digest_pinned(store: &Store, group: GroupId, pinned: impl FnOnce()) -> Result
             pinned();
             iterator.seek(&from);
             while let Some((key, value)) = iterator.item() {
+                if !wanted() {
+                    return Ok(None);
+                }
                 add(key, value)?;
                 iterator.next();
             }
@@ -348,7 +393,7 @@ fn digest_pinned(store: &Store, group: GroupId, pinned: impl FnOnce()) -> Result
         }
     }
     digest.hash = hash.finalize().into();
-    Ok(digest)
+    Ok(Some(digest))
 }
 
 #[cfg(test)]
@@ -552,5 +597,22 @@ mod tests {
         assert_eq!(digest(&store, GROUP).unwrap().hash, before.hash, "an election changes no row");
         put(&store, Key::timeline(GROUP, 5, id()), &TimelineRow { occurrence: 1, attempt: 3, recurring: false });
         assert_ne!(digest(&store, GROUP).unwrap().hash, before.hash);
+    }
+
+    #[test]
+    fn digests_that_are_stopped_leave_nobody_with_the_database() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path()).unwrap();
+        fill(&store);
+        let (done, found) = std::sync::mpsc::channel();
+        let threads = DigestThreads::default();
+        let again = done.clone();
+        threads.digest(store.clone(), GROUP, move |found| again.send(found.unwrap()).unwrap());
+        assert_eq!(found.recv().unwrap(), digest(&store, GROUP).unwrap());
+        threads.stop();
+        threads.digest(store.clone(), GROUP, move |found| done.send(found.unwrap()).unwrap());
+        drop((threads, store));
+        assert!(found.recv().is_err(), "after the end there is no answer");
+        Store::open(temp.path()).expect("nobody else has it open");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Out: a thread of its own pins a RocksDB snapshot and reads the shard's whole key range from it, `last applied` and
 //! membership included, so that all of it is of one moment; the rows leave through a bounded channel, and dropping the
-//! receiver ends the thread. In: the rows become sorted files next to the database first (slow, interruptible, no
-//! effect), and are then taken in by one atomic step that also drops whatever the shard held before.
+//! receiver ends the thread, and waits for its end. In: the rows become sorted files next to the database first (slow,
+//! interruptible, no effect), and are then taken in by one atomic step that also drops whatever the shard held before.
 //!
 //! ```text
 //!   pinned snapshot --chunks--> [ channel | network ] --chunks--> staging/x/clear.sst  range tombstone
@@ -13,6 +13,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::thread::JoinHandle;
 
 use rocksdb::{Cache, IngestExternalFileOptions, Options, SstFileWriter};
 use tokio::sync::{mpsc, oneshot};
@@ -35,26 +36,52 @@ pub type Chunk = Result<Vec<Row>, StoreError>;
 pub struct Export {
     /// The rows at `head` of the moment that is pinned, in the order asked for.
     pub head: Vec<Option<Vec<u8>>>,
-    pub chunks: mpsc::Receiver<Chunk>,
+    pub chunks: Chunks,
+}
+
+/// The rows on their way. The thread that reads them does not outlive this: it holds the database, which must not be closed
+/// by whoever happens to be last while the process takes its statics down.
+pub struct Chunks {
+    rows: mpsc::Receiver<Chunk>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Chunks {
+    /// The next rows; `None` after the last.
+    pub async fn recv(&mut self) -> Option<Chunk> {
+        self.rows.recv().await
+    }
+}
+
+impl Drop for Chunks {
+    fn drop(&mut self) {
+        self.rows.close();
+        // What it waits to send is refused; at most one chunk is still being read.
+        if let Some(reader) = self.reader.take() {
+            let ended = reader.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "reading rows does not panic");
+        }
+    }
 }
 
 /// Pins `group` as it is now. `head` names rows that are wanted before the rest.
 pub async fn export(store: Store, group: GroupId, head: Vec<Key>) -> Result<Export, StoreError> {
-    let (out, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    let (out, rows) = mpsc::channel(CHUNKS_AHEAD);
     let rocks = match store.backend {
         Backend::Rocks(rocks) => rocks,
         Backend::Memory(memory) => {
             let head = head.iter().map(|key| memory.get_state(key)).collect();
             let (from, until) = Key::group_range(group);
             tokio::spawn(send_chunks(memory.scan_state(&from, &until, usize::MAX), out));
-            return Ok(Export { head, chunks });
+            return Ok(Export { head, chunks: Chunks { rows, reader: None } });
         }
     };
     let (head_out, head_in) = oneshot::channel();
     let spawned = std::thread::Builder::new().name(format!("export-{group}")).spawn(move || {
         read_pinned(&rocks, group, &head, head_out, &out);
     });
-    spawned.map_err(StoreError::file("start a thread for", Path::new("an export")))?;
+    let reader = spawned.map_err(StoreError::file("start a thread for", Path::new("an export")))?;
+    let chunks = Chunks { rows, reader: Some(reader) };
     let head = head_in.await.map_err(|_| StoreError::damaged("an export", "its thread died"))??;
     Ok(Export { head, chunks })
 }

@@ -42,15 +42,15 @@ pub struct Syncer {
 }
 
 impl Syncer {
-    /// Starts the thread. It ends after [`Syncer::stop`], when everything left before has been answered.
-    pub fn start(store: Store) -> (Self, JoinHandle<()>) {
+    /// Starts the thread.
+    pub fn start(store: Store) -> (Self, SyncerThread) {
         let shared = Arc::new(Shared::default());
         let syncer = Self { shared: shared.clone() };
         let thread = std::thread::Builder::new()
             .name("wal-sync".into())
             .spawn(move || run(&store, &shared))
             .expect("the system has room for a thread");
-        (syncer, thread)
+        (syncer.clone(), SyncerThread { syncer, thread: Some(thread) })
     }
 
     /// Calls `callback` once everything written to the log before this call is on disk, or cannot be.
@@ -70,7 +70,7 @@ impl Syncer {
         }
     }
 
-    pub fn stop(&self) {
+    fn stop(&self) {
         self.shared.queue.lock().expect("the syncer never panics under its lock").stopping = true;
         self.shared.arrived.notify_one();
     }
@@ -78,6 +78,23 @@ impl Syncer {
     /// Syncs done so far, and callbacks left so far.
     pub fn counts(&self) -> (u64, u64) {
         (self.shared.syncs.load(Ordering::Relaxed), self.shared.requests.load(Ordering::Relaxed))
+    }
+}
+
+/// The thread of a syncer, which does not outlive this: it holds the database. When this is dropped, everything left before is
+/// answered, and nothing after it.
+pub struct SyncerThread {
+    syncer: Syncer,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for SyncerThread {
+    fn drop(&mut self) {
+        self.syncer.stop();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "the syncer does not panic");
+        }
     }
 }
 
@@ -157,10 +174,10 @@ mod tests {
             let done = done.clone();
             syncer.after_sync(move |result| done.send(result.is_ok()).unwrap());
         }
-        syncer.stop();
-        thread.join().unwrap();
+        drop(thread);
         assert_eq!(results.try_iter().filter(|good| *good).count(), 100);
         syncer.after_sync(move |result| done.send(result.is_ok()).unwrap());
         assert_eq!(results.try_recv(), Ok(false), "an answer comes at once, and it is no");
+        Store::open(temp.path()).expect("the thread has let go of the database");
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use futures::StreamExt;
 use openraft::storage::{RaftLogStorageExt, RaftStateMachine};
@@ -14,7 +13,7 @@ use crate::raft::types::LogEntry;
 use crate::shard::Effect;
 use crate::store::Store;
 use crate::store::rows::ShardMetaRow;
-use crate::store::syncer::{Rounds, Syncer};
+use crate::store::syncer::{Rounds, Syncer, SyncerThread};
 use crate::task::GroupId;
 
 pub struct Ignore;
@@ -28,21 +27,21 @@ pub struct Bench {
     pub folder: PathBuf,
     pub store: Store,
     pub syncer: Syncer,
-    thread: Option<JoinHandle<()>>,
+    _thread: Option<SyncerThread>,
 }
 
 impl Bench {
     pub fn open(folder: &Path) -> Self {
         let store = Store::open(&folder.join("db")).expect("the store opens");
         let (syncer, thread) = Syncer::start(store.clone());
-        Self { folder: folder.into(), store, syncer, thread: Some(thread) }
+        Self { folder: folder.into(), store, syncer, _thread: Some(thread) }
     }
 
     /// Nothing is synced before [`Rounds::round`] is called.
     pub fn open_unsynced(folder: &Path) -> (Self, Rounds) {
         let store = Store::open(&folder.join("db")).expect("the store opens");
         let (syncer, rounds) = Syncer::by_hand(store.clone());
-        (Self { folder: folder.into(), store, syncer, thread: None }, rounds)
+        (Self { folder: folder.into(), store, syncer, _thread: None }, rounds)
     }
 
     pub fn log(&self, group: GroupId) -> LogStore {
@@ -51,15 +50,6 @@ impl Bench {
 
     pub fn machine(&self, group: GroupId) -> StateMachine {
         StateMachine::open(group, self.store.clone(), self.folder.join("staging"), Arc::new(Ignore)).unwrap()
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        self.syncer.stop();
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("the syncer does not panic");
-        }
     }
 }
 

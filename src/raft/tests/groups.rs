@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -20,7 +19,7 @@ use crate::shard::Batch;
 use crate::store::Store;
 use crate::store::dump::{Digest, digest, dump};
 use crate::store::keys::Key;
-use crate::store::syncer::Syncer;
+use crate::store::syncer::{Syncer, SyncerThread};
 use crate::task::GroupId;
 
 /// Of one replica: an own majority needs no timeout. Less than a lease, and seen once of several times: a disk may be busy.
@@ -33,7 +32,7 @@ struct Node {
     groups: Groups,
     store: Store,
     syncer: Syncer,
-    thread: JoinHandle<()>,
+    _thread: SyncerThread,
 }
 
 impl Node {
@@ -58,13 +57,11 @@ impl Node {
         for id in (0..=shards).map(GroupId) {
             groups.host(id, Begin::Alone).await?;
         }
-        Ok(Self { groups, store, syncer, thread })
+        Ok(Self { groups, store, syncer, _thread: thread })
     }
 
     async fn stop(self) {
         self.groups.stop().await.unwrap();
-        self.syncer.stop();
-        self.thread.join().unwrap();
     }
 
     fn digests(&self) -> Vec<Digest> {
