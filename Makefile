@@ -9,7 +9,7 @@ BIN := $(CARGO_TARGET_DIR)/debug
 BENCH_BIN := $(CARGO_TARGET_DIR)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run cluster cluster-down test verify fix bench overload release fuzz clean-data \
+.PHONY: help setup build run cluster cluster-down test test-random verify fix bench overload release fuzz clean-data \
         jepsen jepsen-smoke jepsen-hour sim
 
 help: ## List the targets
@@ -40,6 +40,9 @@ test: setup ## Run every test, and the fault tests for a minute
 	@[ -d $(BIN)/deps ] || echo "First build: RocksDB compiles for about 14 minutes on two cores, once."
 	cargo test
 	$(MAKE) jepsen-smoke
+
+test-random: setup ## Run the tests that act at random with fresh seeds, ten times over (ROUNDS=10)
+	@scripts/test-random.sh
 
 jepsen: build ## Five nodes under mixed faults for three minutes, and what their clients and receivers saw
 	$(BIN)/jepsen run --time 3m $(ARGS)

@@ -35,6 +35,8 @@ pub mod propose;
 pub mod raft;
 pub mod random;
 pub mod sabotage;
+#[cfg(test)]
+mod seed;
 pub mod server;
 pub mod settings;
 pub mod shard;

@@ -10,8 +10,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use boomerang::address::OwnAddress;
@@ -40,6 +40,7 @@ use openraft::RaftMetrics;
 use openraft::network::{NetStreamAppend, NetVote, RPCOption, RaftNetworkFactory};
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::rt::WatchReceiver as _;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
@@ -194,11 +195,14 @@ async fn cluster(count: u64, shards: u16) -> Vec<Node> {
     nodes
 }
 
+/// A task that no other call has made, with bytes that do not become fewer by compression.
 fn register(number: u64, payload_bytes: usize) -> Command {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let made = MADE.fetch_add(1, Relaxed);
     let callback = Callback::new(Protocol::Tcp, "127.0.0.1:1").unwrap();
     let policy = Policy { callback, retry: Retry::default(), dead_letter: None };
     let register = Register {
-        id: TaskId::new(1_700_000_000_000 + number, ShardId(0), rand::random()),
+        id: TaskId::new(1_700_000_000_000 + number, ShardId(0), made),
         client: "test".parse::<ClientId>().unwrap(),
         policy: 0,
         due_ms: 1_800_000_000_000 + number,
@@ -206,7 +210,7 @@ fn register(number: u64, payload_bytes: usize) -> Command {
         tags: None,
         dedup: None,
         numbered: None,
-        payload: Bytes::from(rand::random_iter().take(payload_bytes).collect::<Vec<u8>>()),
+        payload: StdRng::seed_from_u64(made).random_iter().take(payload_bytes).collect(),
     };
     let requests = vec![Request::Register(register)];
     Command(Batch { now_ms: number, policies: vec![policy], requests, ..Batch::default() }.encode(payload_bytes + 256))

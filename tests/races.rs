@@ -13,7 +13,7 @@ use boomerang::client::{
 };
 use boomerang::task::{Callback, Fence, Protocol, Recurrence, Retry, TaskId};
 use common::node::{ADMIN_PASSWORD, NodeProcess};
-use common::{now_ms, until};
+use common::{now_ms, seed, until};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 const TASKS: usize = 3_000;
@@ -401,12 +401,11 @@ fn judge(task: Task, told: &[Told], came: &[Came], counts: &mut Counts) {
 
 /// `kills` is when the node is killed and started again.
 async fn race(spread_ms: u64, kills: &[u64]) -> Counts {
-    let seed: u64 = std::env::var("BOOMERANG_SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
-    println!("seed: BOOMERANG_SEED={seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
+    let seed = seed::one();
+    let mut rng = seed.rng();
     let mut node = NodeProcess::start_on_a_fixed_port(&[]);
     let log = Log::default();
-    let receiver = receiver(log.clone(), seed).await;
+    let receiver = receiver(log.clone(), *seed).await;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         clients.push(Client::connect(options(&node, &receiver)).await.unwrap());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use boomerang::client::{Client, Credentials, Due, Options, Received, Receiver, Registration};
 use boomerang::task::{Callback, Fence, Protocol, Retry, TaskId};
 use common::node::{ADMIN_PASSWORD, NodeProcess};
-use common::{PATIENCE, now_ms};
+use common::{PATIENCE, now_ms, seed};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::mpsc;
 
@@ -54,9 +54,8 @@ impl Seen {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_random_instants_under_load() {
-    let seed: u64 = rand::random();
-    println!("seed {seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
+    let seed = seed::one();
+    let mut rng = seed.rng();
     // A fixed port, so that the client finds the node again.
     let mut node = NodeProcess::start_on_a_fixed_port(&[]);
     let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 100_000).await.unwrap();

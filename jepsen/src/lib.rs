@@ -26,4 +26,7 @@ mod patience;
 pub mod payload;
 pub mod report;
 pub mod run;
+#[cfg(test)]
+#[path = "../../src/seed.rs"]
+mod seed;
 pub mod sim;

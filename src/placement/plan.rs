@@ -414,11 +414,12 @@ impl<'a> Planner<'a> {
 
 #[cfg(test)]
 mod tests {
+    use rand::RngExt;
     use rand::rngs::StdRng;
-    use rand::{RngExt, SeedableRng};
 
     use super::*;
     use crate::placement::ReplicaAt;
+    use crate::seed;
 
     const SHARDS: u16 = 12;
 
@@ -685,8 +686,8 @@ mod tests {
 
     #[test]
     fn random_clusters_come_to_rest_and_keep_the_rules() {
-        for seed in 0..300 {
-            let rng = &mut StdRng::seed_from_u64(seed);
+        for seed in seed::rounds(300) {
+            let rng = &mut seed.rng();
             let zones = ["a", "b", "c", "d"];
             let zoned = rng.random_range(1..=zones.len());
             let mut next_id = rng.random_range(1..6_u64);
@@ -731,11 +732,10 @@ mod tests {
             for found in world.nodes.values_mut() {
                 (found.alive, found.gone, found.draining) = (true, false, false);
             }
-            eprintln!("seed {seed}");
             world.settle();
             world.check_at_rest();
             for row in world.table.values() {
-                assert_eq!(row.voters().count(), world.replicas.min(world.nodes.len()), "seed {seed}: {row:?}");
+                assert_eq!(row.voters().count(), world.replicas.min(world.nodes.len()), "{row:?}");
             }
         }
     }

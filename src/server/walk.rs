@@ -183,9 +183,10 @@ pub(super) fn place_behind(index: char, token: &str) -> Option<Place> {
 
 #[cfg(test)]
 mod tests {
-    use rand::{RngExt, SeedableRng, rngs::StdRng};
+    use rand::RngExt;
 
     use super::*;
+    use crate::seed;
 
     #[test]
     fn a_cursor_is_a_place_of_its_index_and_nothing_else_is_a_cursor() {
@@ -220,10 +221,8 @@ mod tests {
 
     #[test]
     fn pages_of_parts_are_pages_of_the_whole() {
-        let seed = std::env::var("BOOMERANG_SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
-        println!("seed: BOOMERANG_SEED={seed}");
-        let mut rng = StdRng::seed_from_u64(seed);
-        for _ in 0..500 {
+        for seed in seed::rounds(500) {
+            let mut rng = seed.rng();
             let nodes = rng.random_range(1..5);
             let mut shards: Vec<Vec<(Place, usize)>> = vec![Vec::new(); nodes];
             let mut whole = Vec::new();

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 
 use super::*;
+use crate::seed;
 use crate::store::codec;
 use crate::store::keys::{Parsed, parse_state};
 use crate::store::overlay::MemoryRows;
@@ -504,10 +505,8 @@ fn what_is_no_batch_is_damage() {
 /// The same log, cut into writes in two ways and encoded on the way, gives the same state and the same replies.
 #[test]
 fn a_replay_gives_the_same_state_however_it_is_cut() {
-    for round in 0..30 {
-        let seed: u64 = rand::random();
-        println!("round {round}, seed {seed}");
-        let mut rng = StdRng::seed_from_u64(seed);
+    for seed in seed::rounds(30) {
+        let mut rng = seed.rng();
         let log = random_log(&mut rng);
         let mut one_by_one = World::default();
         let mut replies = Vec::new();

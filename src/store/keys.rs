@@ -409,14 +409,14 @@ pub fn parse_log(bytes: &[u8]) -> Option<(GroupId, ParsedLog)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seed;
     use crate::task::ShardId;
-    use rand::{RngExt, SeedableRng, rngs::StdRng};
+    use rand::RngExt;
 
     #[test]
     fn the_order_of_timeline_keys_is_the_order_of_due_and_id() {
-        let seed = rand::random();
-        println!("seed {seed}");
-        let mut rng = StdRng::seed_from_u64(seed);
+        let seed = seed::one();
+        let mut rng = seed.rng();
         let mut pairs: Vec<(u64, TaskId)> = (0..2_000)
             .map(|_| {
                 let due = rng.random::<u64>() >> rng.random_range(0..64);

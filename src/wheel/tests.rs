@@ -1,11 +1,12 @@
 //! Exact tests of the wheel: boundaries, order, bounded work and memory. What goes wrong only in
 //! some long sequence of calls is for the random walks in `twin`.
 
+use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::{RngExt, SeedableRng};
 
 use super::{TICK_MS_MAX, TimerId, Wheel, WheelConfig, WheelConfigError};
+use crate::seed;
 
 /// An id as in production.
 type Id = [u8; 16];
@@ -293,7 +294,8 @@ fn filled(rng: &mut StdRng, count: usize) -> (Wheel<Id>, Vec<Id>) {
 #[test]
 fn memory_comes_back() {
     const COUNT: usize = 200_000;
-    let rng = &mut StdRng::seed_from_u64(1);
+    let seed = seed::one();
+    let rng = &mut seed.rng();
     let (mut wheel, ids) = filled(rng, COUNT);
     let full = wheel.allocated_bytes();
     assert!(full < COUNT * 52, "{full} bytes");
@@ -321,7 +323,8 @@ fn memory_comes_back() {
 
 #[test]
 fn scattered_survivors_do_not_hold_memory() {
-    let rng = &mut StdRng::seed_from_u64(2);
+    let seed = seed::one();
+    let rng = &mut seed.rng();
     let (mut wheel, ids) = filled(rng, 200_000);
     let (gone, survivors) = ids.split_at(199_900);
     for id in gone {
@@ -345,7 +348,8 @@ fn scattered_survivors_do_not_hold_memory() {
 #[test]
 fn long_churn_does_not_grow() {
     const ALIVE: usize = 1_000;
-    let rng = &mut StdRng::seed_from_u64(3);
+    let seed = seed::one();
+    let rng = &mut seed.rng();
     let (mut wheel, mut ids) = filled(rng, ALIVE);
     let mut bytes_max = 0;
     for step in 0..2_000_000 {

@@ -10,15 +10,15 @@
 //!   key = (max(due tick, reached tick), arrival number)
 //! ```
 //!
-//! `WHEEL_SEED=n cargo test twin` runs seed n alone, at both scales.
+//! `BOOMERANG_SEED=n cargo test twin` runs seed n alone, at both scales.
 
 use std::collections::{BTreeMap, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use rand::RngExt;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 
 use super::{Wheel, WheelConfig};
+use crate::seed;
 
 /// How long a walk is, and how often the inside of the wheel is checked, which looks at all of it.
 struct Scale {
@@ -280,8 +280,7 @@ fn due_ms(rng: &mut StdRng, now_ms: u64, tick_ms: u64) -> u64 {
     }
 }
 
-fn walk(seed: u64, scale: &Scale) {
-    let rng = &mut StdRng::seed_from_u64(seed);
+fn walk(rng: &mut StdRng, scale: &Scale) {
     let tick_ms = [1, 1, 10, 10, 7, 1_000][rng.random_range(0..6)];
     let levels = [1, 2, 3, 4, 4, 8][rng.random_range(0..6)];
     let start_ms = match rng.random_range(0..8) {
@@ -306,15 +305,9 @@ fn walk(seed: u64, scale: &Scale) {
     pair.wheel.validate();
 }
 
-/// Runs the walks of a scale, or the one that `WHEEL_SEED` names.
 fn walk_all(scale: &Scale) {
-    let chosen = std::env::var("WHEEL_SEED").ok().map(|seed| seed.parse().expect("a number"));
-    let seeds = chosen.map_or(0..scale.seeds, |seed: u64| seed..seed + 1);
-    for seed in seeds {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| walk(seed, scale))) {
-            eprintln!("failed with WHEEL_SEED={seed}");
-            resume_unwind(panic);
-        }
+    for seed in seed::rounds(scale.seeds) {
+        walk(&mut seed.rng(), scale);
     }
 }
 

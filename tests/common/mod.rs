@@ -11,6 +11,8 @@ pub mod legacy;
 pub mod node;
 pub mod raw;
 pub mod receiver;
+#[path = "../../src/seed.rs"]
+pub mod seed;
 pub mod trio;
 
 use std::fmt::Display;

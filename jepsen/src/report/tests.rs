@@ -9,6 +9,7 @@ use crate::check::hand_made::{delivery, one_shot};
 use crate::check::{self, Limits, Violation};
 use crate::history::edn::tests::any_history;
 use crate::history::{Answer, Call, Delivery, Due, End, Event, FaultNote, Registration, Stage, What};
+use crate::seed;
 
 const BEGAN: u64 = 1_700_000_000_000;
 
@@ -202,8 +203,8 @@ fn whatever_a_history_is_the_page_is_whole() {
         counts: vec![("odd", 1)],
         violations: vec![Violation { what: "<odd>\u{1}".to_owned(), events }],
     };
-    for seed in 0..20 {
-        let history = any_history(seed, 40);
+    for seed in seed::rounds(20) {
+        let history = any_history(*seed, 40);
         let (page, again, _) = written(&history, &[verdict(vec![0, 39, 1_000])]);
         let attributes = well_formed(&page);
         can_be_drawn(&attributes);

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::super::gate::{CoolDowns, Evidence, Gate, Pass};
 use super::*;
+use crate::seed;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -113,10 +114,8 @@ impl Walk {
 
 #[test]
 fn on_any_walk_nobody_is_lost_overtaken_or_told_twice() {
-    for round in 0..1_000 {
-        let seed: u64 = rand::random();
-        println!("round {round}, seed {seed}");
-        let mut rng = StdRng::seed_from_u64(seed);
+    for seed in seed::rounds(1_000) {
+        let mut rng = seed.rng();
         let limit = rng.random_range(1..20);
         let cool_downs = CoolDowns { min: 50 * MS, max: 400 * MS };
         let (gate, now) = (Gate::new(limit, cool_downs), Instant::now());
@@ -199,20 +198,22 @@ async fn many_threads_at_once_lose_nobody() {
     callbacks.set_waiters(Arc::new(Careless { told: told.clone() }));
     let to = callback("tcp://h:1");
     let (up, out) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
-    let hold = move |to: Callback, mut permit: Permit| {
-        let (up, out) = (up.clone(), out.clone());
+    let seed = seed::one();
+    let mut fates = seed.rng();
+    let mut hold = move |to: Callback, mut permit: Permit| {
+        let (up, out, mut rng) = (up.clone(), out.clone(), fates.fork());
         tokio::spawn(async move {
             assert!(out.fetch_add(1, Ordering::SeqCst) < LIMIT, "more are out than may be");
-            if rand::random() {
+            if rng.random() {
                 permit.begin();
             }
-            for _ in 0..rand::random_range(0..5) {
+            for _ in 0..rng.random_range(0..5) {
                 tokio::task::yield_now().await;
             }
-            if rand::random_ratio(1, 30) {
+            if rng.random_ratio(1, 30) {
                 up.fetch_xor(true, Ordering::Relaxed);
             }
-            if rand::random_ratio(9, 10) {
+            if rng.random_ratio(9, 10) {
                 let ended = if up.load(Ordering::Relaxed) { Ok(()) } else { failed(FailureClass::Timeout) };
                 permit.note(&to, &ended, false);
             }

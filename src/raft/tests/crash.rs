@@ -16,8 +16,9 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::bench::{Bench, append, apply, copy};
 use super::log::whole_log;
-use super::world::{TERM, World, rows_of, seed};
+use super::world::{TERM, World, rows_of};
 use crate::raft::types::{TypeConfig, Vote, log_id};
+use crate::seed;
 use crate::store::Store;
 use crate::store::export::Staging;
 use crate::store::rows::Applied;
@@ -147,7 +148,7 @@ async fn churn_group(bench: Arc<Bench>, group: GroupId, seed: u64) {
     let vote = log.read_vote().await.unwrap().map_or(1, |vote| vote.leader_id.term + 1);
     log.save_vote(&Vote::new(vote, 1)).await.unwrap();
     tell(&format!("vote {} {vote}", group.0));
-    let mut rng = StdRng::from_rng(&mut rand::rng());
+    let mut rng = StdRng::seed_from_u64(seed ^ next);
     let mut flights = Vec::new();
     loop {
         let entries = world.take(rng.random_range(1..6));
@@ -172,13 +173,13 @@ async fn churn_group(bench: Arc<Bench>, group: GroupId, seed: u64) {
 
 #[tokio::test]
 async fn rows_and_what_was_applied_agree_after_any_kill() {
-    let seed = seed();
-    let mut rng = StdRng::seed_from_u64(seed);
+    let seed = seed::one();
+    let mut rng = seed.rng();
     let temp = tempfile::tempdir().unwrap();
     let mut promised: BTreeMap<(String, u16), u64> = BTreeMap::new();
     let (mut behind, mut purged) = (0, 0);
     for round in 0..10 {
-        let mut child = Child::start("churn", temp.path(), seed);
+        let mut child = Child::start("churn", temp.path(), *seed);
         let mut told = Vec::new();
         let enough = rng.random_range(6..250);
         while told.len() < enough {
@@ -208,9 +209,9 @@ async fn rows_and_what_was_applied_agree_after_any_kill() {
             let applied_next = applied.map_or(0, |id| id.index + 1);
             assert!(applied <= state.last_log_id, "round {round} {group}: the state is ahead of its log");
             assert!(state.last_purged_log_id <= applied, "round {round} {group}: purged before it was durable");
-            World::at(seed, group, applied_next).assert_stored(&bench.store);
+            World::at(*seed, group, applied_next).assert_stored(&bench.store);
             // The log holds what the seed makes, and leads from the state to the end.
-            let mut world = World::at(seed, group, last + 1 - entries.len() as u64);
+            let mut world = World::at(*seed, group, last + 1 - entries.len() as u64);
             assert_eq!(entries, world.take(entries.len() as u64));
             let tail = entries.into_iter().filter(|entry| entry.log_id.index >= applied_next);
             apply(&mut machine, tail).await;
@@ -244,8 +245,8 @@ async fn purge(folder: &Path, seed: u64) {
 
 #[tokio::test]
 async fn purge_never_outruns_durable_state() {
-    let (temp, seed) = (tempfile::tempdir().unwrap(), seed());
-    let mut child = Child::start("purge", temp.path(), seed);
+    let (temp, seed) = (tempfile::tempdir().unwrap(), seed::one());
+    let mut child = Child::start("purge", temp.path(), *seed);
     child.wait_for("purged");
     child.kill();
     let bench = Bench::open(temp.path());
@@ -255,7 +256,7 @@ async fn purge_never_outruns_durable_state() {
     let applied = machine.applied_state().await.unwrap().0.map(|id| id.index);
     assert!(applied >= Some(PURGED_UP_TO), "purged up to {PURGED_UP_TO}, and the state is at {applied:?}");
     apply(&mut machine, entries.into_iter().filter(|entry| Some(entry.log_id.index) > applied)).await;
-    World::at(seed, GROUP, PURGED_ENTRIES).assert_stored(&bench.store);
+    World::at(*seed, GROUP, PURGED_ENTRIES).assert_stored(&bench.store);
 }
 
 /// The rows before, the rows that come, and those of a neighbour.
@@ -303,28 +304,28 @@ fn assert_after(store: &Store, seed: u64) {
 
 #[tokio::test]
 async fn a_kill_while_a_snapshot_is_staged_has_no_effect_and_the_next_try_succeeds() {
-    let (temp, seed) = (tempfile::tempdir().unwrap(), seed());
-    let mut child = Child::start("stage", temp.path(), seed);
+    let (temp, seed) = (tempfile::tempdir().unwrap(), seed::one());
+    let mut child = Child::start("stage", temp.path(), *seed);
     child.wait_for("half");
     child.kill();
     let folder = temp.path().join("staging").join("in");
     assert!(folder.exists(), "something is left over");
     let bench = Bench::open(temp.path());
-    assert_before(&bench.store, seed);
+    assert_before(&bench.store, *seed);
     let mut staging = Staging::begin(&bench.store, GROUP, folder.clone()).unwrap();
-    staging.add(&other_rows(seed)).unwrap();
+    staging.add(&other_rows(*seed)).unwrap();
     bench.store.ingest(staging.finish().unwrap()).unwrap();
-    assert_after(&bench.store, seed);
+    assert_after(&bench.store, *seed);
     assert!(!folder.exists(), "nothing is left over");
 }
 
 #[tokio::test]
 async fn a_kill_around_the_ingest_leaves_all_or_nothing() {
-    let seed = seed();
+    let seed = seed::one();
     // Killed while it ingests: somewhere between these two words.
     for wait_for in ["staged", "staged", "staged", "ingested"] {
         let temp = tempfile::tempdir().unwrap();
-        let mut child = Child::start("ingest", temp.path(), seed);
+        let mut child = Child::start("ingest", temp.path(), *seed);
         child.wait_for(wait_for);
         let told = child.kill();
         let done = wait_for == "ingested" || told.iter().any(|line| line == "ingested");
@@ -332,9 +333,9 @@ async fn a_kill_around_the_ingest_leaves_all_or_nothing() {
         let applied = bench.machine(GROUP).applied_state().await.unwrap().0.unwrap().index;
         println!("killed after '{wait_for}': applied {applied}");
         if done || applied == ROWS_AFTER - 1 {
-            assert_after(&bench.store, seed);
+            assert_after(&bench.store, *seed);
         } else {
-            assert_before(&bench.store, seed);
+            assert_before(&bench.store, *seed);
         }
     }
 }

@@ -11,10 +11,11 @@ use openraft::storage::RaftLogStorage;
 
 use super::bench::{Bench, Ignore, append};
 use super::crash::{Child, tell};
-use super::world::{TERM, World, seed};
+use super::world::{TERM, World};
 use crate::raft::groups::{Group, GroupError, Groups, Parts};
 use crate::raft::types::{Command, Replies, log_id};
 use crate::raft::{Begin, PeerNetwork};
+use crate::seed;
 use crate::shard::Batch;
 use crate::store::Store;
 use crate::store::dump::{Digest, digest, dump};
@@ -116,9 +117,10 @@ fn worlds(seed: u64, shards: u16) -> BTreeMap<GroupId, World> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_fsync_serves_all_groups() {
+    let seed = seed::one();
     let temp = tempfile::tempdir().unwrap();
     let node = Node::start(temp.path(), 16).await;
-    let mut worlds = worlds(seed(), 16);
+    let mut worlds = worlds(*seed, 16);
     join_all(node.groups.all().iter().map(leads)).await;
     let before = node.syncer.counts();
     let since = Instant::now();
@@ -133,8 +135,9 @@ async fn one_fsync_serves_all_groups() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn groups_lead_again_soon_after_a_restart_in_a_larger_term_with_the_same_state() {
+    let seed = seed::one();
     let temp = tempfile::tempdir().unwrap();
-    let mut worlds = worlds(seed(), 4);
+    let mut worlds = worlds(*seed, 4);
     let mut before: Option<(Vec<u64>, Vec<Digest>)> = None;
     let mut quickest = NEVER;
     for round in 0..3 {
@@ -189,11 +192,11 @@ pub async fn serve_until_killed(folder: &Path, seed: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_kill_groups_lead_again_with_everything_that_was_acknowledged() {
-    let seed = seed();
+    let seed = seed::one();
     let mut quickest = NEVER;
     for enough in [40, 400] {
         let temp = tempfile::tempdir().unwrap();
-        let mut child = Child::start("groups", temp.path(), seed);
+        let mut child = Child::start("groups", temp.path(), *seed);
         let mut told: Vec<String> = std::iter::from_fn(|| child.next()).take(enough).collect();
         told.extend(child.kill());
         let promise = |what: &str, group: GroupId| -> u64 {
@@ -214,7 +217,7 @@ async fn after_a_kill_groups_lead_again_with_everything_that_was_acknowledged() 
             let acknowledged = promise("acknowledged", group.id);
             assert!(acknowledged > 0, "it was killed after it had begun");
             let found = digest(&node.store, group.id).unwrap();
-            let mut world = World::new(seed, group.id);
+            let mut world = World::new(*seed, group.id);
             (0..acknowledged).for_each(|_| drop(world.batch()));
             let mut fits = world.holds(&node.store);
             if !fits {
@@ -230,10 +233,11 @@ async fn after_a_kill_groups_lead_again_with_everything_that_was_acknowledged() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_durable_leaves_the_log_and_nothing_else() {
+    let seed = seed::one();
     const GROUP: GroupId = GroupId(1);
     let temp = tempfile::tempdir().unwrap();
     let node = Node::start(temp.path(), 1).await;
-    let mut worlds = worlds(seed(), 1);
+    let mut worlds = worlds(*seed, 1);
     let group = node.groups.get(GROUP).unwrap();
     leads(&group).await;
     tokio::spawn(node.groups.clone().look_after());
@@ -266,8 +270,8 @@ async fn what_is_durable_leaves_the_log_and_nothing_else() {
 async fn a_group_that_panics_is_built_again_while_the_others_go_on() {
     let temp = tempfile::tempdir().unwrap();
     let node = Node::start(temp.path(), 3).await;
-    let seed = seed();
-    let mut worlds = worlds(seed, 3);
+    let seed = seed::one();
+    let mut worlds = worlds(*seed, 3);
     let terms = join_all(node.groups.all().iter().map(leads)).await;
     write(&node, &mut worlds, 20).await;
 
@@ -304,11 +308,12 @@ async fn a_group_that_panics_is_built_again_while_the_others_go_on() {
 /// What openraft would take for a new group: an empty state over a log that was purged.
 #[tokio::test]
 async fn a_group_whose_state_was_lost_does_not_start() {
+    let seed = seed::one();
     const GROUP: GroupId = GroupId(1);
     let temp = tempfile::tempdir().unwrap();
     let bench = Bench::open(temp.path());
     let mut log = bench.log(GROUP);
-    append(&mut log, &World::new(seed(), GROUP).take(10)).await;
+    append(&mut log, &World::new(*seed, GROUP).take(10)).await;
     log.purge(log_id(TERM, 5)).await.unwrap();
     drop((log, bench));
     let error = Node::try_start(temp.path(), 1).await.err().expect("it does not start").to_string();

@@ -9,12 +9,13 @@ use futures::{StreamExt, TryStreamExt, poll};
 use openraft::entry::{Entry, EntryPayload};
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{RngExt, rngs::StdRng};
 
 use super::bench::{Bench, PowerCut, append, apply, copy, wal_files};
-use super::world::{TERM, World, rows_of, seed};
+use super::world::{TERM, World, rows_of};
 use crate::raft::log_store::LogStore;
 use crate::raft::types::{Command, LogEntry, TypeConfig, Vote, log_id};
+use crate::seed;
 use crate::store::LogWrite;
 use crate::store::keys::Key;
 use crate::task::GroupId;
@@ -57,11 +58,12 @@ async fn a_vote_is_durable_when_it_is_said_to_be() {
 
 #[tokio::test]
 async fn entries_are_durable_when_their_callback_is_called_and_the_rest_leaves_no_hole() {
+    let seed = seed::one();
     let temp = tempfile::tempdir().unwrap();
     let (bench, rounds) = Bench::open_unsynced(temp.path());
     let mut cut = PowerCut::new(&bench);
     let mut log = bench.log(GROUP);
-    let entries = World::new(seed(), GROUP).take(40);
+    let entries = World::new(*seed, GROUP).take(40);
     for (part, chunk) in entries.chunks(10).enumerate() {
         let (done, mut flushed) = TypeConfig::oneshot();
         log.append(chunk.to_vec(), IOFlushed::signal(done)).await.unwrap();
@@ -84,20 +86,20 @@ async fn a_flushed_state_takes_its_log_to_disk_with_it() {
     let (bench, _never_synced) = Bench::open_unsynced(temp.path());
     let cut = PowerCut::new(&bench);
     let (mut log, mut machine) = (bench.log(GROUP), bench.machine(GROUP));
-    let seed = seed();
-    let entries = World::new(seed, GROUP).take(60);
+    let seed = seed::one();
+    let entries = World::new(*seed, GROUP).take(60);
     for (part, chunk) in entries.chunks(20).enumerate() {
         log.append(chunk.to_vec(), IOFlushed::noop()).await.unwrap();
         apply(&mut machine, chunk.to_vec()).await;
         let after = cut.cut();
         let bench_after = Bench::open(after.path());
         assert_eq!(whole_log(&mut bench_after.log(GROUP)).await, entries[..20 * part], "what was flushed before");
-        World::at(seed, GROUP, 20 * part as u64).assert_stored(&bench_after.store);
+        World::at(*seed, GROUP, 20 * part as u64).assert_stored(&bench_after.store);
         bench.store.flush_state(true).unwrap();
     }
     let bench_after = Bench::open(cut.cut().path());
     assert_eq!(whole_log(&mut bench_after.log(GROUP)).await, entries);
-    World::at(seed, GROUP, 60).assert_stored(&bench_after.store);
+    World::at(*seed, GROUP, 60).assert_stored(&bench_after.store);
 }
 
 /// What a machine can leave at the end of a file it was writing.
@@ -129,15 +131,15 @@ fn damage(path: &Path, at: u64, len: u64, kind: Damage, rng: &mut StdRng) {
 
 #[tokio::test]
 async fn a_torn_wal_costs_only_what_came_after_the_tear() {
-    let seed = seed();
-    let mut rng = StdRng::seed_from_u64(seed);
+    let seed = seed::one();
+    let mut rng = seed.rng();
     let temp = tempfile::tempdir().unwrap();
     let (bench, rounds) = Bench::open_unsynced(temp.path());
     let mut cut = PowerCut::new(&bench);
     let groups = [GroupId(1), GroupId(2)];
     let mut logs = groups.map(|group| bench.log(group));
     let mut machines = groups.map(|group| bench.machine(group));
-    let entries = groups.map(|group| World::new(seed, group).take(90));
+    let entries = groups.map(|group| World::new(*seed, group).take(90));
     // A flushed part in a closed file, then a synced part, then one that is neither.
     for part in 0..9 {
         for group in 0..2 {
@@ -172,11 +174,11 @@ async fn a_torn_wal_costs_only_what_came_after_the_tear() {
             lost[usize::from(above)] += 90 - found.len();
             let applied = bench.machine(group).applied_state().await.unwrap().0.unwrap().index;
             assert_eq!(applied, 29, "the state is that of the flush");
-            World::at(seed, group, 30).assert_stored(&bench.store);
+            World::at(*seed, group, 30).assert_stored(&bench.store);
             // And the log leads on from it.
             let mut machine = bench.machine(group);
             apply(&mut machine, found[30..].to_vec()).await;
-            World::at(seed, group, found.len() as u64).assert_stored(&bench.store);
+            World::at(*seed, group, found.len() as u64).assert_stored(&bench.store);
         }
     }
     assert!(lost.iter().all(|lost| *lost > 0), "the damage did something: {lost:?}");
@@ -184,7 +186,8 @@ async fn a_torn_wal_costs_only_what_came_after_the_tear() {
 
 #[tokio::test]
 async fn a_hole_in_the_log_is_damage_and_not_a_shorter_log() {
-    let entries = World::new(seed(), GROUP).take(200);
+    let seed = seed::one();
+    let entries = World::new(*seed, GROUP).take(200);
     // Within what is read at a time, and as the first and the last of it.
     for missing in [10, 68, 69] {
         let temp = tempfile::tempdir().unwrap();
@@ -206,8 +209,8 @@ async fn a_hole_in_the_log_is_damage_and_not_a_shorter_log() {
 /// The last entries are kept in memory, and must say what the disk says, whatever was purged, cut off and written anew.
 #[tokio::test]
 async fn entries_in_memory_are_those_on_disk() {
-    let seed = seed();
-    let mut rng = StdRng::seed_from_u64(seed);
+    let seed = seed::one();
+    let mut rng = seed.rng();
     let temp = tempfile::tempdir().unwrap();
     let bench = Bench::open(temp.path());
     let mut log = bench.log(GROUP);
@@ -280,8 +283,8 @@ async fn entries_in_memory_are_those_on_disk() {
 async fn rows_go_with_what_was_applied() {
     let temp = tempfile::tempdir().unwrap();
     let bench = Bench::open(temp.path());
-    let seed = seed();
-    let mut world = World::new(seed, GROUP);
+    let seed = seed::one();
+    let mut world = World::new(*seed, GROUP);
     let mut machine = bench.machine(GROUP);
     // One call may span several writes; the rows are right after each call.
     for count in [1, 1, 7, 300, 2] {
@@ -297,6 +300,6 @@ async fn rows_go_with_what_was_applied() {
     let broken = entries.into_iter().chain([Err(std::io::Error::other("cut off"))]);
     machine.apply(futures::stream::iter(broken).boxed()).await.unwrap_err();
     let applied = bench.machine(GROUP).applied_state().await.unwrap().0.unwrap().index;
-    World::at(seed, GROUP, applied + 1).assert_stored(&bench.store);
+    World::at(*seed, GROUP, applied + 1).assert_stored(&bench.store);
     assert!(applied + 1 >= before);
 }

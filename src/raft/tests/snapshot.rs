@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt;
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::RngExt;
 
 use super::bench::{Bench, apply};
-use super::world::{TERM, World, membership, rows_of, seed};
+use super::world::{TERM, World, membership, rows_of};
 use crate::raft::state_machine::{SnapshotData, decode_membership};
 use crate::raft::types::{SnapshotMeta, StoredMembership, log_id};
+use crate::seed;
 use crate::store::dump::{digest, dump};
 use crate::store::export::{Export, Staged, Staging, export};
 use crate::store::keys::Key;
@@ -54,10 +55,10 @@ fn text(store: &Store) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_export_is_of_one_moment_while_entries_are_applied() {
-    let (temp, seed) = (tempfile::tempdir().unwrap(), seed());
+    let (temp, seed) = (tempfile::tempdir().unwrap(), seed::one());
     let bench = Bench::open(temp.path());
     let mut machine = bench.machine(GROUP);
-    let mut world = World::new(seed, GROUP);
+    let mut world = World::new(*seed, GROUP);
     apply(&mut machine, world.take(10)).await;
     let seen = Arc::new(AtomicU64::new(0));
     let seen_by_writer = seen.clone();
@@ -70,7 +71,7 @@ async fn an_export_is_of_one_moment_while_entries_are_applied() {
         }
     });
     // Follows the writer, so that each moment is compared with what was applied by then.
-    let mut world = World::new(seed, GROUP);
+    let mut world = World::new(*seed, GROUP);
     let mut moments = Vec::new();
     while moments.last().is_none_or(|last| last + 1 < WRITTEN) {
         let head = vec![Key::applied(GROUP), Key::membership(GROUP), Key::task(GROUP, TaskId::from_stored([0; 16]))];
@@ -89,9 +90,10 @@ async fn an_export_is_of_one_moment_while_entries_are_applied() {
 
 #[tokio::test]
 async fn an_export_that_nobody_takes_ends() {
+    let seed = seed::one();
     let temp = tempfile::tempdir().unwrap();
     let bench = Bench::open(temp.path());
-    apply(&mut bench.machine(GROUP), World::new(seed(), GROUP).take(3000)).await;
+    apply(&mut bench.machine(GROUP), World::new(*seed, GROUP).take(3000)).await;
     let export = export(bench.store.clone(), GROUP, Vec::new()).await.unwrap();
     drop(export);
     // Its thread, which held the database, is gone by now: whoever closes it is the last.
@@ -113,20 +115,20 @@ async fn an_export_that_nobody_waits_for_ends() {
 
 #[tokio::test]
 async fn an_installed_snapshot_replaces_its_group_and_no_other() {
-    let seed = seed();
+    let seed = seed::one();
     let (from_temp, to_temp) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (from, to) = (Bench::open(from_temp.path()), Bench::open(to_temp.path()));
     let mut source = from.machine(GROUP);
-    let mut world = World::new(seed, GROUP);
+    let mut world = World::new(*seed, GROUP);
     apply(&mut source, world.take(400)).await;
 
     // Another history of this group, partly flushed, and a neighbour's.
     let mut machine = to.machine(GROUP);
-    let mut other = World::new(seed + 1, GROUP);
+    let mut other = World::new(*seed + 1, GROUP);
     apply(&mut machine, other.take(150)).await;
     to.store.flush_state(true).unwrap();
     apply(&mut machine, other.take(100)).await;
-    let mut neighbour = World::new(seed, NEIGHBOUR);
+    let mut neighbour = World::new(*seed, NEIGHBOUR);
     let mut neighbour_machine = to.machine(NEIGHBOUR);
     apply(&mut neighbour_machine, neighbour.take(150)).await;
 
@@ -163,18 +165,18 @@ async fn an_installed_snapshot_replaces_its_group_and_no_other() {
     // A group can come twice; the second time it meets what the first one brought.
     let staged = self::staged(&to.store, to_temp.path(), &rows);
     to.machine(GROUP).install_snapshot(&meta_at(399), SnapshotData::Staged(staged)).await.unwrap();
-    World::at(seed, GROUP, 400).assert_stored(&to.store);
+    World::at(*seed, GROUP, 400).assert_stored(&to.store);
     to.store.compact_state();
-    World::at(seed, GROUP, 400).assert_stored(&to.store);
+    World::at(*seed, GROUP, 400).assert_stored(&to.store);
     neighbour.assert_stored(&to.store);
 }
 
 #[tokio::test]
 async fn a_snapshot_that_is_not_what_it_says_is_refused() {
-    let (temp, seed) = (tempfile::tempdir().unwrap(), seed());
+    let (temp, seed) = (tempfile::tempdir().unwrap(), seed::one());
     let bench = Bench::open(temp.path());
-    apply(&mut bench.machine(GROUP), World::new(seed, GROUP).take(50)).await;
-    apply(&mut bench.machine(NEIGHBOUR), World::new(seed, NEIGHBOUR).take(5)).await;
+    apply(&mut bench.machine(GROUP), World::new(*seed, GROUP).take(50)).await;
+    apply(&mut bench.machine(NEIGHBOUR), World::new(*seed, NEIGHBOUR).take(5)).await;
     let mut rows = rows_of(&bench.store, GROUP);
     let folder = temp.path().join("staging").join("in");
     let refused =
@@ -194,14 +196,14 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
     let staged = staged(&bench.store, temp.path(), &rows[..rows.len() - 3]);
     let error = machine.install_snapshot(&meta_at(60), SnapshotData::Staged(staged)).await.unwrap_err().to_string();
     assert!(error.contains("it says it holds"), "{error}");
-    World::at(seed, GROUP, 50).assert_stored(&bench.store);
+    World::at(*seed, GROUP, 50).assert_stored(&bench.store);
 }
 
 #[tokio::test]
 async fn the_marker_is_what_is_durable_and_a_forced_one_is_everything() {
-    let (temp, seed) = (tempfile::tempdir().unwrap(), seed());
+    let (temp, seed) = (tempfile::tempdir().unwrap(), seed::one());
     let bench = Bench::open(temp.path());
-    let mut world = World::new(seed, GROUP);
+    let mut world = World::new(*seed, GROUP);
     let mut machine = bench.machine(GROUP);
     apply(&mut machine, world.take(20)).await;
     bench.store.flush_state(true).unwrap();
@@ -216,19 +218,19 @@ async fn the_marker_is_what_is_durable_and_a_forced_one_is_everything() {
 
 #[tokio::test]
 async fn every_way_to_an_index_leads_to_the_same_state() {
-    let seed = seed();
-    let mut rng = StdRng::seed_from_u64(seed);
+    let seed = seed::one();
+    let mut rng = seed.rng();
     const ENTRIES: u64 = 500;
     let mut digests = Vec::new();
     let temps: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
     // At once; in small pieces with flushes and reopenings; and from its middle, twice, by a snapshot.
     let bench = Bench::open(temps[0].path());
-    apply(&mut bench.machine(GROUP), World::new(seed, GROUP).take(ENTRIES)).await;
-    World::at(seed, GROUP, ENTRIES).assert_stored(&bench.store);
+    apply(&mut bench.machine(GROUP), World::new(*seed, GROUP).take(ENTRIES)).await;
+    World::at(*seed, GROUP, ENTRIES).assert_stored(&bench.store);
     digests.push(digest(&bench.store, GROUP).unwrap());
 
     let mut bench = Bench::open(temps[1].path());
-    let mut world = World::new(seed, GROUP);
+    let mut world = World::new(*seed, GROUP);
     let middle = rng.random_range(1..ENTRIES);
     let mut rows = None;
     while world.next < ENTRIES {
@@ -256,7 +258,7 @@ async fn every_way_to_an_index_leads_to_the_same_state() {
         let mut machine = bench.machine(GROUP);
         let staged = staged(&bench.store, temp.path(), &rows);
         machine.install_snapshot(&meta_at(middle - 1), SnapshotData::Staged(staged)).await.unwrap();
-        apply(&mut machine, World::at(seed, GROUP, middle).take(ENTRIES - middle)).await;
+        apply(&mut machine, World::at(*seed, GROUP, middle).take(ENTRIES - middle)).await;
         digests.push(digest(&bench.store, GROUP).unwrap());
     }
     for digest in &digests[1..] {

@@ -186,10 +186,3 @@ fn policy(attempts_max: u32) -> Policy {
         Retry { attempts_max, backoff: Backoff::Fixed, interval_ms: 100, interval_max_ms: 100, jitter_percent: 0 };
     Policy { callback, retry, dead_letter: None }
 }
-
-/// A seed that is shown when the test fails, and can be given again as `BOOMERANG_SEED`.
-pub fn seed() -> u64 {
-    let seed = std::env::var("BOOMERANG_SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
-    println!("seed: BOOMERANG_SEED={seed}");
-    seed
-}

@@ -1,0 +1,90 @@
+//! Where chance comes from in tests: the same seeds every time, so that a run repeats, and fresh ones when asked for.
+//!
+//! `BOOMERANG_SEED=<number>` runs one round, with that seed. `BOOMERANG_SEED=random` runs every round with a seed that
+//! nobody chose; `make test-random` does so many times over. A round that fails says by which command it is run again.
+//!
+//! Here for tests alone: those of `src/`, and by `#[path]` those of `tests/` and `jepsen/`.
+
+#![allow(dead_code, reason = "each crate uses a part of it")]
+
+use std::ops::Deref;
+
+use rand::{SeedableRng, rngs::StdRng};
+
+/// The variable that says which seeds are tried.
+const VARIABLE: &str = "BOOMERANG_SEED";
+/// Its value that asks for fresh ones.
+const RANDOM: &str = "random";
+
+/// The seed of one round, to be kept until the round is over: dropped by a panic, it says how to run the round again.
+pub struct Seed(u64);
+
+impl Seed {
+    /// Numbers that follow from this seed alone.
+    pub fn rng(&self) -> StdRng {
+        StdRng::seed_from_u64(self.0)
+    }
+}
+
+impl Deref for Seed {
+    type Target = u64;
+
+    fn deref(&self) -> &u64 {
+        &self.0
+    }
+}
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("to run this round again: {}", command(self.0, std::thread::current().name()));
+        }
+    }
+}
+
+/// The rounds of a test: seeds 0 to `count - 1`, as many fresh ones, or the one that is asked for.
+pub fn rounds(count: u64) -> impl Iterator<Item = Seed> {
+    let seeds: Vec<u64> = match asked() {
+        Asked::Fixed => (0..count).collect(),
+        Asked::Random => (0..count).map(|_| rand::random()).collect(),
+        Asked::One(seed) => vec![seed],
+    };
+    seeds.into_iter().map(Seed)
+}
+
+/// The seed of a test that has one round.
+pub fn one() -> Seed {
+    rounds(1).next().expect("one round")
+}
+
+/// Whether one round was asked for: nothing can be expected of the sum of all, then.
+pub fn is_chosen() -> bool {
+    matches!(asked(), Asked::One(_))
+}
+
+enum Asked {
+    Fixed,
+    Random,
+    One(u64),
+}
+
+fn asked() -> Asked {
+    match std::env::var(VARIABLE).as_deref() {
+        Err(_) => Asked::Fixed,
+        Ok(RANDOM) => Asked::Random,
+        Ok(text) => {
+            Asked::One(text.parse().unwrap_or_else(|_| panic!("{VARIABLE} is '{text}': a number or '{RANDOM}'")))
+        }
+    }
+}
+
+/// `test`: its name, which the harness gives to its thread.
+fn command(seed: u64, test: Option<&str>) -> String {
+    // This file stands at the root of a library, and below `common` in `tests/`.
+    let target = match module_path!().split_once("::") {
+        Some((file, below)) if below.contains("::") => format!("--test {file}"),
+        _ => "--lib".to_owned(),
+    };
+    let (package, test) = (env!("CARGO_PKG_NAME"), test.unwrap_or_default());
+    format!("{VARIABLE}={seed} cargo test -p {package} {target} -- --exact {test}")
+}
