@@ -44,8 +44,13 @@ impl Drop for Seed {
 
 /// The rounds of a test: seeds 0 to `count - 1`, as many fresh ones, or the one that is asked for.
 pub fn rounds(count: u64) -> impl Iterator<Item = Seed> {
+    rounds_and(&[], count)
+}
+
+/// The same, after seeds that have found something once and must not find it again.
+pub fn rounds_and(found_once: &[u64], count: u64) -> impl Iterator<Item = Seed> {
     let seeds: Vec<u64> = match asked() {
-        Asked::Fixed => (0..count).collect(),
+        Asked::Fixed => found_once.iter().copied().chain(0..count).collect(),
         Asked::Random => (0..count).map(|_| rand::random()).collect(),
         Asked::One(seed) => vec![seed],
     };
