@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -17,7 +16,7 @@ use crate::propose::{self, Ask, DiskState, Dispatches, Proposer};
 use crate::raft::{Begin, Groups, PeerNetwork, groups};
 use crate::shard::Claim;
 use crate::store::Store;
-use crate::store::syncer::Syncer;
+use crate::store::syncer::{Syncer, SyncerThread};
 use crate::task::{GroupId, ShardId, TaskId};
 
 /// Nothing here takes this long, on any machine.
@@ -69,7 +68,7 @@ struct Node {
     groups: Groups,
     proposer: Proposer,
     firing: Firing,
-    syncer: (Syncer, JoinHandle<()>),
+    syncer: (Syncer, SyncerThread),
     _disk: watch::Sender<DiskState>,
     _temp: tempfile::TempDir,
 }
@@ -138,8 +137,7 @@ impl Node {
         assert!(why.contains(who), "{why}");
         drop(self.firing);
         let _ = self.groups.stop().await;
-        self.syncer.0.stop();
-        self.syncer.1.join().unwrap();
+        drop(self.syncer);
     }
 }
 

@@ -142,8 +142,10 @@ struct Gathered<T> {
     responses: Vec<Option<T>>,
     missing: usize,
     /// Who waits, and the message for them.
-    finish: Option<(Respond, fn(Vec<T>) -> Payload)>,
+    finish: Option<Finish<T>>,
 }
+
+type Finish<T> = (Respond, fn(Vec<T>) -> Payload);
 
 impl<T> Gathered<T> {
     fn new(count: usize, respond: Respond, message: fn(Vec<T>) -> Payload) -> Arc<Mutex<Self>> {

@@ -145,11 +145,11 @@ impl Shard<'_, '_> {
                     keys.extend([Key::task(self.group, *id), Key::cursor(self.group, *id)]);
                 }
                 Request::Register(Register { dedup: Some(dedup), .. }) => keys.push(Key::dedup(self.group, dedup.hash)),
-                Request::Register(Register { numbered: Some(Numbered { sender, .. }), .. }) => {
-                    // Neighbours often have the same.
-                    if last_sender.replace(*sender) != Some(*sender) && !self.senders.contains_key(sender) {
-                        keys.push(Key::sender(self.group, *sender));
-                    }
+                // Neighbours often have the same.
+                Request::Register(Register { numbered: Some(Numbered { sender, .. }), .. })
+                    if last_sender.replace(*sender) != Some(*sender) && !self.senders.contains_key(sender) =>
+                {
+                    keys.push(Key::sender(self.group, *sender));
                 }
                 _ => {}
             }

@@ -48,7 +48,7 @@ impl Shard<'_, '_> {
     }
 
     /// The answer to the first registration with this key, unless it has expired.
-    fn registered_before(&mut self, dedup: Dedup) -> Result<Option<Reply>, StoreError> {
+    fn registered_before(&self, dedup: Dedup) -> Result<Option<Reply>, StoreError> {
         let known: Option<DedupRow> = self.rows.get("a deduplication key", &Key::dedup(self.group, dedup.hash))?;
         let Some(DedupRow { id, due_ms, expires_ms }) = known else { return Ok(None) };
         // The index of expiries may name it still, under the old one.

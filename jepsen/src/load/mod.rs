@@ -174,7 +174,7 @@ impl Worker {
             "one-shot" => one_shot::run(&mut self).await,
             "races" => races::run(&mut self).await,
             "recurring" => recurring::run(&mut self).await,
-            "dedup" => dedup::run(&mut self).await,
+            "dedup" => Box::pin(dedup::run(&mut self)).await,
             "dead-letters" => dead_letters::run(&mut self).await,
             _ => fenced::run(&mut self).await,
         }
