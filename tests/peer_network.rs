@@ -687,7 +687,7 @@ impl Peer for Silent {
         Ok(Response::new(answers.boxed()))
     }
 
-    async fn hold(&self, _: tonic::Request<peer::HoldRequest>) -> Result<Response<peer::HoldResponse>, Status> {
+    async fn bind(&self, _: tonic::Request<peer::BindRequest>) -> Result<Response<peer::BindResponse>, Status> {
         std::future::pending().await
     }
 

@@ -121,7 +121,7 @@ impl Group {
     }
 
     /// The term in which this replica asks others for their promise, and of whom: all other members.
-    pub(super) fn holds(&self) -> Option<(u64, Vec<(ReplicaId, u64)>)> {
+    pub(super) fn wishes_bound(&self) -> Option<(u64, Vec<(ReplicaId, u64)>)> {
         let receiver = self.raft.metrics();
         let metrics = receiver.borrow_watched();
         let lives = metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < STALLED_AFTER);

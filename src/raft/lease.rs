@@ -2,13 +2,13 @@
 //!
 //! A leader acts only while a majority of its voters have promised, within [`LEASE`], to vote for nobody else. openraft
 //! has such promises too, but they travel with log entries and heartbeats through the task of each group, and wait there
-//! behind everything that a busy node has to store and apply. So nodes also exchange *holds*, on a connection and
+//! behind everything that a busy node has to store and apply. So nodes also ask each other to be *bound*, on a connection and
 //! threads of their own (see [`super::urgent`]): one message from node to node names every group that the sender leads,
 //! and is answered from what stands here, without asking the group.
 //!
 //! ```text
 //!   leader of g3, g7        "I lead g3 in term 5 and g7 in term 2"          follower
-//!     sent at t   ------------------------------------------------------->   Promise::hold: no vote is on its way
+//!     sent at t   ------------------------------------------------------->   Promise::bind: no vote is on its way
 //!     Proof::note(t) <----------------------------------------------------   in these groups until LEASE is over
 //! ```
 //!
@@ -16,7 +16,7 @@
 //!
 //! 1. A replica that has promised gives no vote for [`LEASE`]: [`Promise::ask`] lets no request for one through, and
 //!    [`Promise::stand`] no candidacy of its own.
-//! 2. A replica that is about to vote promises nothing: both of them bar [`Promise::hold`] until it is known how that
+//! 2. A replica that is about to vote promises nothing: both of them bar [`Promise::bind`] until it is known how that
 //!    ended, and the vote itself is noted before it is stored ([`Promise::voted`]), which is before anybody hears of it.
 //! 3. A promise to the leader of one term is none to that of an earlier one.
 //! 4. The leader counts from when it sent what was answered, so it is never surer than its followers.
@@ -115,7 +115,7 @@ impl Promise {
     }
 
     /// To the leader of `term`, from now on for [`LEASE`]. False when nothing is promised.
-    pub fn hold(&self, term: u64) -> bool {
+    pub fn bind(&self, term: u64) -> bool {
         let mut state = self.lock();
         if state.asking > 0 || state.standing || term < state.term {
             return false;
@@ -250,7 +250,7 @@ mod tests {
     async fn who_has_promised_gives_no_vote_until_the_lease_is_over() {
         let promise = Promise::now();
         assert!(promise.ask().is_some(), "nobody was heard yet");
-        assert!(promise.hold(3));
+        assert!(promise.bind(3));
         later(449).await;
         assert!(promise.ask().is_none() && !promise.stand());
         later(1).await;
@@ -264,34 +264,34 @@ mod tests {
         let one = promise.ask().unwrap();
         let other = promise.ask().unwrap();
         drop(one);
-        assert!(!promise.hold(3), "the other request is being answered still");
+        assert!(!promise.bind(3), "the other request is being answered still");
         promise.voted(4);
         drop(other);
-        assert!(!promise.hold(3), "it has voted in a later term");
-        assert!(promise.hold(4), "for whoever leads in that");
-        assert!(!promise.hold(3));
+        assert!(!promise.bind(3), "it has voted in a later term");
+        assert!(promise.bind(4), "for whoever leads in that");
+        assert!(!promise.bind(3));
         later(450).await;
         assert!(promise.stand());
-        assert!(!promise.hold(5), "it may be about to vote for itself");
+        assert!(!promise.bind(5), "it may be about to vote for itself");
         let before = promise.stand_before();
         promise.note_leader(before);
-        assert!(!promise.hold(5), "its candidacy may begin after that");
+        assert!(!promise.bind(5), "its candidacy may begin after that");
         promise.stood();
         promise.note_leader(before);
-        assert!(!promise.hold(5), "it may have begun after that");
+        assert!(!promise.bind(5), "it may have begun after that");
         promise.note_leader(promise.stand_before());
-        assert!(promise.hold(5), "it follows again");
+        assert!(promise.bind(5), "it follows again");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_hand_over_goes_past_the_promise_and_ends_it() {
         let promise = Promise::now();
-        assert!(promise.hold(3) && promise.ask().is_none());
+        assert!(promise.bind(3) && promise.ask().is_none());
         let transfer = promise.ask_in_transfer();
-        assert!(!promise.hold(3));
+        assert!(!promise.bind(3));
         promise.voted(4);
         drop(transfer);
-        assert!(!promise.hold(3));
+        assert!(!promise.bind(3));
     }
 
     #[tokio::test(start_paused = true)]

@@ -127,7 +127,7 @@ struct Inner {
     dial: Option<Arc<dyn Dial>>,
     /// See [`super::urgent`].
     urgent: OnceLock<Handle>,
-    /// Sent so far: log entries, beats, holds, votes; answers not counted.
+    /// Sent so far: log entries, beats, requests to be bound, votes; answers not counted.
     messages: Arc<AtomicU64>,
     remotes: RwLock<BTreeMap<u64, Arc<Remote>>>,
 }
@@ -208,13 +208,13 @@ impl PeerNetwork {
     }
 
     /// Asks a node for its promises; they are of no use after the time that `within` allows.
-    pub(super) async fn hold(&self, node_id: u64, holds: Vec<peer::Hold>, within: Duration) -> Option<Vec<bool>> {
+    pub(super) async fn bind(&self, node_id: u64, binds: Vec<peer::Bind>, within: Duration) -> Option<Vec<bool>> {
         let remote = self.remote(node_id).ok()?;
         remote.check_reachable().ok()?;
         let mut client = client(&remote.connections().ok()?.control);
         self.count();
-        let request = peer::HoldRequest { cluster: self.inner.cluster.clone(), holds };
-        match timeout(within, client.hold(request)).await {
+        let request = peer::BindRequest { cluster: self.inner.cluster.clone(), binds };
+        match timeout(within, client.bind(request)).await {
             Ok(Ok(answer)) => Some(answer.into_inner().promised),
             Ok(Err(status)) => {
                 tracing::debug!(node_id, why = %remote.refused(&status), "nothing is promised");

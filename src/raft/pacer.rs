@@ -31,7 +31,7 @@ use crate::wire::peer;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often the other nodes are asked for their promises: often enough for three to be lost in a row.
-const HOLD_EVERY: Duration = Duration::from_millis(100);
+const BIND_EVERY: Duration = Duration::from_millis(100);
 /// After the lease a follower waits up to this long before it asks for votes, and again before it asks once more.
 const JITTER: Duration = Duration::from_millis(140);
 /// How long an election is given before the next one.
@@ -51,7 +51,7 @@ struct Pace {
 pub(super) async fn run(groups: WeakGroups, network: PeerNetwork) {
     let mut paces: BTreeMap<GroupId, Pace> = BTreeMap::new();
     let mut beats = Beats { beginning: Instant::now(), random: random::source() };
-    let mut hold_at = Instant::now();
+    let mut bind_at = Instant::now();
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -59,11 +59,11 @@ pub(super) async fn run(groups: WeakGroups, network: PeerNetwork) {
         let Some(all) = groups.all() else { return };
         paces.retain(|id, _| all.binary_search_by_key(id, |group| group.id).is_ok());
         let now = Instant::now();
-        if now >= hold_at {
-            hold_at = now + HOLD_EVERY;
-            let mut holds = Holds::default();
-            all.iter().for_each(|group| holds.add(group));
-            holds.send(&network);
+        if now >= bind_at {
+            bind_at = now + BIND_EVERY;
+            let mut binds = Binds::default();
+            all.iter().for_each(|group| binds.add(group));
+            binds.send(&network);
         }
         // One that is lost is no reason to refuse anything: others lead by then.
         let ages = all.iter().filter_map(Group::lease_age).filter(|age| *age < LEASE);
@@ -102,16 +102,16 @@ pub(super) fn stood(group: Group) {
 
 /// What the other nodes are asked to promise, for all groups that are led here.
 #[derive(Default)]
-struct Holds {
-    by_node: BTreeMap<u64, Vec<(peer::Hold, Proof)>>,
+struct Binds {
+    by_node: BTreeMap<u64, Vec<(peer::Bind, Proof)>>,
 }
 
-impl Holds {
+impl Binds {
     fn add(&mut self, group: &Group) {
-        let Some((term, others)) = group.holds() else { return };
+        let Some((term, others)) = group.wishes_bound() else { return };
         for (replica, node_id) in others {
-            let hold = peer::Hold { group: group.id.0.into(), replica, term };
-            self.by_node.entry(node_id).or_default().push((hold, group.proof.clone()));
+            let bind = peer::Bind { group: group.id.0.into(), replica, term };
+            self.by_node.entry(node_id).or_default().push((bind, group.proof.clone()));
         }
     }
 
@@ -119,12 +119,12 @@ impl Holds {
         for (node_id, asked) in self.by_node {
             let from = network.clone();
             network.spawn_urgent(async move {
-                let holds = asked.iter().map(|(hold, _)| *hold).collect();
+                let binds = asked.iter().map(|(bind, _)| *bind).collect();
                 let sent = Instant::now();
-                let Some(promised) = from.hold(node_id, holds, LEASE).await else { return };
-                for ((hold, proof), promised) in asked.into_iter().zip(promised) {
+                let Some(promised) = from.bind(node_id, binds, LEASE).await else { return };
+                for ((bind, proof), promised) in asked.into_iter().zip(promised) {
                     if promised {
-                        proof.note(hold.term, hold.replica, sent);
+                        proof.note(bind.term, bind.replica, sent);
                     }
                 }
             });

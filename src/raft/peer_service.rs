@@ -227,21 +227,21 @@ impl Peer for PeerService {
     }
 
     /// Asks no group: each may be busy.
-    async fn hold(&self, request: Request<peer::HoldRequest>) -> Result<Response<peer::HoldResponse>, Status> {
+    async fn bind(&self, request: Request<peer::BindRequest>) -> Result<Response<peer::BindResponse>, Status> {
         let request = request.into_inner();
         let parts = self.inner.groups.parts();
         if request.cluster != parts.cluster {
             let why = format!("this node belongs to cluster '{}', not '{}'", parts.cluster, request.cluster);
             return Err(Status::failed_precondition(why));
         }
-        let promised = request.holds.into_iter().map(|hold| {
-            let group = u16::try_from(hold.group).ok().and_then(|id| self.inner.groups.get(GroupId(id)));
+        let promised = request.binds.into_iter().map(|bind| {
+            let group = u16::try_from(bind.group).ok().and_then(|id| self.inner.groups.get(GroupId(id)));
             // After a start it may be bound to another one, and does not know.
             let free = |group: &Group| group.bound_until.is_none_or(|until| Instant::now() >= until);
-            let group = group.filter(|group| group.replica == hold.replica && free(group));
-            group.is_some_and(|group| group.promise.hold(hold.term))
+            let group = group.filter(|group| group.replica == bind.replica && free(group));
+            group.is_some_and(|group| group.promise.bind(bind.term))
         });
-        Ok(Response::new(peer::HoldResponse { promised: promised.collect() }))
+        Ok(Response::new(peer::BindResponse { promised: promised.collect() }))
     }
 
     type AppendStream = futures::stream::BoxStream<'static, Result<peer::AppendResponse, Status>>;
