@@ -473,7 +473,8 @@ impl Hub {
             part.tasks.push(task);
         }
         // Without keys they stay together, in the shard of one log entry.
-        if let Some(node) = map.leader_in_turn(self.turn.fetch_add(1, Ordering::Relaxed)) {
+        let node = map.leader_in_turn(self.turn.fetch_add(1, Ordering::Relaxed));
+        if let Some(node) = node.filter(|_| !any.tasks.is_empty()) {
             any.numbers = self.number(&map, node, any.tasks.len());
         }
         let parts = parts.into_values().chain([any]);

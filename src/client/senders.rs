@@ -1,12 +1,12 @@
 //! Which of this client's registrations is which: a number for each, so that a node knows one that comes again.
 //!
 //! A sender counts what it registers in one shard, and says with each registration below which number all have been
-//! answered; the shard remembers the others. A shard writes all that it remembers of a sender with each log entry, so no
-//! sender leaves many unanswered: when one has, another begins.
+//! answered; the shard remembers all from there on. It writes what it remembers of a sender with each log entry, so none may
+//! go far beyond its first one without an answer: another sender begins then, until that one is answered.
 //!
 //! ```text
 //!   shard 3   sender "f3a9-0"   1 2 3 4 | 5 6 . 8     5, 6 and 8 are open: the next one says "answered below 5"
-//!             sender "f3a9-1"   1 2 3 | 4             took over while the first had too many
+//!             sender "f3a9-1"   1 2 3 | 4             took over while 5 was without an answer for too long
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +18,9 @@ use rand::Rng;
 use crate::task::ShardId;
 use crate::wire::proto;
 
-/// Registrations of one sender in one shard that may be without an answer, unless it is one request that has more.
-const OPEN_MAX: u64 = 1_024;
+/// From the first registration of a sender that is without an answer to the last one: the shard remembers all of these.
+/// One request may have more.
+const SPAN_MAX: u64 = 1_024;
 const NAME_BYTES: usize = 16;
 
 /// All senders of a client.
@@ -35,13 +36,15 @@ struct Sender {
     next: u64,
     /// The first number of each request that is under way.
     open: BTreeSet<u64>,
-    /// Registrations in all of these.
-    count: u64,
 }
 
 impl Sender {
     fn answered_below(&self) -> u64 {
         self.open.first().copied().unwrap_or(self.next)
+    }
+
+    fn has_room(&self, count: u64) -> bool {
+        self.open.is_empty() || self.next + count - self.answered_below() <= SPAN_MAX
     }
 }
 
@@ -51,7 +54,6 @@ pub(super) struct Numbers {
     shard: ShardId,
     sender: usize,
     first: u64,
-    count: u64,
 }
 
 impl Senders {
@@ -68,11 +70,11 @@ impl Senders {
     /// Numbers for `count` registrations that go to `shard` with one request, and what its message says of the first.
     pub fn open(self: &Arc<Self>, shard: ShardId, count: usize) -> (proto::Origin, Numbers) {
         let count = count as u64;
+        debug_assert!(count > 0, "a request without registrations has no number");
         let mut shards = self.shards.lock().expect("no panic under this lock");
         let senders = shards.entry(shard).or_default();
-        let has_room = |sender: &Sender| sender.count == 0 || sender.count + count <= OPEN_MAX;
-        let place = senders.iter().position(has_room).unwrap_or_else(|| {
-            senders.push(Sender { next: 1, open: BTreeSet::new(), count: 0 });
+        let place = senders.iter().position(|sender| sender.has_room(count)).unwrap_or_else(|| {
+            senders.push(Sender { next: 1, open: BTreeSet::new() });
             senders.len() - 1
         });
         let sender = &mut senders[place];
@@ -84,8 +86,7 @@ impl Senders {
         };
         sender.open.insert(sender.next);
         sender.next += count;
-        sender.count += count;
-        let numbers = Numbers { senders: self.clone(), shard, sender: place, first: origin.number, count };
+        let numbers = Numbers { senders: self.clone(), shard, sender: place, first: origin.number };
         (origin, numbers)
     }
 }
@@ -96,7 +97,6 @@ impl Drop for Numbers {
         let senders = shards.get_mut(&self.shard).expect("its numbers come from there");
         let sender = &mut senders[self.sender];
         sender.open.remove(&self.first);
-        sender.count -= self.count;
     }
 }
 
@@ -135,5 +135,15 @@ mod tests {
         drop(other);
         assert_eq!(senders.open(ShardId(0), 5_000).0, proto::Origin { number: 1_001, answered_below: 1_001, ..second });
         assert_eq!(senders.open(ShardId(0), 24).0.sender, first.sender, "there is room for so many more");
+    }
+
+    #[test]
+    fn one_that_gets_no_answer_does_not_keep_the_others_from_being_forgotten() {
+        let senders = Senders::new();
+        let (slow, _open) = senders.open(ShardId(0), 1);
+        let names: BTreeSet<String> = (0..5_000).map(|_| senders.open(ShardId(0), 1).0.sender).collect();
+        assert!(names.len() == 2 && names.contains(&slow.sender));
+        let (last, _) = senders.open(ShardId(0), 1);
+        assert!(last.sender != slow.sender && last.number == last.answered_below, "{last:?}");
     }
 }

@@ -21,11 +21,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
-use pressure::{Line, Pressure};
+use pressure::{Line, Place, Pressure};
 use rand::{Rng, rngs::SmallRng};
 use tokio::sync::mpsc::error::{SendError, TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::raft::types::{Command, leader_of};
@@ -55,11 +55,6 @@ const REQUEST_BYTES: usize = 64;
 const OVERLOADED_RETRY_MS: u64 = 1_000;
 /// After lines that were full.
 const FULL_RETRY: Duration = Duration::from_millis(250);
-/// After an entry with so many requests the next one waits for as many, but no longer than that: with fewer, nobody is
-/// likely to come, and with more, they are enough.
-const REQUESTS_WORTH_A_WAIT: usize = 4;
-const REQUESTS_WAITED_FOR_MAX: usize = 64;
-const ENTRY_WAITS: Duration = Duration::from_millis(1);
 /// How long a turn lasts: some rounds of a busy group, so that what is asked meanwhile waits for the next entry of the
 /// same one. The first entry of each turn holds little.
 const TURN: Duration = Duration::from_millis(50);
@@ -229,6 +224,8 @@ struct Waiting {
     answer: Answer,
     /// Room among the payloads that wait; given back with the answer.
     _room: Option<OwnedSemaphorePermit>,
+    /// Given back when it goes into an entry, or nowhere.
+    _place: Place,
 }
 
 /// A handle on the proposing tasks of all groups; cheap to clone.
@@ -347,12 +344,10 @@ impl Proposer {
                 room.expect("the semaphore is never closed")
             }
         };
-        line.joined();
-        let waiting = Waiting { ask, answer, _room: Some(room) };
+        let waiting = Waiting { ask, answer, _room: Some(room), _place: Line::join(line) };
         let refused = match asks.try_send(waiting) {
             Ok(()) => return,
             Err(TrySendError::Full(waiting)) if is_new => {
-                line.left(1);
                 return (waiting.answer)(Err(busy("as many requests wait in this shard as may".into(), FULL_RETRY)));
             }
             Err(TrySendError::Full(waiting)) => match asks.send(waiting).await {
@@ -389,31 +384,20 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
     };
     let mut disk = parts.disk.clone();
     let mut waiting = Vec::with_capacity(REQUESTS_PER_ENTRY_MAX);
-    let mut before = 0;
     // After a round, `waiting` holds what did not fit into its entry.
     loop {
         if waiting.is_empty() && asks.recv_many(&mut waiting, REQUESTS_PER_ENTRY_MAX).await == 0 {
             return;
         }
-        // Those who have just been answered ask again: half of them would miss this entry, and wait for the next.
-        let expected = if before < REQUESTS_WORTH_A_WAIT { 0 } else { before.min(REQUESTS_WAITED_FOR_MAX) };
-        let until = Instant::now() + ENTRY_WAITS;
-        while waiting.len() < REQUESTS_PER_ENTRY_MAX {
-            let more = match asks.try_recv() {
-                Ok(more) => more,
-                Err(_) if waiting.len() >= expected => break,
-                Err(_) => match timeout_at(until, asks.recv()).await {
-                    Ok(Some(more)) => more,
-                    Ok(None) | Err(_) => break,
-                },
-            };
+        while waiting.len() < REQUESTS_PER_ENTRY_MAX
+            && let Ok(more) = asks.try_recv()
+        {
             waiting.push(more);
         }
         if disk.wait_for(|state| !matches!(state, DiskState::Full(_))).await.is_err() {
             return;
         }
         let Some((node, term)) = leading(&parts.groups, group) else {
-            line.left(waiting.len());
             for refused in waiting.drain(..) {
                 (refused.answer)(Err(Refused::NotLeader { group }));
             }
@@ -421,16 +405,14 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         };
         let fits = fitting(&waiting);
         let rest = waiting.split_off(fits);
-        line.left(waiting.len());
-        before = waiting.len();
-        let begun = Instant::now();
+        let round = line.begin();
         maker.begin(term, &parts.store);
         if let Some(entry) = maker.entry(&mut waiting) {
             let armed_ms = entry.armed_ms;
             if propose(&node, term, entry, &parts.dispatches).await {
                 maker.armed_ms = armed_ms;
             }
-            line.round_took(begun.elapsed());
+            drop(round);
         }
         waiting.extend(rest);
     }
@@ -519,7 +501,7 @@ impl Maker {
             Entry { bytes: Bytes::new(), answers: Vec::new(), others: Vec::new(), armed_ms: 0, group: self.group };
         let mut arm_up_to = 0;
         let mut size = 0;
-        for Waiting { ask, answer, _room } in waiting.drain(..) {
+        for Waiting { ask, answer, _room, _place } in waiting.drain(..) {
             size += ask.payload_bytes() + REQUEST_BYTES;
             let mut held = None;
             let request = match ask {

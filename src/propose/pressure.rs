@@ -5,8 +5,8 @@
 //! leases are that this node leads by. Old work goes on: what is due fires and is settled, and a cancel is heard.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -21,6 +21,8 @@ const LATE_MAX: Duration = Duration::from_millis(100);
 /// Nor while a lease is older than this: after one lost or late answer of the others there is time for two more.
 const LEASE_AGE_MAX: Duration = Duration::from_millis(250);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long it counts how long an entry took.
+const ROUND_KNOWN_FOR: Duration = Duration::from_secs(1);
 /// How long it is remembered how late the runtime was.
 const LATE_FOR: Duration = Duration::from_millis(100);
 
@@ -39,31 +41,70 @@ struct Inner {
 }
 
 /// Of one group: how long who asks now would wait.
-#[derive(Default)]
 pub struct Line {
     /// Requests that are not in an entry yet.
     waiting: AtomicUsize,
-    /// How long the last entry took, in microseconds.
-    round_us: AtomicU64,
+    rounds: Mutex<Rounds>,
+}
+
+/// Entries, one after the other.
+#[derive(Debug)]
+struct Rounds {
+    /// Of the one that is under way.
+    begun: Option<Instant>,
+    /// The last one.
+    took: Duration,
+    ended: Instant,
+}
+
+/// A request in the line, until it is dropped.
+pub struct Place(Arc<Line>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An entry that is under way, until it is dropped.
+pub struct Round<'a>(&'a Line);
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        let mut rounds = self.0.rounds.lock().expect("no panic under this lock");
+        if let Some(begun) = rounds.begun.take() {
+            rounds.took = begun.elapsed();
+            rounds.ended = Instant::now();
+        }
+    }
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        let rounds = Rounds { begun: None, took: Duration::ZERO, ended: Instant::now() };
+        Self { waiting: AtomicUsize::new(0), rounds: Mutex::new(rounds) }
+    }
 }
 
 impl Line {
-    pub fn joined(&self) {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
+    pub fn join(line: &Arc<Self>) -> Place {
+        line.waiting.fetch_add(1, Ordering::Relaxed);
+        Place(line.clone())
     }
 
-    pub fn left(&self, requests: usize) {
-        self.waiting.fetch_sub(requests, Ordering::Relaxed);
+    pub fn begin(&self) -> Round<'_> {
+        self.rounds.lock().expect("no panic under this lock").begun = Some(Instant::now());
+        Round(self)
     }
 
-    pub fn round_took(&self, took: Duration) {
-        self.round_us.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    /// One round is under way, and those before it in the line need as many as they fill.
+    /// As long as the rounds take that those before it in the line fill, and the one that is under way.
     fn wait(&self) -> Duration {
+        let round = {
+            let rounds = self.rounds.lock().expect("no panic under this lock");
+            let known = if rounds.ended.elapsed() < ROUND_KNOWN_FOR { rounds.took } else { Duration::ZERO };
+            rounds.begun.map_or(known, |begun| begun.elapsed().max(known))
+        };
         let rounds = 1 + self.waiting.load(Ordering::Relaxed) / REQUESTS_PER_ENTRY_MAX;
-        let round = Duration::from_micros(self.round_us.load(Ordering::Relaxed));
         round.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX))
     }
 
@@ -156,16 +197,25 @@ impl Inner {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_line_takes_as_long_as_the_entries_it_fills() {
-        let line = Line::default();
+    #[tokio::test(start_paused = true)]
+    async fn a_line_takes_as_long_as_the_entries_it_fills() {
+        let millis = Duration::from_millis;
+        let line = Arc::new(Line::default());
         assert_eq!(line.wait(), Duration::ZERO);
-        line.round_took(Duration::from_millis(20));
-        assert_eq!(line.wait(), Duration::from_millis(20), "the entry that is under way");
-        (0..REQUESTS_PER_ENTRY_MAX).for_each(|_| line.joined());
-        assert_eq!(line.wait(), Duration::from_millis(40));
-        line.left(REQUESTS_PER_ENTRY_MAX);
-        assert!(line.is_empty() && line.wait() == Duration::from_millis(20));
+        let round = line.begin();
+        tokio::time::advance(millis(20)).await;
+        assert_eq!(line.wait(), millis(20), "so long it has taken already");
+        drop(round);
+        let places: Vec<Place> = (0..REQUESTS_PER_ENTRY_MAX).map(|_| Line::join(&line)).collect();
+        assert_eq!(line.wait(), millis(40));
+        let round = line.begin();
+        drop(places);
+        assert!(line.is_empty() && line.wait() == millis(20), "it will take as long as the one before");
+        tokio::time::advance(millis(50)).await;
+        drop(round);
+        assert_eq!(line.wait(), millis(50));
+        tokio::time::advance(ROUND_KNOWN_FOR).await;
+        assert_eq!(line.wait(), Duration::ZERO, "a slow one of long ago says nothing");
     }
 
     #[test]

@@ -92,7 +92,9 @@ impl Group {
             return None;
         }
         let term = metrics.current_term;
-        if self.is_given_away(term) {
+        // Its own vote for somebody else is known there first; what openraft says of itself may be late by as much as it
+        // has to do.
+        if self.is_given_away(term) || self.promise.term() > term {
             return None;
         }
         // An isolated leader believes in itself for ever; only the answers of others prove it. A lone voter is a
@@ -129,7 +131,7 @@ impl Group {
             return None;
         }
         let term = metrics.current_term;
-        if self.giving_away.load(Ordering::Acquire) == term {
+        if self.is_given_away(term) || self.promise.term() > term {
             return None;
         }
         let nodes = metrics.membership_config.nodes();

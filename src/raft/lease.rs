@@ -19,7 +19,9 @@
 //! 2. A replica that is about to vote promises nothing: both of them bar [`Promise::bind`] until it is known how that
 //!    ended, and the vote itself is noted before it is stored ([`Promise::voted`]), which is before anybody hears of it.
 //! 3. A promise to the leader of one term is none to that of an earlier one.
-//! 4. The leader counts from when it sent what was answered, so it is never surer than its followers.
+//! 4. A leader counts itself, and so is bound as well: while it leads it gives no vote ([`super::peer_service`]), and once
+//!    it has voted in a later term it does not lead, whatever openraft says still.
+//! 5. The leader counts from when it sent what was answered, so it is never surer than its followers.
 //!
 //! A hand-over goes past all of this: the old leader does not act as one from the moment it asks for it.
 
@@ -86,11 +88,6 @@ impl Promise {
         self.state.lock().expect("no panic under this lock")
     }
 
-    /// The leader of the group was heard by way of its log: openraft has promised the same.
-    pub fn note(&self) {
-        self.lock().hear();
-    }
-
     /// A vote was given to one that may become the leader, which is given time to speak.
     pub fn note_vote(&self) {
         self.lock().heard_at = Instant::now();
@@ -112,6 +109,11 @@ impl Promise {
 
     pub fn heard_at(&self) -> Instant {
         self.lock().heard_at
+    }
+
+    /// The highest term in which it has voted, or made a promise.
+    pub fn term(&self) -> u64 {
+        self.lock().term
     }
 
     /// To the leader of `term`, from now on for [`LEASE`]. False when nothing is promised.

@@ -4,7 +4,7 @@
 //! made when first used and shared by all groups, so that nothing waits behind something of another kind:
 //!
 //! ```text
-//!   control     votes, heartbeats, transfers     small, must be quick: leases and elections hang on them
+//!   control     votes, promises, beats, transfers  small, must be quick: leases and elections hang on them
 //!   appends     log entries, pipelined           one long stream per group
 //!   snapshots   rows of whole shards             as much as the link carries
 //!   requests    what is not Raft: forwarded requests, questions about a node
@@ -126,10 +126,17 @@ struct Inner {
     /// Another way than TCP.
     dial: Option<Arc<dyn Dial>>,
     /// See [`super::urgent`].
-    urgent: OnceLock<Handle>,
+    urgent: OnceLock<Threads>,
     /// Sent so far: log entries, beats, requests to be bound, votes; answers not counted.
     messages: Arc<AtomicU64>,
     remotes: RwLock<BTreeMap<u64, Arc<Remote>>>,
+}
+
+/// Where connections are driven.
+#[derive(Clone)]
+struct Threads {
+    urgent: Handle,
+    others: Handle,
 }
 
 /// One node at one address.
@@ -137,7 +144,7 @@ struct Remote {
     address: String,
     tls: Option<PeerTls>,
     dial: Option<Arc<dyn Dial>>,
-    urgent: Option<Handle>,
+    threads: Option<Threads>,
     messages: Arc<AtomicU64>,
     connections: OnceLock<Connections>,
     /// When it could not be connected to last.
@@ -195,14 +202,16 @@ impl PeerNetwork {
     }
 
     /// What is urgent runs there, instead of where it is asked for. To be said before anything else.
-    pub fn run_urgent_on(&self, threads: &Handle) {
-        assert!(self.inner.urgent.set(threads.clone()).is_ok(), "said once");
+    /// Everything else runs where this is called.
+    pub fn run_urgent_on(&self, urgent: &Handle) {
+        let threads = Threads { urgent: urgent.clone(), others: Handle::current() };
+        assert!(self.inner.urgent.set(threads).is_ok(), "said once");
     }
 
     /// Runs what leading hangs on.
     pub(super) fn spawn_urgent(&self, future: impl Future<Output = ()> + Send + 'static) {
         match self.inner.urgent.get() {
-            Some(threads) => threads.spawn(future),
+            Some(threads) => threads.urgent.spawn(future),
             None => tokio::spawn(future),
         };
     }
@@ -234,7 +243,7 @@ impl PeerNetwork {
             address: address.to_owned(),
             tls: self.inner.tls.clone(),
             dial: self.inner.dial.clone(),
-            urgent: self.inner.urgent.get().cloned(),
+            threads: self.inner.urgent.get().cloned(),
             messages: self.inner.messages.clone(),
             connections: OnceLock::new(),
             failed_at: Mutex::new(None),
@@ -321,19 +330,30 @@ impl Remote {
             Some(dial) => endpoint.connect_with_connector_lazy(Dialer(dial.clone())),
         };
         // A connection is driven where it was made.
+        let urgent = self.threads.as_ref().map(|threads| &threads.urgent);
+        let others = self.threads.as_ref().map(|threads| &threads.others);
         let control = {
-            let _entered = self.urgent.as_ref().map(Handle::enter);
+            let _entered = urgent.map(Handle::enter);
             connect()
         };
         Ok(self.connections.get_or_init(|| Connections {
             heartbeats: {
-                let _entered = self.urgent.as_ref().map(Handle::enter);
+                let _entered = urgent.map(Handle::enter);
                 Heartbeats::start(control.clone(), self.messages.clone())
             },
             control,
-            appends: connect(),
-            snapshots: connect(),
-            requests: connect(),
+            appends: {
+                let _entered = others.map(Handle::enter);
+                connect()
+            },
+            snapshots: {
+                let _entered = others.map(Handle::enter);
+                connect()
+            },
+            requests: {
+                let _entered = others.map(Handle::enter);
+                connect()
+            },
         }))
     }
 }

@@ -13,10 +13,11 @@
 //!
 //! Without TLS (see `peer_tls`) it has no way to tell a peer from a stranger: the port must not be open to clients.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -56,9 +57,9 @@ const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// What all streams of a connection may have on their way: groups that do not read for a while must not fill it, or
 /// they hold up all others.
 const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
-/// Two lanes per group, and every group a cluster can have. Above it, streams would wait without an end.
 /// Below the time between two heartbeats.
 const BEAT_WITHIN: Duration = Duration::from_millis(100);
+/// Two lanes per group, and every group a cluster can have. Above it, streams would wait without an end.
 const STREAMS_PER_CONNECTION_MAX: u32 = 16 * 1024;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 const KEEPALIVE_WITHIN: Duration = Duration::from_secs(5);
@@ -207,6 +208,10 @@ impl Peer for PeerService {
         if !request.leadership_transfer && group.bound_until.is_some_and(|until| Instant::now() < until) {
             return Err(Status::unavailable("this replica has just started and may be bound to its leader still"));
         }
+        // A leader is sure of itself by the promises of others, of which openraft knows nothing.
+        if !request.leadership_transfer && group.leads(Duration::ZERO).is_some() {
+            return Err(Status::unavailable("this replica leads"));
+        }
         let asking = match request.leadership_transfer {
             true => Some(group.promise.ask_in_transfer()),
             false => group.promise.ask(),
@@ -288,10 +293,20 @@ impl Peer for PeerService {
         if !group.may_lead() {
             return Err(Status::failed_precondition("this node's clock is wrong; it leads nothing"));
         }
-        // It will stand for election at once, past what it has promised.
-        group.promise.stand_in_transfer();
-        let transferred = group.raft.handle_transfer_leader(request).await;
-        pacer::stood(group.clone());
+        // To its end, also when nobody waits for the answer any more.
+        let transferred = tokio::spawn(async move {
+            let stands = request.to_node_id() == &group.replica;
+            if stands {
+                // At once, past what it has promised.
+                group.promise.stand_in_transfer();
+            }
+            let transferred = group.raft.handle_transfer_leader(request).await;
+            if stands {
+                pacer::stood(group);
+            }
+            transferred
+        });
+        let transferred = transferred.await.map_err(|error| Status::internal(error.to_string()))?;
         match transferred.map_err(fatal)? {
             Ok(()) => Ok(Response::new(peer::TransferResponse {})),
             Err(refused) => Err(Status::failed_precondition(refused.to_string())),
@@ -342,10 +357,14 @@ impl PeerService {
         let told = wrong.clone();
         let raft = group.raft.clone();
         let promise = group.promise.clone();
+        // In the order of the requests, which is that of the answers.
+        let stands = Arc::new(Mutex::new(VecDeque::new()));
+        let stood = stands.clone();
         let requests = futures::stream::once(async { Ok(first) }).chain(requests).scan((), move |(), request| {
             let checked = request.and_then(|request| {
                 let request = from_append(request)?;
                 not_own(&group, &request.vote)?;
+                stands.lock().expect("no panic under this lock").push_back(group.promise.stand_before());
                 Ok(request)
             });
             let checked = checked.map_err(|status| told.set(status)).ok();
@@ -364,8 +383,9 @@ impl PeerService {
             let mut answers = pin!(raft.stream_append(requests));
             while let Some(answer) = answers.next().await {
                 let answer = answer.map_err(fatal);
-                if is_from_leader(&answer) {
-                    promise.note();
+                let before = stood.lock().expect("no panic under this lock").pop_front();
+                if let Some(before) = before.filter(|_| is_from_leader(&answer)) {
+                    promise.note_leader(before);
                 }
                 let answer = answer.map(to_append_response);
                 if out.send(answer).await.is_err() {

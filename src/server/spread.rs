@@ -344,6 +344,11 @@ async fn register_elsewhere(service: &Arc<Service>, session: &Arc<Session>, payl
 
 async fn ask_batch(service: &Arc<Service>, session: Arc<Session>, mut payload: Payload, respond: Respond) {
     let Payload::RegistrationBatch(batch) = &mut payload else { unreachable!("a batch") };
+    if let Some(origin) = &batch.origin
+        && let Err(problem) = tasks::Place::of(service, &session, origin)
+    {
+        return respond(Payload::RegistrationBatchResponse(refusal!(RegistrationBatchResponse, problem)));
+    }
     if !session.redirects {
         number_tasks(batch);
     }

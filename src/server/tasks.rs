@@ -26,6 +26,8 @@ use crate::wire::proto::{self, Status, TaskState};
 pub(super) const BATCH_TASKS_MAX: usize = 1_000;
 /// Of the name a sender of registrations gives itself.
 const SENDER_BYTES_MAX: usize = 64;
+/// No sender gets that far, and what counts on from there fits.
+const NUMBER_MAX: u64 = 1 << 62;
 /// The same of cancellations, which are small.
 pub(super) const CANCELLATIONS_MAX: usize = 10_000;
 const DEDUP_TTL_MS_DEFAULT: u64 = 24 * 3600 * 1000;
@@ -59,14 +61,14 @@ pub(super) async fn register(
 
 /// Where a task without a deduplication key goes.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+pub(super) struct Place {
     group: GroupId,
     numbered: Option<Numbered>,
 }
 
 impl Place {
     /// Where its sender says.
-    fn of(service: &Service, session: &Session, origin: &proto::Origin) -> Result<Self, Problem> {
+    pub(super) fn of(service: &Service, session: &Session, origin: &proto::Origin) -> Result<Self, Problem> {
         let shards = service.shards;
         let shard = u16::try_from(origin.shard).ok().filter(|shard| *shard < shards);
         let shard = shard.ok_or_else(|| {
@@ -80,8 +82,8 @@ impl Place {
                 );
             }
         };
-        if origin.number == 0 || origin.answered_below > origin.number {
-            let text = "origin.number: counts from 1, and must not be below origin.answered_below";
+        if !(1..=NUMBER_MAX).contains(&origin.number) || origin.answered_below > origin.number {
+            let text = "origin.number: counts from 1 to 2^62, and must not be below origin.answered_below";
             return Err(Invalid::new(text).into());
         }
         let numbered = Numbered { sender, number: origin.number, answered_below: origin.answered_below };
@@ -115,6 +117,14 @@ pub(super) async fn register_batch(
     }
     if count == 0 {
         return respond(Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse::default()));
+    }
+    // What a shard remembers of a sender is written with each entry, so many in one would cost it much.
+    let mut origins = batch.origin.iter().chain(batch.tasks.iter().filter_map(|task| task.origin.as_ref()));
+    if let Some(origin) = origins.next()
+        && origins.any(|other| other.sender != origin.sender)
+    {
+        let text = "origin.sender: the tasks of a batch have one sender, or none";
+        return respond(refuse(Invalid::new(text).into()));
     }
     let first = match &batch.origin {
         None => Ok(Place { group: service.any_shard(count), numbered: None }),
@@ -212,7 +222,7 @@ async fn register_one(
                     "origin: {open_max} registrations of this sender wait in this shard for origin.answered_below to \
                      pass them; raise it, or register by another sender"
                 );
-                refusal!(RegistrationResponse, Problem::new(Status::InvalidRequest, text))
+                refusal!(RegistrationResponse, Problem::new(Status::Overloaded, text))
             }
             Ok(other) => unreachable!("a registration is never answered with {other:?}"),
             Err(refused) => {

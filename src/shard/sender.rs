@@ -20,13 +20,12 @@ use crate::store::rows::{SenderRow, StoredRow};
 use crate::task::{DedupHash, InstantMs, TaskId};
 
 /// What is remembered of one sender in one shard: its row is written with each of its log entries.
-const OPEN_MAX: usize = 4_096;
+const OPEN_MAX: usize = 2_048;
 
 impl Shard<'_, '_> {
     /// The answer to a registration that is not to be stored; `None` for one that is new.
     pub(super) fn came_before(&mut self, numbered: Numbered) -> Result<Option<Reply>, StoreError> {
         let Numbered { sender, number, answered_below } = numbered;
-        let now_ms = self.meta.now_ms;
         let row = match self.senders.entry(sender) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => {
@@ -34,7 +33,6 @@ impl Shard<'_, '_> {
                 unknown.insert(stored.unwrap_or_default())
             }
         };
-        row.seen_ms = now_ms;
         if answered_below > row.answered_below {
             row.answered_below = answered_below;
             let answered = row.stored.partition_point(|one| one.number < answered_below);
@@ -59,12 +57,16 @@ impl Shard<'_, '_> {
         let row = self.senders.get_mut(&sender).expect("it was looked for before");
         let place = row.stored.partition_point(|one| one.number < number);
         row.stored.insert(place, StoredRow { number, id, due_ms });
+        row.seen_ms = self.meta.now_ms;
     }
 
-    /// One row for each sender of this batch.
+    /// One row for each sender that something was stored for in this batch.
     pub(super) fn store_senders(&mut self) {
+        let now_ms = self.meta.now_ms;
         for (sender, row) in std::mem::take(&mut self.senders) {
-            self.rows.put(Key::sender(self.group, sender), &row);
+            if row.seen_ms == now_ms {
+                self.rows.put(Key::sender(self.group, sender), &row);
+            }
         }
     }
 

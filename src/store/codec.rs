@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::StoreError;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 fn config() -> impl bincode::config::Config {
     bincode::config::standard()

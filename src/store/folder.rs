@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 /// The newest format of the folder that this binary writes and understands.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// The oldest one it understands. Format 1 was that of the first weeks, which nobody depends on.
-const FORMAT_OLDEST: u32 = 2;
+const FORMAT_OLDEST: u32 = 3;
 
 const IDENTITY_FILE: &str = "boomerang.json";
 const LOCK_FILE: &str = "lock";

@@ -457,7 +457,7 @@ pub(super) fn state_options(cache: &Cache) -> Options {
     // filter.
     table.set_whole_key_filtering(false);
     let mut options = options_with(&table);
-    options.set_prefix_extractor(SliceTransform::create("read-alone-1", |key| key, Some(keys::is_read_alone)));
+    options.set_prefix_extractor(SliceTransform::create(keys::READ_ALONE_NAME, |key| key, Some(keys::is_read_alone)));
     options.set_memtable_prefix_bloom_ratio(MEMTABLE_FILTER_RATIO);
     options
 }

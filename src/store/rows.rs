@@ -126,7 +126,7 @@ pub struct SenderRow {
     pub answered_below: u64,
     /// The others that were stored, in ascending order.
     pub stored: Vec<StoredRow>,
-    /// When one of its registrations was applied last. A sender that was not seen for long is forgotten.
+    /// When one of its registrations was stored last. A sender that has stored nothing for long is forgotten.
     pub seen_ms: InstantMs,
 }
 
