@@ -939,9 +939,10 @@ fn what_a_sender_sends_again_gets_the_same_answer_until_it_has_had_it() {
         2500 register c due=4000 sent=s.4/2 -> given up
         # Others count for themselves.
         2600 register g due=4000 sent=t.1/1 -> due 4000, g at 4000
+        # It has stored something since.
         2700 forget - sender=s..2400        -> stored
         2800 register c due=4000 sent=s.9/9 -> f before, due 4000
-        2900 forget - sender=s..2800        -> stored
+        2900 forget - sender=s..2500        -> stored
         3000 register h due=4000 sent=s.9/9 -> due 4000, h at 4000
         ",
     );
