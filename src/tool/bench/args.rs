@@ -286,18 +286,18 @@ pub struct FailoverBench {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Whether nodes keep their word that are offered twice what they carry.\n\n\
-        Starts a cluster of its own on this machine. For --calibrate it finds out what is carried: registrations one by \
-        one and in batches, tasks that fire, and cancellations, all at once, each as fast as the answers come. Then, \
-        for --time, all of them are offered at --factor times their rates, whatever is answered, and nothing is sent \
+        Starts a cluster of its own on this machine and finds out what it carries: registrations one by one and in \
+        batches, tasks that fire, and cancellations, all at once, with more and more requests under way until that \
+        brings nothing, or answers become slow. Then, for --time, all of them are offered at --factor times their rates, whatever is answered, and nothing is sent \
         twice. What is refused with OVERLOADED is counted, and is no failure.\n\n\
         Exit code 1: an acknowledged task was lost, early or came twice; a request was neither accepted nor refused; \
-        the leader of a shard has changed; 99 of 100 accepted registrations took longer than 500 ms, or refusals longer \
+        the leader of a shard has changed; everything was carried; 99 of 100 accepted registrations took longer than 500 ms, or refusals longer \
         than 50 ms; a node took more memory than --memory-max, or ended.",
     after_help = "\
 Examples:
   boomtool bench overload --json
   boomtool bench overload --time 1m --factor 3 --shards 4
-  boomtool bench overload --time 30s --calibrate 5s --nodes 1"
+  boomtool bench overload --time 30s --calibrate 2s --nodes 1"
 )]
 pub struct OverloadBench {
     /// So many times what is carried is offered
@@ -306,8 +306,8 @@ pub struct OverloadBench {
     /// How long it is offered
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_timeout)]
     pub time: Duration,
-    /// How long it is found out what is carried; the first quarter does not count
-    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = parse_timeout)]
+    /// How long each look at what is carried takes; there are up to eight, and the first quarter of each does not count
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_timeout)]
     pub calibrate: Duration,
     /// Tasks in each request of those that register many
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = value_parser!(u32).range(2..=1_000))]

@@ -1,7 +1,7 @@
 //! `bench overload`: nodes that are offered more than they carry, and whether they keep their word.
 //!
 //! ```text
-//!   calibrate: a fixed number of requests under way --> what is carried, of each kind
+//!   calibrate: more and more requests under way, until that brings nothing --> what is carried, of each kind
 //!   offer:     so many requests a second as that is, times a factor, whatever comes back
 //! ```
 //!
@@ -43,11 +43,15 @@ use crate::wire::proto::Status;
 const ACCEPTED_WITHIN: Duration = Duration::from_millis(500);
 /// A refusal is told within this, 99 of 100.
 const REFUSED_WITHIN: Duration = Duration::from_millis(50);
-/// Requests of each kind under way while it is found out what is carried; those of `single` are as many as connections.
-const BATCHES_UNDER_WAY: u16 = 2;
-const FIRING_UNDER_WAY: u16 = 8;
-const CANCELS_UNDER_WAY: u16 = 8;
-/// The first part of the calibration, which does not count: one of so many.
+/// Requests of each kind under way at first, while it is found out what is carried; of `single`, one on each connection.
+const BATCHES_UNDER_WAY: usize = 2;
+const FIRING_UNDER_WAY: usize = 8;
+const CANCELS_UNDER_WAY: usize = 8;
+/// Looks at what is carried, each with twice as many under way as the one before.
+const LOOKS_MAX: u32 = 8;
+/// A look that finds less than so many times what the best one found is the last.
+const WORTH_MORE: f64 = 1.1;
+/// The first part of a look, which does not count: one of so many.
 const WARM_UP: u32 = 4;
 /// Between the calibration and the load, for what is still under way.
 const REST: Duration = Duration::from_secs(3);
@@ -95,7 +99,7 @@ impl Kind {
 }
 
 /// What became of the requests of one kind; counted in tasks.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Tally {
     accepted: u64,
     refused: u64,
@@ -189,13 +193,28 @@ impl Books {
     }
 }
 
+/// What is carried.
+#[derive(Debug, Clone, Default)]
+struct Carried {
+    /// So many requests brought the most.
+    under_way: usize,
+    /// Tasks.
+    per_second: BTreeMap<Kind, f64>,
+}
+
+impl Carried {
+    fn all(&self) -> f64 {
+        self.per_second.values().sum()
+    }
+}
+
 /// Everything that requests share.
 struct Rig {
     bench: Bench,
     payloads: Arc<Payloads>,
     batch: u64,
-    /// From when on those far tasks are due that are to be seen.
-    shown_from_ms: InstantMs,
+    /// From when on those far tasks are due that are to be seen; 0 while none is.
+    shown_from_ms: AtomicU64,
     number: AtomicU64,
     tallies: [Mutex<Tally>; 4],
     books: Mutex<Books>,
@@ -226,8 +245,9 @@ impl Rig {
 
     /// When a task of `single` or `batch` is due, and whether that is before the bench ends.
     fn far(&self) -> (Due, bool) {
-        if rand::random_range(0..SHOWN) == 0 {
-            return (Due::At(self.shown_from_ms + rand::random_range(0..SHOWN_MS)), true);
+        let shown_from_ms = self.shown_from_ms.load(Ordering::Relaxed);
+        if shown_from_ms > 0 && rand::random_range(0..SHOWN) == 0 {
+            return (Due::At(shown_from_ms + rand::random_range(0..SHOWN_MS)), true);
         }
         (Due::In(FAR_MS + rand::random_range(0..FAR_MS)), false)
     }
@@ -310,37 +330,60 @@ impl Rig {
         result.err()
     }
 
-    /// What a fixed number of requests under way comes to: tasks a second, of each kind.
-    async fn calibrate(self: &Arc<Self>, time: Duration) -> BTreeMap<Kind, f64> {
+    /// Forgets what became of requests so far.
+    fn begin_anew(&self) {
+        Kind::ALL.iter().for_each(|kind| *self.tally(*kind) = Tally::new());
+    }
+
+    /// The most that is carried while registrations are answered in time: tasks a second of each kind, all of them at
+    /// once. Each look has more requests under way, for their number decides what a closed loop comes to.
+    async fn calibrate(self: &Arc<Self>, look: Duration) -> Carried {
         let stop = Arc::new(AtomicBool::new(false));
-        let connections = u16::try_from(self.bench.clients.len()).unwrap_or(u16::MAX);
         let mut workers = JoinSet::new();
-        for (kind, under_way) in [
-            (Kind::Single, connections),
-            (Kind::Batch, BATCHES_UNDER_WAY),
-            (Kind::Fire, FIRING_UNDER_WAY),
-            (Kind::Cancel, CANCELS_UNDER_WAY),
-        ] {
-            for _ in 0..under_way {
-                let (rig, stop) = (self.clone(), stop.clone());
-                workers.spawn(async move {
-                    while !stop.load(Ordering::Relaxed) {
-                        if let Some(error) = rig.ask(kind).await {
-                            pause_if_overloaded(&error).await;
-                        }
-                    }
-                });
+        let mut best = Carried::default();
+        let mut under_way = 0;
+        for number in 0..LOOKS_MAX {
+            // As many again as there are.
+            let more = 1 << number.saturating_sub(1);
+            for (kind, first) in [
+                (Kind::Single, self.bench.clients.len()),
+                (Kind::Batch, BATCHES_UNDER_WAY),
+                (Kind::Fire, FIRING_UNDER_WAY),
+                (Kind::Cancel, CANCELS_UNDER_WAY),
+            ] {
+                for _ in 0..first * more {
+                    let (rig, stop) = (self.clone(), stop.clone());
+                    workers.spawn(async move { rig.keep_asking(kind, &stop).await });
+                    under_way += 1;
+                }
+            }
+            tokio::time::sleep(look / WARM_UP).await;
+            self.begin_anew();
+            let begun = Instant::now();
+            tokio::time::sleep(look - look / WARM_UP).await;
+            let took_us = micros(begun.elapsed());
+            let per_second = Kind::ALL.map(|kind| (kind, rate(self.tally(kind).accepted, took_us)));
+            let in_time = too_slow(&Kind::ALL.map(|kind| (kind, self.tally(kind).clone()))).is_empty();
+            let found = Carried { under_way, per_second: per_second.into() };
+            let worth = found.all() >= best.all() * WORTH_MORE;
+            if found.all() > best.all() && in_time || number == 0 {
+                best = found;
+            }
+            if !worth || !in_time {
+                break;
             }
         }
-        tokio::time::sleep(time / WARM_UP).await;
-        let accepted = || Kind::ALL.map(|kind| self.tally(kind).accepted);
-        let (before, begun) = (accepted(), Instant::now());
-        tokio::time::sleep(time - time / WARM_UP).await;
-        let (after, took) = (accepted(), begun.elapsed());
         stop.store(true, Ordering::Relaxed);
         workers.join_all().await;
-        let counts = after.into_iter().zip(before).map(|(after, before)| after - before);
-        Kind::ALL.into_iter().zip(counts).map(|(kind, count)| (kind, rate(count, micros(took)))).collect()
+        best
+    }
+
+    async fn keep_asking(&self, kind: Kind, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            if let Some(error) = self.ask(kind).await {
+                pause_if_overloaded(&error).await;
+            }
+        }
     }
 
     /// Offers so many tasks a second, whatever becomes of them. Returns when all have been sent and answered, with how
@@ -437,14 +480,14 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
         "wait_ms": millis(wait),
     });
     let configuration = configuration(&load, cluster.configuration(), own);
-    let room = (calibrate + time).as_secs() * DELIVERIES_PER_SECOND;
+    let room = (calibrate * LOOKS_MAX + time).as_secs() * DELIVERIES_PER_SECOND;
     let bench = Bench::connect(&load, cluster.options(), Protocol::Tcp, room).await?;
     let payloads = bench.shape.payloads.clone();
     let rig = Arc::new(Rig {
         bench,
         payloads,
         batch: u64::from(batch),
-        shown_from_ms: now_ms() + millis(calibrate + REST + time) + NEAR_MS,
+        shown_from_ms: AtomicU64::new(0),
         number: AtomicU64::new(0),
         tallies: Kind::ALL.map(|_| Mutex::new(Tally::new())),
         books: Mutex::default(),
@@ -453,21 +496,25 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
     rig.bench.progress.phase("measuring what is carried", 0);
     let carried = rig.calibrate(calibrate).await;
     tokio::time::sleep(REST).await;
-    Kind::ALL.iter().for_each(|kind| *rig.tally(*kind) = Tally::new());
+    rig.begin_anew();
+    rig.shown_from_ms.store(now_ms() + millis(time) + NEAR_MS, Ordering::Relaxed);
 
     rig.bench.progress.phase("offering more than that", 0);
     let before = cluster.reading().await?;
     let begun = Instant::now();
-    let offered = carried.iter().map(|(kind, per_second)| (*kind, per_second * factor)).collect();
+    let offered = carried.per_second.iter().map(|(kind, per_second)| (*kind, per_second * factor)).collect();
     let late_us = rig.offer(&offered, time, under_way_max).await;
     let took = begun.elapsed().min(time);
     let ended = cluster.ended();
     let accepted: u64 = [Kind::Single, Kind::Batch, Kind::Fire].iter().map(|kind| rig.tally(*kind).accepted).sum();
+    let mut wrong: Vec<String> = ended.iter().map(|node| format!("node {node} ended by itself")).collect();
     let mut more = match cluster.reading().await {
         Ok(reading) => reading.since(&before, accepted),
-        // Whoever has ended shows nothing.
-        Err(_) if !ended.is_empty() => Map::new(),
-        Err(error) => return Err(error),
+        // The rest of the report is worth having.
+        Err(error) => {
+            wrong.push(error.to_string());
+            Map::new()
+        }
     };
 
     let books = std::mem::take(&mut *rig.books());
@@ -479,12 +526,13 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
     let tallies: Vec<_> =
         Kind::ALL.iter().map(|kind| (*kind, std::mem::replace(&mut *rig.tally(*kind), Tally::new()))).collect();
     let memory = cluster.memory_peaks();
-    let mut wrong = Vec::new();
-    wrong.extend(ended.iter().map(|node| format!("node {node} ended by itself")));
     if let Some(changes) = more.get("leader_changes").and_then(Value::as_u64).filter(|changes| *changes > 0) {
         wrong.push(format!("{changes} changes of a leader"));
     }
     wrong.extend(too_slow(&tallies));
+    if all_was_carried(&tallies) {
+        wrong.push("all of it was carried in time, so this was no overload: try a larger --factor".to_owned());
+    }
     for (node, bytes) in &memory {
         if *bytes > memory_max {
             wrong.push(format!("node {node} took {} MiB of memory, more than {} MiB", bytes >> 20, memory_max >> 20));
@@ -512,12 +560,12 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
             latency_us.add(&tally.accepted_us).expect("histograms of one shape");
         }
     }
-    let per_kind = |of: &BTreeMap<Kind, f64>| -> Map<String, Value> {
-        of.iter().map(|(kind, rate)| (kind.name().to_owned(), json!(rounded(*rate, 1)))).collect()
-    };
+    let mut carried_per_second: Map<String, Value> =
+        carried.per_second.iter().map(|(kind, rate)| (kind.name().to_owned(), json!(rate))).collect();
+    carried_per_second.insert("under_way".to_owned(), json!(carried.under_way));
     more.extend([
         ("took_ms".to_owned(), json!(millis(took))),
-        ("carried_per_second".to_owned(), Value::Object(per_kind(&carried))),
+        ("carried_per_second".to_owned(), Value::Object(carried_per_second)),
         ("kinds".to_owned(), tallies.iter().map(|(kind, tally)| tally.shown(*kind, took)).collect()),
         ("sent_late_us".to_owned(), json!(Percentiles::of(&late_us))),
         (
@@ -565,6 +613,11 @@ fn too_slow(tallies: &[(Kind, Tally)]) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Whether this says nothing about overload: neither was anything refused or held back, nor answered late.
+fn all_was_carried(tallies: &[(Kind, Tally)]) -> bool {
+    too_slow(tallies).is_empty() && tallies.iter().all(|(_, tally)| tally.refused + tally.failed + tally.held_back == 0)
 }
 
 /// How many tasks wait, as the node knows that has most; waits until it is `least`. `None` where it cannot be read.
@@ -616,6 +669,11 @@ mod tests {
         let mut slow = Tally::new();
         slow.take(&Ok(()), 600_000, 1);
         assert!(too_slow(&[(Kind::Cancel, slow)]).is_empty(), "it registers nothing");
+        let mut fast = Tally::new();
+        fast.take(&Ok(()), 1_000, 1);
+        assert!(all_was_carried(&[(Kind::Single, fast.clone())]));
+        fast.take(&refused(Status::Overloaded), 1_000, 1);
+        assert!(!all_was_carried(&[(Kind::Single, fast)]), "there was too much");
     }
 
     #[test]
