@@ -23,8 +23,10 @@ use crate::store::keys::Key;
 use crate::store::syncer::{Syncer, SyncerThread};
 use crate::task::GroupId;
 
-/// Of one replica: an own majority needs no timeout. Less than a lease, and seen once of several times: a disk may be busy.
+/// Of one replica: an own majority needs no timeout. Less than a lease, and seen once of several times: a disk may be busy, and
+/// whoever waits for a lease waits each time.
 const LEADS_WITHIN: Duration = Duration::from_millis(400);
+const STARTS_MAX: usize = 8;
 /// Nothing here takes this long, on any machine.
 const NEVER: Duration = Duration::from_secs(30);
 
@@ -140,7 +142,10 @@ async fn groups_lead_again_soon_after_a_restart_in_a_larger_term_with_the_same_s
     let mut worlds = worlds(*seed, 4);
     let mut before: Option<(Vec<u64>, Vec<Digest>)> = None;
     let mut quickest = NEVER;
-    for round in 0..3 {
+    for round in 0..STARTS_MAX {
+        if round >= 3 && quickest < LEADS_WITHIN {
+            break;
+        }
         let node = Node::start(temp.path(), 4).await;
         let since = Instant::now();
         let terms = join_all(node.groups.all().iter().map(leads)).await;
@@ -194,7 +199,10 @@ pub async fn serve_until_killed(folder: &Path, seed: u64) {
 async fn after_a_kill_groups_lead_again_with_everything_that_was_acknowledged() {
     let seed = seed::one();
     let mut quickest = NEVER;
-    for enough in [40, 400] {
+    for (round, enough) in [40, 400].into_iter().cycle().take(STARTS_MAX).enumerate() {
+        if round >= 2 && quickest < LEADS_WITHIN {
+            break;
+        }
         let temp = tempfile::tempdir().unwrap();
         let mut child = Child::start("groups", temp.path(), *seed);
         let mut told: Vec<String> = std::iter::from_fn(|| child.next()).take(enough).collect();
