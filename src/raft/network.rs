@@ -572,8 +572,8 @@ struct Session<'s, S> {
     messages: Arc<AtomicU64>,
 }
 
-/// When openraft is asked for the next request. It always has one when something was committed; with nothing but that, it
-/// is asked only a while later.
+/// When openraft is asked for the next request. It has one ready as soon as something is committed; unless there is a new
+/// entry to send, it is asked for that only after [`COMMIT_WAITS`].
 struct Pace {
     log: Option<watch::Receiver<u64>>,
     /// The last entry that was sent.

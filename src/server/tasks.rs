@@ -28,7 +28,7 @@ pub(super) const BATCH_TASKS_MAX: usize = 1_000;
 const SENDER_BYTES_MAX: usize = 64;
 /// No sender gets that far, and what counts on from there fits.
 const NUMBER_MAX: u64 = 1 << 62;
-/// The same of cancellations, which are small.
+/// Cancellations in one message: they are smaller than tasks.
 pub(super) const CANCELLATIONS_MAX: usize = 10_000;
 const DEDUP_TTL_MS_DEFAULT: u64 = 24 * 3600 * 1000;
 const DEDUP_TTL_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
