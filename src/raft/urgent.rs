@@ -1,10 +1,10 @@
 //! Threads and connections of their own for what must not wait behind work: who leads hangs on them.
 //!
 //! On a busy node a task of the common runtime waits behind every other: requests, log entries, rows that are applied. A
-//! lease lasts 450 ms and is not asked why a beat is late. What nodes say to each other about leading (requests to be bound, beats, votes,
-//! transfers), the clock that has it said ([`super::pacer`]) and the listener that hears it run here. The system gives a
-//! thread that mostly sleeps its turn soon, however busy the others are. What comes in of log entries and snapshots is read
-//! here as well, since it comes by the same listener; what is done with it is not.
+//! lease lasts 450 ms and is not asked why a beat is late. What nodes say to each other about leading (requests to be
+//! bound, beats, votes, transfers), the clock that has it said ([`super::pacer`]) and the listener that hears it run here.
+//! The system gives a thread that mostly sleeps its turn soon, however busy the others are. What comes in of log entries
+//! and snapshots is read here as well, since it comes by the same listener; what is done with it is not.
 
 use std::io;
 use std::time::Duration;
