@@ -21,7 +21,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use openraft::raft::{StreamAppendError, StreamAppendResult};
+use openraft::raft::{StreamAppendError, StreamAppendResult, VoteResponse};
+use openraft::rt::WatchReceiver as _;
 use openraft::storage::Snapshot;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
@@ -188,6 +189,13 @@ fn is_from_leader(answer: &Result<StreamAppendResult<TypeConfig>, Status>) -> bo
     !matches!(answer, Ok(Err(StreamAppendError::HigherVote(_))) | Err(_))
 }
 
+/// What openraft answers while its own lease lasts: no vote, and nothing has changed.
+fn not_granted(group: &Group) -> peer::VoteResponse {
+    let receiver = group.raft.metrics();
+    let metrics = receiver.borrow_watched();
+    to_vote_response(&VoteResponse::new(metrics.vote, metrics.last_applied, false))
+}
+
 /// A leader that gets its own message back would take itself for its follower.
 fn not_own(group: &Group, vote: &Vote) -> Result<(), Malformed> {
     if vote.leader_id.voted_for == group.replica {
@@ -210,14 +218,13 @@ impl Peer for PeerService {
         }
         // A leader is sure of itself by the promises of others, of which openraft knows nothing.
         if !request.leadership_transfer && group.leads(Duration::ZERO).is_some() {
-            return Err(Status::unavailable("this replica leads"));
+            return Ok(Response::new(not_granted(&group)));
         }
         let asking = match request.leadership_transfer {
             true => Some(group.promise.ask_in_transfer()),
             false => group.promise.ask(),
         };
-        let bound = || Status::unavailable("this replica is bound to its leader still");
-        let asking = asking.ok_or_else(bound)?;
+        let Some(asking) = asking else { return Ok(Response::new(not_granted(&group))) };
         // To its end, also when nobody waits for the answer any more: until then no promise may be made.
         let answered = tokio::spawn(async move {
             let answer = if pre_vote { group.raft.pre_vote(request).await } else { group.raft.vote(request).await };
