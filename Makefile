@@ -10,7 +10,7 @@ BENCH_BIN := $(CARGO_TARGET_DIR)/release
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build run cluster cluster-down test test-random verify fix bench overload release fuzz clean-data \
-        jepsen jepsen-smoke jepsen-hour sim
+        jepsen jepsen-smoke jepsen-hour sim fresh
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -63,6 +63,9 @@ verify: setup ## Check everything and change nothing: format, lints, documentati
 	cargo clippy --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
 	$(MAKE) test
+
+fresh: ## Set up in a bare root, as root; with FULL=1 also run, and run every test
+	@scripts/fresh.sh
 
 fix: ## Format, and apply what clippy can mend by itself
 	cargo clippy --all-targets --fix --allow-dirty --allow-staged
