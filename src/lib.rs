@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | [`task`] | the vocabulary, with validation |
 //! | [`wheel`] | the hierarchical timing wheel |
-//! | [`store`] | RocksDB: keys, rows, the syncer |
+//! | [`store`] | RocksDB: keys, rows, the writer |
 //! | [`shard`] | the replicated state machine, a function |
 //! | [`raft`] | openraft: log store, groups, network |
 //! | [`propose`] | from what is asked to what is replicated |

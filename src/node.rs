@@ -45,7 +45,7 @@ use crate::server::{Service, http, tcp};
 use crate::settings::{Placement, Settings};
 use crate::shard::{PutClient, Request};
 use crate::store::folder::{DataFolder, FORMAT, FolderError, Identity};
-use crate::store::syncer::{Syncer, SyncerThread};
+use crate::store::writer::{Writer, WriterThreads};
 use crate::store::{Store, StoreError};
 use crate::task::{ClientId, GroupId};
 
@@ -110,7 +110,7 @@ pub struct Node {
     cluster: Cluster,
     placement: placement::Running,
     firing: Firing,
-    syncer: SyncerThread,
+    writer: WriterThreads,
     digests: RunningDigests,
     urgent: Urgent,
     /// Ends the listeners.
@@ -159,7 +159,7 @@ impl Node {
         let cache_bytes_max = settings.cache_bytes_max;
         let opened = tokio::task::spawn_blocking(move || Store::open_with(&database, cache_bytes_max));
         let store = opened.await.expect("opening does not panic")?;
-        let (syncer, syncer_thread) = Syncer::start(store.clone());
+        let (writer, writer_threads) = Writer::start(store.clone());
         let system_clock = Arc::new(match &settings.test_clock {
             None => SystemClock::new(),
             Some(file) => {
@@ -183,7 +183,7 @@ impl Node {
             node_id: settings.node_id,
             shards: settings.shards,
             store: store.clone(),
-            syncer: syncer.clone(),
+            writer: writer.clone(),
             staging: folder.staging(),
             network: network.clone(),
             observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, marks.clone(), Arc::new(ending)]),
@@ -269,7 +269,7 @@ impl Node {
             ledger: ledger.clone(),
             callbacks,
             store,
-            syncer: syncer.clone(),
+            writer: writer.clone(),
             disk,
             service: service.clone(),
             metrics: metrics.clone(),
@@ -292,7 +292,7 @@ impl Node {
             cluster,
             placement,
             firing,
-            syncer: syncer_thread,
+            writer: writer_threads,
             digests,
             urgent,
             stop,
@@ -325,10 +325,10 @@ impl Node {
             helper.abort();
         }
         self.groups.stop().await?;
-        let (syncer, digests, urgent) = (self.syncer, self.digests, self.urgent);
+        let (writer, digests, urgent) = (self.writer, self.digests, self.urgent);
         let ended = tokio::task::spawn_blocking(move || {
             urgent.stop();
-            drop((syncer, digests));
+            drop((writer, digests));
         });
         ended.await.expect("ending threads does not panic");
         Ok(())
@@ -557,7 +557,7 @@ struct Watched {
     ledger: Arc<Ledger>,
     callbacks: Callbacks,
     store: Store,
-    syncer: Syncer,
+    writer: Writer,
     disk: watch::Receiver<DiskState>,
     service: Arc<Service>,
     metrics: Arc<Metrics>,
@@ -596,7 +596,7 @@ impl http::Watched for Watched {
         metrics.groups_led.set(shown(counts.led));
         metrics.groups_suspended.set(shown(counts.suspended));
         metrics.sessions.set(shown(self.service.sessions.count()));
-        let (syncs, appends) = self.syncer.counts();
+        let (syncs, appends) = self.writer.counts();
         metrics.log_syncs.set(shown(syncs));
         metrics.log_appends.set(shown(appends));
         metrics.cache_bytes.set(shown(self.store.cache_bytes()));

@@ -26,7 +26,7 @@ use boomerang::sabotage;
 use boomerang::shard::{Batch, Effect, Register, Request};
 use boomerang::store::keys::Key;
 use boomerang::store::rows::ShardMetaRow;
-use boomerang::store::syncer::{Syncer, SyncerThread};
+use boomerang::store::writer::{Writer, WriterThreads};
 use boomerang::store::{Row, Store, codec};
 use boomerang::task::{Callback, ClientId, GroupId, Policy, Protocol, Retry, ShardId, TaskId};
 use boomerang::wire::peer;
@@ -69,7 +69,7 @@ struct Node {
     groups: Groups,
     network: PeerNetwork,
     store: Store,
-    _syncer: SyncerThread,
+    _writer: WriterThreads,
     folder: Arc<TempDir>,
     server: Option<Server>,
 }
@@ -87,14 +87,14 @@ impl Node {
 
     async fn start_in(folder: Arc<TempDir>, id: u64, shards: u16, begin: Begin) -> Self {
         let store = Store::open(&folder.path().join("db")).unwrap();
-        let (syncer, syncer_thread) = Syncer::start(store.clone());
+        let (writer, writer_threads) = Writer::start(store.clone());
         let network = PeerNetwork::new(CLUSTER, id);
         let parts = Parts {
             cluster: CLUSTER.to_owned(),
             node_id: id,
             shards,
             store: store.clone(),
-            syncer,
+            writer,
             staging: folder.path().join("staging"),
             network: network.clone(),
             observer: Arc::new(Deaf),
@@ -106,7 +106,7 @@ impl Node {
                 groups.host(group, begin.clone()).await.unwrap();
             }
         }
-        let mut node = Self { id, groups, network, store, _syncer: syncer_thread, folder, server: None };
+        let mut node = Self { id, groups, network, store, _writer: writer_threads, folder, server: None };
         node.serve().await;
         node
     }

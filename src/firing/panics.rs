@@ -16,7 +16,7 @@ use crate::propose::{self, Ask, DiskState, Dispatches, Proposer};
 use crate::raft::{Begin, Groups, PeerNetwork, groups};
 use crate::shard::Claim;
 use crate::store::Store;
-use crate::store::syncer::{Syncer, SyncerThread};
+use crate::store::writer::{Writer, WriterThreads};
 use crate::task::{GroupId, ShardId, TaskId};
 
 /// Nothing here takes this long, on any machine.
@@ -68,7 +68,7 @@ struct Node {
     groups: Groups,
     proposer: Proposer,
     firing: Firing,
-    syncer: (Syncer, SyncerThread),
+    writer: (Writer, WriterThreads),
     _disk: watch::Sender<DiskState>,
     _temp: tempfile::TempDir,
 }
@@ -77,7 +77,7 @@ impl Node {
     async fn start() -> Self {
         let temp = tempfile::tempdir().unwrap();
         let store = Store::open(&temp.path().join("db")).unwrap();
-        let syncer = Syncer::start(store.clone());
+        let writer = Writer::start(store.clone());
         let (of_driver, of_follower) = (Faulty::new(), Faulty::new());
         // Read again every second.
         let settings = FiringSettings { window_ms: 1, ..FiringSettings::default() };
@@ -87,7 +87,7 @@ impl Node {
             node_id: 1,
             shards: 1,
             store: store.clone(),
-            syncer: syncer.0.clone(),
+            writer: writer.0.clone(),
             staging: temp.path().join("staging"),
             network: PeerNetwork::new("test", 1),
             observer: ledger.clone(),
@@ -117,7 +117,7 @@ impl Node {
             deliveries: TaskTracker::new(),
         });
         let node =
-            Self { of_driver, of_follower, ledger, groups, proposer, firing, syncer, _disk: disk_out, _temp: temp };
+            Self { of_driver, of_follower, ledger, groups, proposer, firing, writer, _disk: disk_out, _temp: temp };
         node.led().await;
         node
     }
@@ -137,7 +137,7 @@ impl Node {
         assert!(why.contains(who), "{why}");
         drop(self.firing);
         let _ = self.groups.stop().await;
-        drop(self.syncer);
+        drop(self.writer);
     }
 }
 

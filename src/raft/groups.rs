@@ -34,7 +34,7 @@ use crate::blocking;
 use crate::sabotage::Fault;
 use crate::store::keys::Key;
 use crate::store::overlay::Write;
-use crate::store::syncer::Syncer;
+use crate::store::writer::Writer;
 use crate::store::{LogWrite, Store, StoreError, codec};
 use crate::task::GroupId;
 
@@ -246,7 +246,7 @@ pub struct Parts {
     pub node_id: u64,
     pub shards: u16,
     pub store: Store,
-    pub syncer: Syncer,
+    pub writer: Writer,
     pub staging: PathBuf,
     pub network: PeerNetwork,
     pub observer: Arc<dyn Observer>,
@@ -367,8 +367,7 @@ impl Groups {
         let seat = self.take_seat(id).await?;
         let store = &self.inner.parts.store;
         // First of all, so that whatever happens from here on, the next start goes on with it.
-        store.write_log(vec![LogWrite::Put(Key::log_retired(id), Vec::new())])?;
-        self.synced(id, "be let go of").await?;
+        self.write_log(id, LogWrite::Put(Key::log_retired(id), Vec::new()), "be let go of").await?;
         if !Fault::LeaveBehind.is_on() {
             erase(store, id).await?;
         }
@@ -435,8 +434,10 @@ impl Groups {
         let parts = &self.inner.parts;
         let error = |verb| move |why: String| GroupError::Raft { group: id, verb, why };
         let seat = self.take_seat(id).await?;
-        let log = LogStore::new(id, parts.store.clone(), parts.syncer.clone());
-        let machine = StateMachine::open(id, parts.store.clone(), parts.staging.clone(), parts.observer.clone())?;
+        // What an earlier life of it has left behind.
+        parts.writer.settled().await.map_err(|why| error("read what is stored")(why.to_string()))?;
+        let log = LogStore::new(id, parts.writer.clone());
+        let machine = StateMachine::open(id, parts.writer.clone(), parts.staging.clone(), parts.observer.clone())?;
         let machine = machine.seated(seat);
         check_no_gap(&log, &machine)?;
         let network = parts.network.for_group(id).with_log(log.last());
@@ -489,17 +490,14 @@ impl Groups {
 
     /// Before it can vote.
     async fn write_replica(&self, id: GroupId, replica: ReplicaId) -> Result<(), GroupError> {
-        self.inner.parts.store.write_log(vec![LogWrite::Put(Key::log_replica(id), codec::encode(&replica))])?;
-        self.synced(id, "store its replica id").await
+        let row = LogWrite::Put(Key::log_replica(id), codec::encode(&replica));
+        self.write_log(id, row, "store its replica id").await
     }
 
-    async fn synced(&self, group: GroupId, verb: &'static str) -> Result<(), GroupError> {
-        let (done, synced) = tokio::sync::oneshot::channel();
-        self.inner.parts.syncer.after_sync(move |result| {
-            let _ = done.send(result);
-        });
-        let lost = |why: String| GroupError::Raft { group, verb, why };
-        synced.await.map_err(|error| lost(error.to_string()))?.map_err(|error| lost(error.to_string()))
+    /// Returns when it is durable, with everything that was left to the writer before.
+    async fn write_log(&self, group: GroupId, change: LogWrite, verb: &'static str) -> Result<(), GroupError> {
+        let written = self.inner.parts.writer.write_log(vec![change]).await;
+        written.map_err(|error| GroupError::Raft { group, verb, why: error.to_string() })
     }
 
     /// Looks after the groups until the returned future is dropped.

@@ -1,17 +1,18 @@
 //! Entries and votes of one group in the store's `log` family.
 //!
-//! `append` writes without waiting and hands openraft's callback to the node's syncer, so that one fsync serves every
-//! group. The entries can be read at once, and `apply` may even reach them before they are durable here (a majority
-//! elsewhere can commit them): that is sound because state and log share one database, which syncs the log before it
-//! publishes a flush of the state.
+//! `append` leaves the entries to the node's writer, with openraft's callback, so that one write and one fsync serve every
+//! group. The entries can be read at once, from memory, and `apply` may even reach them before they are durable here (a
+//! majority elsewhere can commit them): that is sound because state and log share one database, the writer never writes
+//! what is applied before the entries it comes from, and RocksDB syncs the log before it publishes a flush of the state.
 //!
-//! The last entries stay in memory, since each is read again within milliseconds, by `apply` and for each follower.
+//! The last entries stay in memory when they are on disk as well, since each is read again within milliseconds, by `apply`
+//! and for each follower.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures::Stream;
 use openraft::OptionalSend;
@@ -23,7 +24,7 @@ use super::lease::Promise;
 use super::types::{LogEntry, LogId, TypeConfig, Vote, VoteRow, decode_entry, encode_entry, log_id, term_of};
 use crate::store::keys::Key;
 use crate::store::rows::Applied;
-use crate::store::syncer::Syncer;
+use crate::store::writer::Writer;
 use crate::store::{LogWrite, Store, StoreError, codec};
 use crate::task::GroupId;
 
@@ -38,7 +39,7 @@ pub(super) const REPLICATED_BYTES_MAX: usize = 1024 * 1024;
 pub struct LogStore {
     group: GroupId,
     store: Store,
-    syncer: Syncer,
+    writer: Writer,
     recent: Arc<Mutex<Recent>>,
     /// The index of the last entry; 0 while there is none since the start.
     last: watch::Sender<u64>,
@@ -46,11 +47,13 @@ pub struct LogStore {
     promise: Promise,
 }
 
-/// A run of entries without a gap, the last of the log.
+/// A run of entries without a gap, the last of the log. Those that may not be on disk are all here.
 #[derive(Default)]
 struct Recent {
     entries: VecDeque<LogEntry>,
     bytes: usize,
+    /// Up to here they are on disk.
+    synced: u64,
 }
 
 fn payload_bytes(entry: &LogEntry) -> usize {
@@ -67,15 +70,40 @@ impl Recent {
         }
         self.bytes += payload_bytes(&entry);
         self.entries.push_back(entry);
-        while self.bytes > RECENT_BYTES_MAX && self.entries.len() > 1 {
-            let gone = self.entries.pop_front().expect("more than one is there");
+        self.trim();
+    }
+
+    /// The entries up to `index` are on disk.
+    fn note_synced(&mut self, index: u64) {
+        self.synced = self.synced.max(index);
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        while self.bytes > RECENT_BYTES_MAX
+            && self.entries.len() > 1
+            && self.entries.front().is_some_and(|first| first.index() <= self.synced)
+        {
+            self.pop();
+        }
+    }
+
+    fn pop(&mut self) {
+        if let Some(gone) = self.entries.pop_front() {
             self.bytes -= payload_bytes(&gone);
         }
     }
 
+    /// Those up to `index` are wanted no more.
+    fn purge(&mut self, index: u64) {
+        while self.entries.front().is_some_and(|first| first.index() <= index) {
+            self.pop();
+        }
+    }
+
+    /// Whatever comes from here on is not on disk.
     fn clear(&mut self) {
-        self.entries.clear();
-        self.bytes = 0;
+        *self = Self::default();
     }
 
     /// The entries `from..until`, at most [`CHUNK_ENTRIES`], if the first of them is here.
@@ -95,8 +123,10 @@ impl Recent {
 }
 
 impl LogStore {
-    pub fn new(group: GroupId, store: Store, syncer: Syncer) -> Self {
-        Self { group, store, syncer, recent: Arc::default(), last: watch::Sender::new(0), promise: Promise::now() }
+    /// Everything that was left to `writer` before has to be [written](Writer::settled).
+    pub fn new(group: GroupId, writer: Writer) -> Self {
+        let store = writer.store().clone();
+        Self { group, store, writer, recent: Arc::default(), last: watch::Sender::new(0), promise: Promise::now() }
     }
 
     /// What this replica has promised, given the vote that it has stored.
@@ -116,9 +146,33 @@ impl LogStore {
     /// The next entries of `from..until`: a chunk, or all that are left. Empty only when there are none. What was
     /// purged is passed over: the first entry may be a later one than `from`, from there on none is missing.
     fn chunk(&self, from: u64, until: u64) -> Result<Vec<LogEntry>, StoreError> {
-        if let Some(entries) = self.recent.lock().expect("no panic under this lock").get(from, until) {
-            return Ok(entries);
+        loop {
+            let first = {
+                let recent = self.recent();
+                if let Some(entries) = recent.get(from, until) {
+                    return Ok(entries);
+                }
+                recent.entries.front().map(RaftEntry::index)
+            };
+            let entries = self.stored_chunk(from, until)?;
+            if !entries.is_empty() {
+                return Ok(entries);
+            }
+            // All before them were purged, unless some have been written meanwhile and are not kept any more.
+            let recent = self.recent();
+            let Some(first) = first.filter(|first| (from..until).contains(first)) else { return Ok(Vec::new()) };
+            if recent.entries.front().is_some_and(|entry| entry.index() == first) {
+                return Ok(recent.get(first, until).unwrap_or_default());
+            }
         }
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().expect("no panic under this lock")
+    }
+
+    /// The same of what is on disk.
+    fn stored_chunk(&self, from: u64, until: u64) -> Result<Vec<LogEntry>, StoreError> {
         let until_key = if until == u64::MAX { Key::log_end(self.group) } else { Key::log_entry(self.group, until) };
         let rows = self.store.scan_log(&Key::log_entry(self.group, from), &until_key, CHUNK_ENTRIES)?;
         let mut entries: Vec<LogEntry> = Vec::with_capacity(rows.len());
@@ -265,13 +319,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         // First of all: from here on nothing is promised to the leader of an earlier term.
         self.promise.voted(vote.leader_id.term);
         let value = codec::encode(&VoteRow::from(vote));
-        self.store.write_log(vec![LogWrite::Put(Key::log_vote(self.group), value)])?;
-        let (done, synced) = tokio::sync::oneshot::channel();
-        self.syncer.after_sync(move |result| {
-            let _ = done.send(result);
-        });
-        let result = synced.await.map_err(|_| io::Error::other("the syncer has stopped"))?;
-        result.map_err(io::Error::other)
+        let row = LogWrite::Put(Key::log_vote(self.group), value);
+        self.writer.write_log(vec![row]).await.map_err(io::Error::other)
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
@@ -282,26 +331,34 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let entries: Vec<LogEntry> = entries.into_iter().collect();
         let rows =
             entries.iter().map(|entry| LogWrite::Put(Key::log_entry(self.group, entry.index()), encode_entry(entry)));
-        self.store.write_log(rows.collect())?;
-        {
-            let mut recent = self.recent.lock().expect("no panic under this lock");
+        let rows = rows.collect();
+        let last = {
+            let mut recent = self.recent();
             for entry in entries {
                 recent.push(entry);
             }
-            if let Some(last) = recent.entries.back() {
-                self.last.send_replace(last.index());
-            }
+            recent.entries.back().map(RaftEntry::index)
+        };
+        if let Some(last) = last {
+            self.last.send_replace(last);
         }
-        self.syncer.after_sync(move |result| callback.io_completed(result.map_err(io::Error::other)));
+        let recent = self.recent.clone();
+        self.writer.append(rows, move |result| {
+            if let (Ok(()), Some(last)) = (&result, last) {
+                recent.lock().expect("no panic under this lock").note_synced(last);
+            }
+            callback.io_completed(result.map_err(io::Error::other));
+        });
         Ok(())
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let from = last_log_id.map_or(0, |id| id.index + 1);
-        self.recent.lock().expect("no panic under this lock").clear();
-        self.last.send_replace(from.saturating_sub(1));
         let range = LogWrite::DeleteRange(Key::log_entry(self.group, from), Key::log_end(self.group));
-        self.store.write_log(vec![range])?;
+        self.writer.write_log(vec![range]).await.map_err(io::Error::other)?;
+        // Afterwards: what was appended before has been called synced by then, and nothing says so of what comes now.
+        self.recent().clear();
+        self.last.send_replace(from.saturating_sub(1));
         Ok(())
     }
 
@@ -314,11 +371,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let marker = codec::encode(&Applied { term: term_of(&purged), index: purged.index });
         let range = LogWrite::DeleteRange(Key::log_entry(self.group, 0), Key::log_entry(self.group, purged.index + 1));
         // One batch: after a crash both are there or neither.
-        self.store.write_log(vec![LogWrite::Put(Key::log_purged(self.group), marker), range])?;
-        let mut recent = self.recent.lock().expect("no panic under this lock");
-        if recent.entries.front().is_some_and(|first| first.index() <= purged.index) {
-            recent.clear();
-        }
+        let marker = LogWrite::Put(Key::log_purged(self.group), marker);
+        self.writer.write_log(vec![marker, range]).await.map_err(io::Error::other)?;
+        self.recent().purge(purged.index);
         Ok(())
     }
 }

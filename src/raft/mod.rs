@@ -5,7 +5,7 @@
 //! [`Group`] to propose to, the replies, and an [`Observer`] that hears what was applied.
 //!
 //! - [`types`]: openraft's type parameters and the stored form of an entry
-//! - [`log_store`]: entries and votes in the `log` family, durable through the node's one syncer
+//! - [`log_store`]: entries and votes in the `log` family, durable through the node's one writer
 //! - [`state_machine`]: from committed entries to `apply` to one batch in the `state` family
 //! - [`groups`]: the groups of this node: start, marker of durable state, stop
 //! - [`pacer`]: heartbeats and elections of all groups, by one clock; [`lease`]: what followers have promised a leader;
@@ -18,7 +18,7 @@
 //!
 //! - Entries are removed only below the durable applied index (`purge_never_outruns_durable_state`).
 //! - Rows and `last applied` are stored in one batch (`state_machine`, one call of `write_state`).
-//! - Vote and entries lie in one WAL, in order (`log_store`, one family, one syncer).
+//! - Vote and entries lie in one WAL, in order (`log_store`, one family, one writer).
 //! - A restarted leader begins a new term (`enable_leader_restore` is off), so its fences grow.
 //! - A replica id is used once in a group: it is stored with the log and goes with it.
 

@@ -28,6 +28,7 @@ use crate::store::export::{Export, Staging, export};
 use crate::store::keys::Key;
 use crate::store::overlay::{Overlay, Write, get_row};
 use crate::store::rows::{Applied, ShardMetaRow};
+use crate::store::writer::Writer;
 use crate::store::{Store, StoreError, codec};
 use crate::task::GroupId;
 
@@ -91,6 +92,7 @@ type ShardSnapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
 pub struct StateMachine {
     group: GroupId,
     store: Store,
+    writer: Writer,
     staging: PathBuf,
     observer: Arc<dyn Observer>,
     applied: Option<LogId>,
@@ -133,13 +135,14 @@ pub fn decode_membership(bytes: &[u8]) -> Result<StoredMembership, StoreError> {
 impl StateMachine {
     pub fn open(
         group: GroupId,
-        store: Store,
+        writer: Writer,
         staging: PathBuf,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, StoreError> {
         let mut machine = Self {
             group,
-            store,
+            store: writer.store().clone(),
+            writer,
             staging,
             observer,
             applied: None,
@@ -256,7 +259,7 @@ impl StateMachine {
     }
 
     /// One batch for everything in `pending`, then the effects, then the answers.
-    fn store(&mut self, pending: Pending<'_>) -> Result<(), StoreError> {
+    async fn store(&mut self, pending: Pending<'_>) -> Result<(), io::Error> {
         let Some(last) = pending.last else { return Ok(()) };
         let applied = if Fault::AppliedApart.is_on() { self.stored.replace(last) } else { Some(last) };
         if Fault::ApplyDiffers.is_on() {
@@ -274,7 +277,7 @@ impl StateMachine {
             put(Key::membership(self.group), codec::encode(&row));
             self.membership = StoredMembership::new(Some(log_id), membership);
         }
-        self.store.write_state(writes)?;
+        self.writer.write_state(writes).await.map_err(io::Error::other)?;
         self.observer.applied(self.group, &self.meta, &pending.effects);
         for (responder, replies) in pending.answers {
             responder.send(replies);
@@ -303,15 +306,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             // What is marked is the state after this very entry, the same on every replica.
             let marked = pending.effects[before..].iter().any(|effect| matches!(effect, Effect::Marked { .. }));
             if marked || pending.requests >= REQUESTS_PER_WRITE {
-                self.store(std::mem::replace(&mut pending, Pending::new(&store)))?;
+                self.store(std::mem::replace(&mut pending, Pending::new(&store))).await?;
             }
         }
-        self.store(pending)?;
+        self.store(pending).await?;
         Ok(())
     }
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
-        Some(SnapshotBuilder { group: self.group, store: self.store.clone(), staging: self.staging.clone(), force })
+        Some(SnapshotBuilder { group: self.group, writer: self.writer.clone(), staging: self.staging.clone(), force })
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
@@ -345,7 +348,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 /// Tells openraft up to where the state is durable, which is what lets it purge the log.
 pub struct SnapshotBuilder {
     group: GroupId,
-    store: Store,
+    writer: Writer,
     staging: PathBuf,
     /// Make everything applied durable first, and bring the rows.
     force: bool,
@@ -356,10 +359,10 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<ShardSnapshot, io::Error> {
         if self.force {
-            self.store.flush_state(true)?;
+            self.writer.store().flush_state(true)?;
         }
-        let durable = self.store.durable_applied(self.group)?;
-        let machine = StateMachine::open(self.group, self.store.clone(), self.staging.clone(), Arc::new(Deaf))?;
+        let durable = self.writer.store().durable_applied(self.group)?;
+        let machine = StateMachine::open(self.group, self.writer.clone(), self.staging.clone(), Arc::new(Deaf))?;
         // Of nothing, as long as nothing has been applied.
         let empty = || Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotData::Marker };
         if self.force {

@@ -14,7 +14,8 @@
 //!
 //! - [`keys`]: the order of everything stored; [`rows`]: what the values hold; [`codec`]: their bytes
 //! - [`overlay`]: the writes of one `apply`, readable before they are stored
-//! - [`syncer`]: one fsync for all groups of a node; [`folder`]: who may open a data folder; [`space`]: room on the disk
+//! - [`writer`]: all writes of a node's groups, by one thread; [`syncer`]: one fsync for all of them
+//! - [`folder`]: who may open a data folder; [`space`]: room on the disk
 //! - [`wal`]: damage that RocksDB would not get past; [`memory`]: a disk in memory, for a simulation
 //! - [`export`]: a shard's rows as a stream, and back; [`dump`]: everything stored, for people
 
@@ -29,6 +30,7 @@ pub mod rows;
 pub mod space;
 pub mod syncer;
 pub mod wal;
+pub mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -182,6 +184,9 @@ impl Store {
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_write_buffer_manager(&buffers);
+        // One thread writes (see `writer`): nobody has to spin for a turn, or to share a memtable while it is filled.
+        options.set_allow_concurrent_memtable_write(false);
+        options.set_enable_write_thread_adaptive_yield(false);
         options.set_max_background_jobs(2);
         options.set_bytes_per_sync(BYTES_PER_SYNC);
         options.set_wal_bytes_per_sync(BYTES_PER_SYNC);

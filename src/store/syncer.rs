@@ -1,6 +1,6 @@
 //! One fsync for all groups of a node.
 //!
-//! A group writes its log entries without waiting and leaves a callback here. One thread takes all callbacks that have
+//! What is written to the log is not waited for (see [`super::writer`]), and a callback is left here. One thread takes all callbacks that have
 //! gathered, syncs RocksDB's WAL once, and answers all of them; what arrives meanwhile waits for the next round. So the
 //! number of fsyncs follows the disk, not the number of groups: sixteen busy groups cost one fsync, not sixteen.
 //!
@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::{Store, StoreError};
 
-type Callback = Box<dyn FnOnce(Result<(), Arc<StoreError>>) + Send>;
+pub(super) type Callback = Box<dyn FnOnce(Result<(), Arc<StoreError>>) + Send>;
 
 #[derive(Default)]
 struct Queue {
@@ -55,16 +55,23 @@ impl Syncer {
 
     /// Calls `callback` once everything written to the log before this call is on disk, or cannot be.
     pub fn after_sync(&self, callback: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
-        self.shared.requests.fetch_add(1, Ordering::Relaxed);
+        self.all_after_sync(vec![Box::new(callback)]);
+    }
+
+    /// [`Syncer::after_sync`] for several, in this order.
+    pub(super) fn all_after_sync(&self, callbacks: Vec<Callback>) {
+        self.shared.requests.fetch_add(callbacks.len() as u64, Ordering::Relaxed);
         let mut queue = self.shared.queue.lock().expect("the syncer never panics under its lock");
         if queue.ended {
             // An error rather than silence: whoever waits for a sync would wait for ever.
             drop(queue);
-            return callback(Err(Arc::new(StoreError::damaged("the log", "cannot be synced: the syncer has stopped"))));
+            let error = Arc::new(StoreError::damaged("the log", "cannot be synced: the syncer has stopped"));
+            return callbacks.into_iter().for_each(|callback| callback(Err(error.clone())));
         }
-        queue.waiting.push(Box::new(callback));
+        let was_empty = queue.waiting.is_empty();
+        queue.waiting.extend(callbacks);
         // The thread looks at the queue again before it sleeps; only the first of a round has to wake it.
-        if queue.waiting.len() == 1 {
+        if was_empty {
             self.shared.arrived.notify_one();
             self.shared.told.notify_one();
         }

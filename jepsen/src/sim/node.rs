@@ -25,7 +25,8 @@ use boomerang::store::Store;
 use boomerang::store::dump::Digest;
 use boomerang::store::memory::MemoryDisk;
 use boomerang::store::rows::ShardMetaRow;
-use boomerang::store::syncer::{Rounds, Syncer};
+use boomerang::store::syncer::Rounds;
+use boomerang::store::writer::Writer;
 use boomerang::task::GroupId;
 use futures::future::BoxFuture;
 use futures::{FutureExt, stream};
@@ -150,7 +151,7 @@ impl Machine {
         let (node, shards) = (self.node, self.shards);
         let mut tasks = JoinSet::new();
         let store = self.disk.open();
-        let (syncer, rounds) = Syncer::by_hand(store.clone());
+        let (writer, rounds) = Writer::by_hand(store.clone());
         tasks.spawn(sync(rounds, self.pace.clone()));
         let clock = Arc::new(clock);
         let network = PeerNetwork::dialing(CLUSTER, node, self.net.dialer(node, id));
@@ -160,7 +161,7 @@ impl Machine {
             node_id: node,
             shards,
             store: store.clone(),
-            syncer,
+            writer,
             // Nothing is put there.
             staging: PathBuf::from(format!("no-folder-of-{node}")),
             network: network.clone(),

@@ -1,4 +1,4 @@
-//! A store with a syncer on a folder, without consensus: what the tests drive by hand.
+//! A store with a writer on a folder, without consensus: what the tests drive by hand.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use crate::raft::types::LogEntry;
 use crate::shard::Effect;
 use crate::store::Store;
 use crate::store::rows::ShardMetaRow;
-use crate::store::syncer::{Rounds, Syncer, SyncerThread};
+use crate::store::syncer::Rounds;
+use crate::store::writer::{Writer, WriterThreads};
 use crate::task::GroupId;
 
 pub struct Ignore;
@@ -26,30 +27,30 @@ impl Observer for Ignore {
 pub struct Bench {
     pub folder: PathBuf,
     pub store: Store,
-    pub syncer: Syncer,
-    _thread: Option<SyncerThread>,
+    pub writer: Writer,
+    _thread: Option<WriterThreads>,
 }
 
 impl Bench {
     pub fn open(folder: &Path) -> Self {
         let store = Store::open(&folder.join("db")).expect("the store opens");
-        let (syncer, thread) = Syncer::start(store.clone());
-        Self { folder: folder.into(), store, syncer, _thread: Some(thread) }
+        let (writer, thread) = Writer::start(store.clone());
+        Self { folder: folder.into(), store, writer, _thread: Some(thread) }
     }
 
     /// Nothing is synced before [`Rounds::round`] is called.
     pub fn open_unsynced(folder: &Path) -> (Self, Rounds) {
         let store = Store::open(&folder.join("db")).expect("the store opens");
-        let (syncer, rounds) = Syncer::by_hand(store.clone());
-        (Self { folder: folder.into(), store, syncer, _thread: None }, rounds)
+        let (writer, rounds) = Writer::by_hand(store.clone());
+        (Self { folder: folder.into(), store, writer, _thread: None }, rounds)
     }
 
     pub fn log(&self, group: GroupId) -> LogStore {
-        LogStore::new(group, self.store.clone(), self.syncer.clone())
+        LogStore::new(group, self.writer.clone())
     }
 
     pub fn machine(&self, group: GroupId) -> StateMachine {
-        StateMachine::open(group, self.store.clone(), self.folder.join("staging"), Arc::new(Ignore)).unwrap()
+        StateMachine::open(group, self.writer.clone(), self.folder.join("staging"), Arc::new(Ignore)).unwrap()
     }
 }
 

@@ -20,7 +20,7 @@ use crate::shard::Batch;
 use crate::store::Store;
 use crate::store::dump::{Digest, digest, dump};
 use crate::store::keys::Key;
-use crate::store::syncer::{Syncer, SyncerThread};
+use crate::store::writer::{Writer, WriterThreads};
 use crate::task::GroupId;
 
 /// Of one replica: an own majority needs no timeout. Less than a lease, and seen once of several times: a disk may be busy, and
@@ -34,8 +34,8 @@ const NEVER: Duration = Duration::from_secs(30);
 struct Node {
     groups: Groups,
     store: Store,
-    syncer: Syncer,
-    _thread: SyncerThread,
+    writer: Writer,
+    _thread: WriterThreads,
 }
 
 impl Node {
@@ -45,13 +45,13 @@ impl Node {
 
     async fn try_start(folder: &Path, shards: u16) -> Result<Self, GroupError> {
         let store = Store::open(&folder.join("db")).unwrap();
-        let (syncer, thread) = Syncer::start(store.clone());
+        let (writer, thread) = Writer::start(store.clone());
         let parts = Parts {
             cluster: "test".into(),
             node_id: 1,
             shards,
             store: store.clone(),
-            syncer: syncer.clone(),
+            writer: writer.clone(),
             staging: folder.join("staging"),
             network: PeerNetwork::new("test", 1),
             observer: Arc::new(Ignore),
@@ -60,7 +60,7 @@ impl Node {
         for id in (0..=shards).map(GroupId) {
             groups.host(id, Begin::Alone).await?;
         }
-        Ok(Self { groups, store, syncer, _thread: thread })
+        Ok(Self { groups, store, writer, _thread: thread })
     }
 
     async fn stop(self) {
@@ -124,10 +124,10 @@ async fn one_fsync_serves_all_groups() {
     let node = Node::start(temp.path(), 16).await;
     let mut worlds = worlds(*seed, 16);
     join_all(node.groups.all().iter().map(leads)).await;
-    let before = node.syncer.counts();
+    let before = node.writer.counts();
     let since = Instant::now();
     write(&node, &mut worlds, 50).await;
-    let (syncs, requests) = node.syncer.counts();
+    let (syncs, requests) = node.writer.counts();
     let (syncs, requests) = (syncs - before.0, requests - before.1);
     println!("16 groups, 800 proposals: {syncs} syncs for {requests} requests in {:?}", since.elapsed());
     assert!(requests >= 800, "every proposal is synced");
