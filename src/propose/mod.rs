@@ -319,8 +319,24 @@ impl Proposer {
         GroupId(u16::try_from(turn).expect("below the number of shards") + 1)
     }
 
+    /// For what one message asks for.
+    pub fn admission(&self) -> Admission<'_> {
+        Admission { proposer: self, busy: BTreeMap::new() }
+    }
+
     /// Waits for room and then hands over `ask`; `answer` is called once, on another task, and must not block.
     pub async fn submit(&self, group: GroupId, ask: Ask, answer: Answer) {
+        self.admission().submit(group, ask, answer).await;
+    }
+
+    /// Why new work for a group is refused now, if it is.
+    fn busy(&self, group: GroupId) -> Option<Refused> {
+        let queue = self.inner.queues.get(&group)?;
+        let why = self.inner.pressure.refuses(&queue.line)?;
+        Some(busy(why.to_string(), why.retry_after()))
+    }
+
+    async fn hand_over(&self, group: GroupId, ask: Ask, answer: Answer) {
         let refused = ask.refused_by(&self.inner.disk.borrow());
         if let Some(why) = refused {
             return answer(Err(Refused::Overloaded { why, retry_after_ms: OVERLOADED_RETRY_MS }));
@@ -330,9 +346,6 @@ impl Proposer {
         };
         let Queue { asks, line } = queue;
         let is_new = ask.is_new();
-        if is_new && let Some(why) = self.inner.pressure.refuses(line) {
-            return answer(Err(busy(why.to_string(), why.retry_after())));
-        }
         let bytes = u32::try_from(ask.payload_bytes()).expect("payloads are far below 4 GiB");
         let room = match self.inner.room.clone().try_acquire_many_owned(bytes) {
             Ok(room) => room,
@@ -367,6 +380,30 @@ impl Proposer {
         });
         self.submit(group, ask, answer).await;
         reply.await.unwrap_or(Err(Refused::Stopping))
+    }
+}
+
+/// Whether what one message asks for is taken on. It is looked at once for each group how busy that is, so that those who
+/// ask for much together are not kept waiting by one half for the refusal of the other.
+pub struct Admission<'a> {
+    proposer: &'a Proposer,
+    busy: BTreeMap<GroupId, Option<Refused>>,
+}
+
+impl Admission<'_> {
+    /// Why new work for a group is refused, if it is.
+    pub fn busy(&mut self, group: GroupId) -> Option<Refused> {
+        self.busy.entry(group).or_insert_with(|| self.proposer.busy(group)).clone()
+    }
+
+    /// [`Proposer::submit`].
+    pub async fn submit(&mut self, group: GroupId, ask: Ask, answer: Answer) {
+        if ask.is_new()
+            && let Some(refused) = self.busy(group)
+        {
+            return answer(Err(refused));
+        }
+        self.proposer.hand_over(group, ask, answer).await;
     }
 }
 

@@ -15,9 +15,9 @@ use super::REQUESTS_PER_ENTRY_MAX;
 use crate::raft::Groups;
 
 /// A new request is not let in that would wait longer for its entry to be stored.
-const WAIT_MAX: Duration = Duration::from_millis(250);
+const WAIT_MAX: Duration = Duration::from_millis(200);
 /// Nor while the runtime is later than this with what is ready to run.
-const LATE_MAX: Duration = Duration::from_millis(100);
+const LATE_MAX: Duration = Duration::from_millis(50);
 /// Nor while a lease is older than this: after one lost or late answer of the others there is time for two more.
 const LEASE_AGE_MAX: Duration = Duration::from_millis(250);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -97,15 +97,18 @@ impl Line {
         Round(self)
     }
 
-    /// As long as the rounds take that those before it in the line fill, and the one that is under way.
+    /// What is left of the round that is under way, and as long as those take that the line before it fills, and its own.
     fn wait(&self) -> Duration {
-        let round = {
+        let (round, left) = {
             let rounds = self.rounds.lock().expect("no panic under this lock");
             let known = if rounds.ended.elapsed() < ROUND_KNOWN_FOR { rounds.took } else { Duration::ZERO };
-            rounds.begun.map_or(known, |begun| begun.elapsed().max(known))
+            rounds.begun.map_or((known, Duration::ZERO), |begun| {
+                let so_far = begun.elapsed();
+                (known.max(so_far), known.saturating_sub(so_far))
+            })
         };
         let rounds = 1 + self.waiting.load(Ordering::Relaxed) / REQUESTS_PER_ENTRY_MAX;
-        round.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX))
+        round.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX)).saturating_add(left)
     }
 
     fn is_empty(&self) -> bool {
@@ -210,8 +213,13 @@ mod tests {
         assert_eq!(line.wait(), millis(40));
         let round = line.begin();
         drop(places);
-        assert!(line.is_empty() && line.wait() == millis(20), "it will take as long as the one before");
-        tokio::time::advance(millis(50)).await;
+        assert!(
+            line.is_empty() && line.wait() == millis(40),
+            "it will take as long as the one before, and then its own"
+        );
+        tokio::time::advance(millis(15)).await;
+        assert_eq!(line.wait(), millis(25));
+        tokio::time::advance(millis(35)).await;
         drop(round);
         assert_eq!(line.wait(), millis(50));
         tokio::time::advance(ROUND_KNOWN_FOR).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Service;
 use super::requests::{Problem, Respond, refusal};
 use super::sessions::{Session, SessionError};
-use crate::propose::{Ask, Due, Refused};
+use crate::propose::{Admission, Ask, Due, Refused};
 use crate::shard::{self, Change, Numbered, Reply};
 use crate::store::StoreError;
 use crate::store::codec;
@@ -50,7 +50,7 @@ pub(super) async fn register(
                 None => Ok(Place { group: service.any_shard(1), numbered: None }),
                 Some(origin) => Place::of(service, &session, origin),
             };
-            register_one(service, &session, task, place, answer).await;
+            register_one(service, &session, task, place, &mut service.proposer.admission(), answer).await;
         }
         Err(error) => {
             service.metrics.refusals.inc();
@@ -134,6 +134,12 @@ pub(super) async fn register_batch(
         Ok(first) => first,
         Err(problem) => return respond(refuse(problem)),
     };
+    let mut admission = service.proposer.admission();
+    let together = batch.tasks.iter().all(|task| task.dedup_key.is_empty() && task.origin.is_none());
+    if together && let Some(refused) = admission.busy(first.group) {
+        service.metrics.refusals.inc_by(count as u64);
+        return respond(refuse(refused.into()));
+    }
     let gathered = Gathered::new(count, respond, |responses| {
         Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse { responses, ..Default::default() })
     });
@@ -143,7 +149,8 @@ pub(super) async fn register_batch(
             Some(origin) => Place::of(service, &session, origin),
         };
         let gathered = gathered.clone();
-        register_one(service, &session, task, whereto, move |answer| Gathered::put(&gathered, place, answer)).await;
+        let answer = move |answer| Gathered::put(&gathered, place, answer);
+        register_one(service, &session, task, whereto, &mut admission, answer).await;
     }
 }
 
@@ -186,6 +193,7 @@ async fn register_one(
     session: &Session,
     task: proto::Task,
     place: Result<Place, Problem>,
+    admission: &mut Admission<'_>,
     answer: impl FnOnce(proto::RegistrationResponse) + Send + 'static,
 ) {
     let (group, ask) = match place.and_then(|place| registration(service, session, task, place)) {
@@ -231,7 +239,7 @@ async fn register_one(
             }
         });
     };
-    service.proposer.submit(group, ask, Box::new(reply)).await;
+    admission.submit(group, ask, Box::new(reply)).await;
 }
 
 fn registration(

@@ -82,6 +82,12 @@ pub struct ServerArgs {
     /// A further flag for every node, as --node-flag=--window=10m; may be given several times
     #[arg(long = "node-flag", value_name = "FLAG", allow_hyphen_values = true)]
     pub node_flags: Vec<String>,
+    /// By how much the nodes give way to this program, as 'nice -n' means it [default: 0; for overload 10]
+    ///
+    /// On a machine that has more to do than it can, a load that waits for its own turn measures itself: the report's
+    /// 'sent_late_us' says by how much.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u8).range(0..=19))]
+    pub node_nice: Option<u8>,
 }
 
 /// Nodes that live as long as the bench, instead of those of `--addr`.

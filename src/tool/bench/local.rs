@@ -54,9 +54,13 @@ impl Nodes {
         if let Some(nodes) = nodes {
             return Ok(Self::Own(Box::new(LocalCluster::start(nodes, server, global.timeout, quiet).await?)));
         }
-        let ServerArgs { shards, boomerang, node_flags } = server;
-        let given =
-            [("shards", shards.is_some()), ("boomerang", boomerang.is_some()), ("node-flag", !node_flags.is_empty())];
+        let ServerArgs { shards, boomerang, node_flags, node_nice } = server;
+        let given = [
+            ("shards", shards.is_some()),
+            ("boomerang", boomerang.is_some()),
+            ("node-flag", !node_flags.is_empty()),
+            ("node-nice", node_nice.is_some()),
+        ];
         if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
             let text = format!("--{flag}: is for nodes that the bench starts; say with --nodes how many");
             return Err(Invalid::new(text).into());
@@ -203,9 +207,11 @@ impl LocalCluster {
 
     pub fn configuration(&self) -> Map<String, Value> {
         let flags = (!self.server.node_flags.is_empty()).then(|| self.server.node_flags.join(" "));
+        let nice = self.server.node_nice.map(|nice| ("node_nice", json!(nice)));
         let own = [("nodes", json!(self.nodes.len())), ("shards", json!(self.shards()))];
         own.into_iter()
             .chain(flags.map(|flags| ("node_flags", json!(flags))))
+            .chain(nice)
             .map(|(name, value)| (name.to_owned(), value))
             .collect()
     }
@@ -309,7 +315,15 @@ impl LocalCluster {
         let LocalNode { tcp, http, peer, .. } = &self.nodes[node];
         let log = File::options().create(true).append(true).open(self.log_of(number));
         let log = log.map_err(|error| failed("write the log of", &folder, &error))?;
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.server.node_nice.filter(|nice| *nice > 0) {
+            None => Command::new(&self.binary),
+            // It becomes the server, with the same process id.
+            Some(nice) => {
+                let mut command = Command::new("nice");
+                command.args(["-n", &nice.to_string()]).arg(&self.binary);
+                command
+            }
+        };
         for name in VARIABLES_NOT_FOR_NODES {
             command.env_remove(name);
         }

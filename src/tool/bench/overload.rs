@@ -55,6 +55,8 @@ const WORTH_MORE: f64 = 1.1;
 const WARM_UP: u32 = 4;
 /// Between the calibration and the load, for what is still under way.
 const REST: Duration = Duration::from_secs(3);
+/// Otherwise requests leave, and answers are read, when the nodes have left this program a turn.
+const NODE_NICE: u8 = 10;
 /// So often a pacer looks what is due to be sent.
 const TICK: Duration = Duration::from_millis(2);
 /// Within a span of this length tasks of `fire` are due, from `NEAR_MS_MIN` after their registration on.
@@ -457,9 +459,10 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
         memory_max,
         wait,
         nodes,
-        server,
+        mut server,
         quiet,
     } = args;
+    server.node_nice.get_or_insert(NODE_NICE);
     let mut cluster = LocalCluster::start(nodes, server, global.timeout, quiet).await?;
     let load = LoadArgs {
         connections,
