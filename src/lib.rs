@@ -42,6 +42,7 @@ pub mod settings;
 pub mod shard;
 pub mod store;
 pub mod task;
+pub mod threads;
 pub mod tool;
 pub mod wheel;
 pub mod when;

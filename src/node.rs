@@ -34,7 +34,6 @@ use crate::placement::{self, Cluster, NodeInfo, NodesService, PlacementError};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::{GroupError, Parts as GroupParts};
 use crate::raft::peer_tls::{PeerTls, PeerTlsError};
-use crate::raft::urgent::Urgent;
 use crate::raft::{Groups, Observer, PeerNetwork, PeerService, ReplicaId, peer_service};
 use crate::server::auth::{Auth, random_hex};
 use crate::server::forward::Forwarding;
@@ -48,6 +47,7 @@ use crate::store::folder::{DataFolder, FORMAT, FolderError, Identity};
 use crate::store::writer::{Writer, WriterThreads};
 use crate::store::{Store, StoreError};
 use crate::task::{ClientId, GroupId};
+use crate::threads::Threads;
 
 /// A node that is alone leads within milliseconds, and applies what its log is ahead of its state in seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -112,7 +112,8 @@ pub struct Node {
     firing: Firing,
     writer: WriterThreads,
     digests: RunningDigests,
-    urgent: Urgent,
+    urgent: Threads,
+    front: Threads,
     /// Ends the listeners.
     stop: CancellationToken,
     listeners: Vec<JoinHandle<()>>,
@@ -170,7 +171,8 @@ impl Node {
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Arc::new(Metrics::new());
         let tls = settings.peer_tls.as_ref().map(|tls| PeerTls::read(&tls.cert, &tls.key, &tls.ca)).transpose()?;
-        let urgent = Urgent::start().map_err(NodeError::Threads)?;
+        let urgent = Threads::urgent().map_err(NodeError::Threads)?;
+        let front = Threads::front().map_err(NodeError::Threads)?;
         let network = PeerNetwork::with_tls(&settings.cluster, settings.node_id, tls.clone());
         network.run_urgent_on(urgent.handle());
         let marks = Marks::new(store.clone());
@@ -275,7 +277,12 @@ impl Node {
             metrics: metrics.clone(),
         });
         let listeners = vec![
-            tokio::spawn(tcp::serve(tcp_listener, service.clone(), within_file_limit(settings.tcp), stop.clone())),
+            front.handle().spawn(tcp::serve(
+                front.take_over(tcp_listener).map_err(NodeError::Threads)?,
+                service.clone(),
+                within_file_limit(settings.tcp),
+                stop.clone(),
+            )),
             tokio::spawn(serve_http(http_listener, watched, stop.clone())),
             peers,
         ];
@@ -295,6 +302,7 @@ impl Node {
             writer: writer_threads,
             digests,
             urgent,
+            front,
             stop,
             listeners,
             helpers,
@@ -325,8 +333,9 @@ impl Node {
             helper.abort();
         }
         self.groups.stop().await?;
-        let (writer, digests, urgent) = (self.writer, self.digests, self.urgent);
+        let (writer, digests, urgent, front) = (self.writer, self.digests, self.urgent, self.front);
         let ended = tokio::task::spawn_blocking(move || {
+            front.stop();
             urgent.stop();
             drop((writer, digests));
         });

@@ -6,11 +6,12 @@
 //! are in the log.
 //!
 //! Bounds: asks waiting per group, payload bytes waiting per node, requests and bytes per entry, and the time it takes to
-//! get through them ([`pressure`]). New work that finds no room is refused; what belongs to old work waits for it.
+//! get through them ([`pressure`]); see [`admission`]. New work that finds no room is refused; what belongs to old work waits for it.
 //!
 //! A refusal says whether the request may have been stored: [`Refused::Unknown`] and, when it comes to those who
 //! already waited, [`Refused::Stopping`] are the ones where it may.
 
+mod admission;
 pub mod pressure;
 
 use std::collections::BTreeMap;
@@ -18,12 +19,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use admission::Admission;
+use admission::{MESSAGES_WAITING_MAX, Message, Queue, Waiting};
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
-use pressure::{Line, Place, Pressure};
+use pressure::{Line, Pressure};
 use rand::{Rng, rngs::SmallRng};
-use tokio::sync::mpsc::error::{SendError, TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
@@ -44,7 +46,6 @@ use crate::task::{ClientId, DeadLetterId, DedupHash, GroupId, InstantMs, Policy,
 /// be answered "too late"; the shorter it is, the more entries an otherwise idle shard writes while it fires.
 pub const ARM_AHEAD_MS: u64 = 1_000;
 
-const ASKS_WAITING_MAX: usize = 8_192;
 const PAYLOAD_BYTES_WAITING_MAX: usize = 64 * 1024 * 1024;
 const REQUESTS_PER_ENTRY_MAX: usize = 1_024;
 const BYTES_PER_ENTRY_MAX: usize = 1024 * 1024;
@@ -213,21 +214,6 @@ pub enum DiskState {
     Full(String),
 }
 
-/// Asks that wait for their entry, of one group.
-struct Queue {
-    asks: mpsc::Sender<Waiting>,
-    line: Arc<Line>,
-}
-
-struct Waiting {
-    ask: Ask,
-    answer: Answer,
-    /// Room among the payloads that wait; given back with the answer.
-    _room: Option<OwnedSemaphorePermit>,
-    /// Given back when it goes into an entry, or nowhere.
-    _place: Place,
-}
-
 /// A handle on the proposing tasks of all groups; cheap to clone.
 #[derive(Clone)]
 pub struct Proposer {
@@ -292,7 +278,7 @@ impl Proposer {
         let parts = Arc::new(parts);
         let mut queues = BTreeMap::new();
         for group in (0..=parts.shards).map(GroupId) {
-            let (asks, waiting) = mpsc::channel(ASKS_WAITING_MAX);
+            let (asks, waiting) = mpsc::channel(MESSAGES_WAITING_MAX);
             let line = Arc::new(Line::default());
             queues.insert(group, Queue { asks, line: line.clone() });
             tokio::spawn(run(group, parts.clone(), waiting, line));
@@ -321,12 +307,14 @@ impl Proposer {
 
     /// For what one message asks for.
     pub fn admission(&self) -> Admission<'_> {
-        Admission { proposer: self, busy: BTreeMap::new() }
+        Admission::new(self)
     }
 
-    /// Waits for room and then hands over `ask`; `answer` is called once, on another task, and must not block.
+    /// Waits for room and then hands over `ask`; `answer` is called once, perhaps on another task, and must not block.
     pub async fn submit(&self, group: GroupId, ask: Ask, answer: Answer) {
-        self.admission().submit(group, ask, answer).await;
+        let mut admission = self.admission();
+        admission.put(group, ask, answer).await;
+        admission.send().await;
     }
 
     /// Why new work for a group is refused now, if it is.
@@ -334,42 +322,6 @@ impl Proposer {
         let queue = self.inner.queues.get(&group)?;
         let why = self.inner.pressure.refuses(&queue.line)?;
         Some(busy(why.to_string(), why.retry_after()))
-    }
-
-    async fn hand_over(&self, group: GroupId, ask: Ask, answer: Answer) {
-        let refused = ask.refused_by(&self.inner.disk.borrow());
-        if let Some(why) = refused {
-            return answer(Err(Refused::Overloaded { why, retry_after_ms: OVERLOADED_RETRY_MS }));
-        }
-        let Some(queue) = self.inner.queues.get(&group) else {
-            return answer(Err(Refused::NotLeader { group }));
-        };
-        let Queue { asks, line } = queue;
-        let is_new = ask.is_new();
-        let bytes = u32::try_from(ask.payload_bytes()).expect("payloads are far below 4 GiB");
-        let room = match self.inner.room.clone().try_acquire_many_owned(bytes) {
-            Ok(room) => room,
-            Err(_) if is_new => {
-                return answer(Err(busy("payloads fill the room for those that wait".into(), FULL_RETRY)));
-            }
-            Err(_) => {
-                let room = self.inner.room.clone().acquire_many_owned(bytes).await;
-                room.expect("the semaphore is never closed")
-            }
-        };
-        let waiting = Waiting { ask, answer, _room: Some(room), _place: Line::join(line) };
-        let refused = match asks.try_send(waiting) {
-            Ok(()) => return,
-            Err(TrySendError::Full(waiting)) if is_new => {
-                return (waiting.answer)(Err(busy("as many requests wait in this shard as may".into(), FULL_RETRY)));
-            }
-            Err(TrySendError::Full(waiting)) => match asks.send(waiting).await {
-                Ok(()) => return,
-                Err(SendError(waiting)) => waiting,
-            },
-            Err(TrySendError::Closed(waiting)) => waiting,
-        };
-        (refused.answer)(Err(Refused::Stopping));
     }
 
     /// [`Proposer::submit`], for those who want to wait.
@@ -383,31 +335,7 @@ impl Proposer {
     }
 }
 
-/// Whether what one message asks for is taken on. It is looked at once for each group how busy that is, so that those who
-/// ask for much together are not kept waiting by one half for the refusal of the other.
-pub struct Admission<'a> {
-    proposer: &'a Proposer,
-    busy: BTreeMap<GroupId, Option<Refused>>,
-}
-
-impl Admission<'_> {
-    /// Why new work for a group is refused, if it is.
-    pub fn busy(&mut self, group: GroupId) -> Option<Refused> {
-        self.busy.entry(group).or_insert_with(|| self.proposer.busy(group)).clone()
-    }
-
-    /// [`Proposer::submit`].
-    pub async fn submit(&mut self, group: GroupId, ask: Ask, answer: Answer) {
-        if ask.is_new()
-            && let Some(refused) = self.busy(group)
-        {
-            return answer(Err(refused));
-        }
-        self.proposer.hand_over(group, ask, answer).await;
-    }
-}
-
-async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting>, line: Arc<Line>) {
+async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Message>, line: Arc<Line>) {
     let _alarm = parts.groups.alarm("who proposes for a group");
     let mut maker = Maker {
         group,
@@ -420,16 +348,25 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Waiting
         random: random::source(),
     };
     let mut disk = parts.disk.clone();
-    let mut waiting = Vec::with_capacity(REQUESTS_PER_ENTRY_MAX);
-    // After a round, `waiting` holds what did not fit into its entry.
+    // After a round, `waiting` holds what did not fit into its entry, and `next` the message that came after that.
+    let mut waiting = Message::new();
+    let mut next: Option<Message> = None;
     loop {
-        if waiting.is_empty() && asks.recv_many(&mut waiting, REQUESTS_PER_ENTRY_MAX).await == 0 {
-            return;
+        if waiting.is_empty() {
+            let first = match next.take() {
+                Some(message) => Some(message),
+                None => asks.recv().await,
+            };
+            let Some(first) = first else { return };
+            waiting = first;
         }
-        while waiting.len() < REQUESTS_PER_ENTRY_MAX
-            && let Ok(more) = asks.try_recv()
-        {
-            waiting.push(more);
+        while let Some(more) = next.take().or_else(|| asks.try_recv().ok()) {
+            // What came together is stored together.
+            if waiting.len() + more.len() > REQUESTS_PER_ENTRY_MAX {
+                next = Some(more);
+                break;
+            }
+            waiting.extend(more);
         }
         if disk.wait_for(|state| !matches!(state, DiskState::Full(_))).await.is_err() {
             return;

@@ -15,7 +15,7 @@ use super::REQUESTS_PER_ENTRY_MAX;
 use crate::raft::Groups;
 
 /// A new request is not let in that would wait longer for its entry to be stored.
-const WAIT_MAX: Duration = Duration::from_millis(200);
+const WAIT_MAX: Duration = Duration::from_millis(100);
 /// Nor while the runtime is later than this with what is ready to run.
 const LATE_MAX: Duration = Duration::from_millis(50);
 /// Nor while a lease is older than this: after one lost or late answer of the others there is time for two more.
@@ -111,8 +111,13 @@ impl Line {
         round.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX)).saturating_add(left)
     }
 
+    /// Requests that are not in an entry yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     fn is_empty(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) == 0
+        self.waiting() == 0
     }
 }
 

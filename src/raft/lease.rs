@@ -3,7 +3,7 @@
 //! A leader acts only while a majority of its voters have promised, within [`LEASE`], to vote for nobody else. openraft
 //! has such promises too, but they travel with log entries and heartbeats through the task of each group, and wait there
 //! behind everything that a busy node has to store and apply. So nodes also ask each other to be *bound*, on a connection and
-//! threads of their own (see [`super::urgent`]): one message from node to node names every group that the sender leads,
+//! threads of their own (see [`crate::threads`]): one message from node to node names every group that the sender leads,
 //! and is answered from what stands here, without asking the group.
 //!
 //! ```text

@@ -34,7 +34,6 @@ pub mod peer_service;
 pub mod peer_tls;
 pub mod state_machine;
 pub mod types;
-pub mod urgent;
 
 use std::time::Duration;
 

@@ -125,7 +125,7 @@ struct Inner {
     tls: Option<PeerTls>,
     /// Another way than TCP.
     dial: Option<Arc<dyn Dial>>,
-    /// See [`super::urgent`].
+    /// See [`crate::threads`].
     urgent: OnceLock<Threads>,
     /// Sent so far: log entries, beats, requests to be bound, votes; answers not counted.
     messages: Arc<AtomicU64>,

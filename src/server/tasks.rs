@@ -50,7 +50,9 @@ pub(super) async fn register(
                 None => Ok(Place { group: service.any_shard(1), numbered: None }),
                 Some(origin) => Place::of(service, &session, origin),
             };
-            register_one(service, &session, task, place, &mut service.proposer.admission(), answer).await;
+            let mut admission = service.proposer.admission();
+            register_one(service, &session, task, place, &mut admission, answer).await;
+            admission.send().await;
         }
         Err(error) => {
             service.metrics.refusals.inc();
@@ -152,6 +154,7 @@ pub(super) async fn register_batch(
         let answer = move |answer| Gathered::put(&gathered, place, answer);
         register_one(service, &session, task, whereto, &mut admission, answer).await;
     }
+    admission.send().await;
 }
 
 /// The answers to a batch, until the last one is there.
@@ -239,7 +242,7 @@ async fn register_one(
             }
         });
     };
-    admission.submit(group, ask, Box::new(reply)).await;
+    admission.put(group, ask, Box::new(reply)).await;
 }
 
 fn registration(
@@ -365,10 +368,12 @@ pub(super) async fn cancel(
     respond: Respond,
 ) {
     let answer = move |answer| respond(Payload::CancellationResponse(answer));
-    cancel_one(service, session, &request.task_id, answer).await;
+    let mut admission = service.proposer.admission();
+    cancel_one(service, session, &request.task_id, &mut admission, answer).await;
+    admission.send().await;
 }
 
-/// Those of one shard travel in one log entry, as far as they come to it together.
+/// Those of one shard travel together.
 pub(super) async fn cancel_batch(
     service: &Arc<Service>,
     session: Result<Arc<Session>, SessionError>,
@@ -389,10 +394,13 @@ pub(super) async fn cancel_batch(
         return respond(Payload::CancellationBatchResponse(proto::CancellationBatchResponse::default()));
     }
     let gathered = Gathered::new(count, respond, |responses| Payload::CancellationBatchResponse(answers(responses)));
+    let mut admission = service.proposer.admission();
     for (place, id) in batch.task_ids.iter().enumerate() {
         let gathered = gathered.clone();
-        cancel_one(service, Ok(session.clone()), id, move |answer| Gathered::put(&gathered, place, answer)).await;
+        let answer = move |answer| Gathered::put(&gathered, place, answer);
+        cancel_one(service, Ok(session.clone()), id, &mut admission, answer).await;
     }
+    admission.send().await;
 }
 
 /// The answer to a batch of cancellations. Each status is explained once, or thousands would not fit into a frame.
@@ -411,6 +419,7 @@ async fn cancel_one(
     service: &Arc<Service>,
     session: Result<Arc<Session>, SessionError>,
     id: &str,
+    admission: &mut Admission<'_>,
     answer: impl FnOnce(proto::CancellationResponse) + Send + 'static,
 ) {
     let message = |result: Result<(), Problem>| match result {
@@ -434,7 +443,7 @@ async fn cancel_one(
             Err(refused) => Err(refused.into()),
         }));
     };
-    service.proposer.submit(group, Ask::Cancel { id, owner }, Box::new(reply)).await;
+    admission.put(group, Ask::Cancel { id, owner }, Box::new(reply)).await;
 }
 
 pub(super) async fn update(

@@ -1,0 +1,72 @@
+//! Threads of their own for what must not wait behind work.
+//!
+//! On a busy node a task of the common runtime waits behind every other: entries and rows that are stored, callbacks,
+//! lists. The system gives a thread that mostly sleeps its turn soon, however busy the others are. So these have their own:
+//!
+//! - `urgent`: what nodes say to each other about leading (requests to be bound, beats, votes, transfers), the clock that
+//!   has it said ([`crate::raft`]'s pacer) and the listener that hears it: a lease lasts 450 ms and is not asked why a beat
+//!   is late. What comes in of log entries and snapshots is read here as well, since it comes by the same listener; what is
+//!   done with it is not
+//! - `front`: connections of clients. What they ask for is read, checked, and refused if there is too much of it, while
+//!   what was taken on is at work elsewhere
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// Two, so that one connection that has much to say does not hold up another.
+const URGENT: usize = 2;
+const FRONT_MIN: usize = 2;
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// The runtime of some threads. They end when it is dropped.
+pub struct Threads {
+    runtime: Option<Runtime>,
+    handle: Handle,
+}
+
+impl Threads {
+    pub fn urgent() -> io::Result<Self> {
+        Self::start("urgent", URGENT)
+    }
+
+    pub fn front() -> io::Result<Self> {
+        Self::start("front", FRONT_MIN.max(available_parallelism().map_or(1, NonZeroUsize::get) / 2))
+    }
+
+    fn start(name: &str, threads: usize) -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build()?;
+        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// A listener that was bound on another runtime; who connects from now on is heard on these threads.
+    pub fn take_over(&self, listener: TcpListener) -> io::Result<TcpListener> {
+        let listener = listener.into_std()?;
+        let _entered = self.handle.enter();
+        TcpListener::from_std(listener)
+    }
+
+    /// Ends the threads, and what still runs on them, and waits for that: some of it holds the database. Blocks.
+    pub fn stop(mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(STOP_WITHIN);
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // Where a runtime must not be waited for: whoever drops this may be a task of another one.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
