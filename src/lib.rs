@@ -16,6 +16,7 @@
 //! | [`firing`] | the leader: window, wheel, dispatch, settle |
 //! | [`server`] | what comes in |
 //! | [`node`] | the rooms put together |
+//! | [`threads`] | threads of their own for what must not wait behind work |
 //! | [`sabotage`] | what is broken on purpose, to see that it is found |
 //! | [`client`], [`tool`] | the Rust client, and `boomtool` on top of it |
 

@@ -303,6 +303,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        self.writer.settled().await.map_err(io::Error::other)?;
         let last_purged_log_id = self.last_purged()?;
         let last = self.store.last_log(&Key::log_entry(self.group, 0), &Key::log_end(self.group))?;
         let last = last.map(|(_, value)| decode_entry(&value)).transpose()?;

@@ -8,8 +8,8 @@
 //! - [`log_store`]: entries and votes in the `log` family, durable through the node's one writer
 //! - [`state_machine`]: from committed entries to `apply` to one batch in the `state` family
 //! - [`groups`]: the groups of this node: start, marker of durable state, stop
-//! - [`pacer`]: heartbeats and elections of all groups, by one clock; [`lease`]: what followers have promised a leader;
-//!   [`urgent`]: threads for both, ahead of everything else
+//! - [`pacer`]: heartbeats and elections of all groups, by one clock; [`lease`]: what followers have promised a leader; both on
+//!   [threads](crate::threads) of their own
 //! - [`heartbeats`]: what is sent to one node at one moment, in one message
 //! - [`network`]: what a replica sends to those on other nodes; [`peer_service`]: what it hears from them;
 //!   [`dial`]: another way than TCP; [`peer_tls`]: how they know each other; [`peer_messages`]: openraft's messages as those of `proto/peer.proto`, and back
