@@ -2,22 +2,24 @@
 //!
 //! What one message asks for travels together. It is looked at once for each group how busy that is, so that nobody is
 //! kept waiting by one half of a batch for the refusal of the other, and all of it comes into the line at once, which
-//! costs one hop and makes one log entry.
+//! costs one hop and makes one log entry. What belongs to old work waits for a place in the line instead, and goes into
+//! it in parts if there is much of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::future::join_all;
 use tokio::sync::mpsc::error::{SendError, TrySendError};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::pressure::{Line, Place};
-use super::{Answer, Ask, FULL_RETRY, OVERLOADED_RETRY_MS, Proposer, Refused, busy};
+use super::{Answer, Ask, FULL_RETRY, OVERLOADED_RETRY_MS, Proposer, REQUESTS_PER_ENTRY_MAX, Refused, busy};
 use crate::task::GroupId;
 
-/// Asks of one group that are not in an entry yet, beyond which nothing new is taken on.
+/// Asks of one group that are not in an entry yet: so many new ones, and so many others.
 const ASKS_WAITING_MAX: usize = 8_192;
-/// And messages that are in its line.
-pub(super) const MESSAGES_WAITING_MAX: usize = 8_192;
+/// And messages, none of which is empty.
+pub(super) const MESSAGES_WAITING_MAX: usize = 2 * ASKS_WAITING_MAX;
 
 /// What came together.
 pub(super) type Message = Vec<Waiting>;
@@ -28,16 +30,24 @@ pub(super) struct Waiting {
     /// Room among the payloads that wait; given back with the answer.
     pub _room: Option<OwnedSemaphorePermit>,
     /// Given back when it goes into an entry, or nowhere.
-    pub _place: Place,
+    pub _place: (Place, OwnedSemaphorePermit),
 }
 
 /// The line of one group.
 pub(super) struct Queue {
     pub asks: mpsc::Sender<Message>,
     pub line: Arc<Line>,
+    /// Places in it.
+    new: Arc<Semaphore>,
+    others: Arc<Semaphore>,
 }
 
 impl Queue {
+    pub fn new(asks: mpsc::Sender<Message>, line: Arc<Line>) -> Self {
+        let places = || Arc::new(Semaphore::new(ASKS_WAITING_MAX));
+        Self { asks, line, new: places(), others: places() }
+    }
+
     /// Waits for a place in the line, unless all of it is new.
     async fn send(&self, message: Message) {
         let left = match self.asks.try_send(message) {
@@ -91,9 +101,20 @@ impl<'a> Admission<'a> {
         let Some(queue) = inner.queues.get(&group) else {
             return answer(Err(Refused::NotLeader { group }));
         };
-        if is_new && queue.line.waiting() >= ASKS_WAITING_MAX {
-            return answer(Err(full()));
-        }
+        let place = match is_new {
+            true => queue.new.clone().try_acquire_owned(),
+            false => {
+                let taken = self.taken.get(&group).map_or(0, Vec::len);
+                if taken >= REQUESTS_PER_ENTRY_MAX {
+                    // It would wait for places that it has itself.
+                    let message = self.taken.remove(&group).unwrap_or_default();
+                    queue.send(message).await;
+                }
+                let place = queue.others.clone().acquire_owned().await;
+                Ok(place.expect("the semaphore is never closed"))
+            }
+        };
+        let Ok(place) = place else { return answer(Err(full())) };
         let bytes = u32::try_from(ask.payload_bytes()).expect("payloads are far below 4 GiB");
         let room = match inner.room.clone().try_acquire_many_owned(bytes) {
             Ok(room) => room,
@@ -105,14 +126,21 @@ impl<'a> Admission<'a> {
                 room.expect("the semaphore is never closed")
             }
         };
-        let waiting = Waiting { ask, answer, _room: Some(room), _place: Line::join(&queue.line) };
+        let waiting = Waiting { ask, answer, _room: Some(room), _place: (Line::join(&queue.line), place) };
         self.taken.entry(group).or_default().push(waiting);
     }
 
     /// Hands over what was taken on; waits for a place in the line for what is no new work.
-    pub async fn send(self) {
-        for (group, message) in self.taken {
-            self.proposer.inner.queues[&group].send(message).await;
-        }
+    pub async fn send(mut self) {
+        let sent = std::mem::take(&mut self.taken).into_iter();
+        join_all(sent.map(|(group, message)| self.proposer.inner.queues[&group].send(message))).await;
+    }
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        // Whoever asked has gone, or the node stops.
+        let left = std::mem::take(&mut self.taken).into_values().flatten();
+        left.for_each(|waiting| (waiting.answer)(Err(Refused::Stopping)));
     }
 }

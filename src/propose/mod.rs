@@ -280,7 +280,7 @@ impl Proposer {
         for group in (0..=parts.shards).map(GroupId) {
             let (asks, waiting) = mpsc::channel(MESSAGES_WAITING_MAX);
             let line = Arc::new(Line::default());
-            queues.insert(group, Queue { asks, line: line.clone() });
+            queues.insert(group, Queue::new(asks, line.clone()));
             tokio::spawn(run(group, parts.clone(), waiting, line));
         }
         let inner = Inner {
@@ -361,7 +361,7 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Message
             waiting = first;
         }
         while let Some(more) = next.take().or_else(|| asks.try_recv().ok()) {
-            // What came together is stored together.
+            // What came together is stored together, if it fits into one entry.
             if waiting.len() + more.len() > REQUESTS_PER_ENTRY_MAX {
                 next = Some(more);
                 break;

@@ -434,8 +434,6 @@ impl Groups {
         let parts = &self.inner.parts;
         let error = |verb| move |why: String| GroupError::Raft { group: id, verb, why };
         let seat = self.take_seat(id).await?;
-        // What an earlier life of it has left behind.
-        parts.writer.settled().await.map_err(|why| error("read what is stored")(why.to_string()))?;
         let log = LogStore::new(id, parts.writer.clone());
         let machine = StateMachine::open(id, parts.writer.clone(), parts.staging.clone(), parts.observer.clone())?;
         let machine = machine.seated(seat);
@@ -473,7 +471,7 @@ impl Groups {
         group.raft.initialize(members).await.map_err(|why| error(why.to_string()))
     }
 
-    /// Waits for whoever applies to the group, if it was started before.
+    /// Waits for whoever applies to the group, if it was started before, and until all it has left is written.
     async fn take_seat(&self, id: GroupId) -> Result<Seat, GroupError> {
         let taken = {
             let mut chairs = self.inner.chairs.lock().expect("no panic under this lock");
@@ -482,6 +480,9 @@ impl Groups {
         let why = "its last state machine is still at work".to_owned();
         let late = |_| GroupError::Raft { group: id, verb: "start", why };
         let taken = tokio::time::timeout(SEAT_WAIT_MAX, taken.lock_owned()).await.map_err(late)?;
+        // What an earlier life of the group has left to be written.
+        let unread = |why: Arc<StoreError>| GroupError::Raft { group: id, verb: "start", why: why.to_string() };
+        self.inner.parts.writer.settled().await.map_err(unread)?;
         let panicked = Arc::new(AtomicBool::new(false));
         let mut chairs = self.inner.chairs.lock().expect("no panic under this lock");
         chairs.entry(id).or_default().panicked = panicked.clone();
@@ -494,7 +495,7 @@ impl Groups {
         self.write_log(id, row, "store its replica id").await
     }
 
-    /// Returns when it is durable, with everything that was left to the writer before.
+    /// Returns when it is durable, with everything that was left for the log before.
     async fn write_log(&self, group: GroupId, change: LogWrite, verb: &'static str) -> Result<(), GroupError> {
         let written = self.inner.parts.writer.write_log(vec![change]).await;
         written.map_err(|error| GroupError::Raft { group, verb, why: error.to_string() })
@@ -594,7 +595,10 @@ impl Groups {
                 tracing::warn!(%error, "a group did not stop in order");
             }
         }
-        let store = self.inner.parts.store.clone();
+        let (store, writer) = (self.inner.parts.store.clone(), &self.inner.parts.writer);
+        let unwritten =
+            |why: Arc<StoreError>| GroupError::Raft { group: GroupId::CLUSTER, verb: "stop", why: why.to_string() };
+        writer.settled().await.map_err(unwritten)?;
         blocking::aside(move || store.flush_state(true)).await.expect("a flush does not panic")?;
         Ok(())
     }

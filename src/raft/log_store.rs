@@ -54,6 +54,8 @@ struct Recent {
     bytes: usize,
     /// Up to here they are on disk.
     synced: u64,
+    /// Up to here all were purged, even if they are still on disk.
+    purged: Option<LogId>,
 }
 
 fn payload_bytes(entry: &LogEntry) -> usize {
@@ -94,16 +96,18 @@ impl Recent {
         }
     }
 
-    /// Those up to `index` are wanted no more.
-    fn purge(&mut self, index: u64) {
-        while self.entries.front().is_some_and(|first| first.index() <= index) {
+    /// Those up to there are wanted no more.
+    fn purge(&mut self, purged: LogId) {
+        self.purged = Some(purged);
+        while self.entries.front().is_some_and(|first| first.index() <= purged.index) {
             self.pop();
         }
     }
 
-    /// Whatever comes from here on is not on disk.
+    /// After a truncation, whose entries come again with other contents; or when a snapshot has left a hole before what
+    /// comes, and what was before it is wanted no more.
     fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self { purged: self.purged, ..Self::default() };
     }
 
     /// The entries `from..until`, at most [`CHUNK_ENTRIES`], if the first of them is here.
@@ -146,6 +150,10 @@ impl LogStore {
     /// The next entries of `from..until`: a chunk, or all that are left. Empty only when there are none. What was
     /// purged is passed over: the first entry may be a later one than `from`, from there on none is missing.
     fn chunk(&self, from: u64, until: u64) -> Result<Vec<LogEntry>, StoreError> {
+        let from = self.recent().purged.map_or(from, |purged| from.max(purged.index + 1));
+        if from >= until {
+            return Ok(Vec::new());
+        }
         loop {
             let first = {
                 let recent = self.recent();
@@ -206,6 +214,9 @@ impl LogStore {
     }
 
     pub fn last_purged(&self) -> Result<Option<LogId>, StoreError> {
+        if let Some(purged) = self.recent().purged {
+            return Ok(Some(purged));
+        }
         let row: Option<Applied> = self.read("the purge marker", &Key::log_purged(self.group))?;
         Ok(row.map(|row| log_id(row.term, row.index)))
     }
@@ -373,8 +384,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let range = LogWrite::DeleteRange(Key::log_entry(self.group, 0), Key::log_entry(self.group, purged.index + 1));
         // One batch: after a crash both are there or neither.
         let marker = LogWrite::Put(Key::log_purged(self.group), marker);
-        self.writer.write_log(vec![marker, range]).await.map_err(io::Error::other)?;
-        self.recent().purge(purged.index);
+        // Not waited for: openraft would append nothing meanwhile. If a crash forgets it, it is purged once more; if it
+        // cannot be written, the next entry cannot either.
+        self.writer.append(vec![marker, range], |_| {});
+        self.recent().purge(purged);
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Service;
 use super::requests::{Problem, Respond, refusal};
 use super::sessions::{Session, SessionError};
+use crate::blocking::in_place;
 use crate::propose::{Admission, Ask, Due, Refused};
 use crate::shard::{self, Change, Numbered, Reply};
 use crate::store::StoreError;
@@ -506,7 +507,7 @@ fn edit(service: &Service, wanted: &Wanted, request: proto::UpdateTaskRequest) -
         return Err(Invalid::new("nothing to change: give a due instant, a payload, or part of a policy").into());
     }
     // By what the task is now; it is there to keep people from mistakes, and not decided by it.
-    if let Some((task, _)) = shard::read_task(&service.store, *group, *id)?
+    if let Some((task, _)) = in_place(|| shard::read_task(&service.store, *group, *id))?
         && owner.as_ref().is_none_or(|owner| *owner == task.client)
     {
         let policy: Option<PolicyRow> = get_row(&service.store, "a policy", &Key::policy(*group, task.policy))?;

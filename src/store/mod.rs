@@ -194,7 +194,7 @@ impl Store {
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_write_buffer_manager(&buffers);
-        // One thread writes (see `writer`): nobody has to spin for a turn, or to share a memtable while it is filled.
+        // One writes at a time (see `writer`): nobody has to spin for a turn, or to share a memtable while it is filled.
         options.set_allow_concurrent_memtable_write(false);
         options.set_enable_write_thread_adaptive_yield(false);
         options.set_max_background_jobs(BACKGROUND_JOBS);
@@ -483,6 +483,9 @@ pub(super) fn state_options(cache: &Cache) -> Options {
     let mut by_size = UniversalCompactOptions::default();
     by_size.set_size_ratio(STATE_SIZE_RATIO);
     options.set_universal_compaction_options(&by_size);
+    // By itself RocksDB would copy everything once a month, also on an idle node.
+    options.set_ttl(0);
+    options.set_periodic_compaction_seconds(0);
     options.set_level_zero_file_num_compaction_trigger(STATE_FILES_TO_MERGE);
     merge_before(&mut options, STATE_FILES_MAX);
     options

@@ -28,10 +28,10 @@ use super::{LogWrite, Store, StoreError};
 
 /// More rows of the state are not written in one go, so that the log does not wait longer than some milliseconds.
 const STATE_ROWS_PER_WRITE: usize = 4_096;
-/// As many rows are small.
+const STATE_BYTES_PER_WRITE: usize = 2 * 1024 * 1024;
+/// As many rows are small, and as many bytes.
 const SMALL_ROWS: usize = 64;
-/// And as many bytes of the log.
-const SMALL_LOG_BYTES: usize = 16 * 1024;
+const SMALL_BYTES: usize = 16 * 1024;
 
 type Written = oneshot::Sender<Result<(), Arc<StoreError>>>;
 
@@ -40,14 +40,15 @@ struct Queue {
     log: Vec<LogWrite>,
     /// Those who wait for the log, in order.
     callbacks: Vec<Callback>,
-    state: VecDeque<(HashMap<Key, Write>, Written)>,
+    state: VecDeque<(Rows, Written)>,
     /// The thread sleeps: whoever leaves something has to wake it.
     idle: bool,
     /// Somebody writes.
     busy: bool,
     stopping: bool,
-    /// The thread is gone: nobody would write any more.
-    ended: bool,
+    /// Why nobody writes any more: the thread was stopped, or something could not be written. What comes after that must
+    /// not be written either, as it may rest on it.
+    ended: Option<Arc<StoreError>>,
 }
 
 #[derive(Default)]
@@ -84,11 +85,24 @@ impl Shared {
     /// The right to write at once, while nobody else does and nothing waits.
     fn turn(&self) -> Option<Turn<'_>> {
         let mut queue = self.lock();
-        if queue.busy || queue.ended || !queue.is_empty() {
+        if queue.busy || queue.ended.is_some() || !queue.is_empty() {
             return None;
         }
         queue.busy = true;
         Some(Turn(self))
+    }
+
+    /// Nothing is written from now on; whoever waits hears why.
+    fn end(&self, why: Arc<StoreError>) {
+        let mut queue = self.lock();
+        queue.ended.get_or_insert_with(|| why.clone());
+        queue.log.clear();
+        let (callbacks, state) = (std::mem::take(&mut queue.callbacks), std::mem::take(&mut queue.state));
+        drop(queue);
+        callbacks.into_iter().for_each(|callback| callback(Err(why.clone())));
+        for (_, written) in state {
+            let _ = written.send(Err(why.clone()));
+        }
     }
 }
 
@@ -99,7 +113,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut queue = self.0.lock();
         queue.busy = false;
-        if !queue.is_empty() || queue.stopping {
+        if !queue.is_empty() || queue.stopping || queue.ended.is_some() {
             self.0.wake(&mut queue);
         }
     }
@@ -145,26 +159,32 @@ impl Writer {
         &self.store
     }
 
-    /// Writes to the log, and calls `callback` once it is on disk, with everything that was left here before, or cannot be.
+    /// Writes to the log, and calls `callback` once it is on disk, with all that was left for the log before, or cannot be.
     /// Until then it may not be found by reading.
     pub fn append(&self, changes: Vec<LogWrite>, callback: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
         let Some(shared) = &self.shared else {
-            return write_log(&self.store, &self.syncer, changes, vec![Box::new(callback)]);
+            let _ = write_log(&self.store, &self.syncer, changes, vec![Box::new(callback)]);
+            return;
         };
-        if log_bytes(&changes) <= SMALL_LOG_BYTES
+        if log_bytes(&changes) <= SMALL_BYTES
             && let Some(_turn) = shared.turn()
         {
-            return write_log(&self.store, &self.syncer, changes, vec![Box::new(callback)]);
+            if let Err(why) = write_log(&self.store, &self.syncer, changes, vec![Box::new(callback)]) {
+                shared.end(why);
+            }
+            return;
         }
         let mut callback = Some(callback);
+        let mut ended = None;
         shared.leave(|queue| {
-            if !queue.ended {
+            ended = queue.ended.clone();
+            if ended.is_none() {
                 queue.log.extend(changes);
                 queue.callbacks.push(Box::new(callback.take().expect("it is called once")));
             }
         });
-        if let Some(callback) = callback {
-            callback(Err(stopped()));
+        if let (Some(callback), Some(why)) = (callback, ended) {
+            callback(Err(why));
         }
     }
 
@@ -180,23 +200,37 @@ impl Writer {
     /// Stores all of `writes` or, after a crash, none. They can be read when this returns.
     pub async fn write_state(&self, writes: HashMap<Key, Write>) -> Result<(), Arc<StoreError>> {
         let Some(shared) = &self.shared else { return self.store.write_state(writes).map_err(Arc::new) };
+        let bytes = state_bytes(&writes);
         if writes.len() <= SMALL_ROWS
+            && bytes <= SMALL_BYTES
             && let Some(_turn) = shared.turn()
         {
-            return self.store.write_state(writes).map_err(Arc::new);
+            let written = self.store.write_state(writes).map_err(Arc::new);
+            if let Err(why) = &written {
+                shared.end(why.clone());
+            }
+            return written;
         }
         let (done, written) = oneshot::channel();
+        let mut ended = None;
         shared.leave(|queue| {
-            if !queue.ended {
-                queue.state.push_back((writes, done));
+            ended = queue.ended.clone();
+            if ended.is_none() {
+                queue.state.push_back((Rows { writes, bytes }, done));
             }
         });
-        written.await.unwrap_or_else(|_| Err(stopped()))
+        match ended {
+            Some(why) => Err(why),
+            None => written.await.unwrap_or_else(|_| Err(stopped())),
+        }
     }
 
     /// Waits until everything that was left here before can be read.
     pub async fn settled(&self) -> Result<(), Arc<StoreError>> {
-        self.write_state(HashMap::new()).await
+        match self.shared {
+            Some(_) => self.write_state(HashMap::new()).await,
+            None => Ok(()),
+        }
     }
 
     /// Syncs of the log done so far, and appends left so far.
@@ -224,17 +258,27 @@ impl Drop for WriterThreads {
     }
 }
 
+/// Nothing waits for ever when the thread has panicked.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.end(stopped());
+    }
+}
+
 fn run(store: &Store, syncer: &Syncer, shared: &Shared) {
+    let _ended = Ended(shared);
     loop {
         let (log, callbacks, state) = {
             let mut queue = shared.lock();
-            while queue.busy || (queue.is_empty() && !queue.stopping) {
+            while queue.busy || (queue.is_empty() && !queue.stopping && queue.ended.is_none()) {
                 queue.idle = true;
                 queue = shared.arrived.wait(queue).expect("the writer never panics under its lock");
             }
             queue.idle = false;
             if queue.is_empty() {
-                queue.ended = true;
+                queue.ended.get_or_insert_with(stopped);
                 return;
             }
             queue.busy = true;
@@ -243,9 +287,24 @@ fn run(store: &Store, syncer: &Syncer, shared: &Shared) {
             (log, callbacks, some_of(&mut queue.state))
         };
         let _turn = Turn(shared);
-        write_log(store, syncer, log, callbacks);
-        write_state(store, state);
+        let (rows, waiting): (Vec<_>, Vec<_>) = state.into_iter().unzip();
+        let written = write_log(store, syncer, log, callbacks).and_then(|()| write_state(store, rows));
+        for one in waiting {
+            // Whoever waited may be gone.
+            let _ = one.send(written.clone());
+        }
+        if let Err(why) = written {
+            return shared.end(why);
+        }
     }
+}
+
+fn state_bytes(writes: &HashMap<Key, Write>) -> usize {
+    let bytes = |write: &Write| match write {
+        Write::Put(value) | Write::PutOnce(value) | Write::ReplaceOnce(value) => value.len(),
+        Write::Delete | Write::DeleteOnce | Write::DeleteRange(_) => 0,
+    };
+    writes.values().map(bytes).sum()
 }
 
 fn log_bytes(changes: &[LogWrite]) -> usize {
@@ -256,47 +315,52 @@ fn log_bytes(changes: &[LogWrite]) -> usize {
     changes.iter().map(bytes).sum()
 }
 
+/// What is written to the state together.
+struct Rows {
+    writes: HashMap<Key, Write>,
+    bytes: usize,
+}
+
 /// As much of the state as is written in one go, and at least the first part.
-fn some_of<T>(state: &mut VecDeque<(HashMap<Key, Write>, T)>) -> Vec<(HashMap<Key, Write>, T)> {
-    let mut rows = 0;
-    let fits = state.iter().take_while(|(writes, _)| {
-        rows += writes.len();
-        rows <= STATE_ROWS_PER_WRITE
+fn some_of<T>(state: &mut VecDeque<(Rows, T)>) -> Vec<(Rows, T)> {
+    let (mut rows, mut bytes) = (0, 0);
+    let fits = state.iter().take_while(|(part, _)| {
+        rows += part.writes.len();
+        bytes += part.bytes;
+        rows <= STATE_ROWS_PER_WRITE && bytes <= STATE_BYTES_PER_WRITE
     });
     let count = fits.count().max(1).min(state.len());
     state.drain(..count).collect()
 }
 
-fn write_log(store: &Store, syncer: &Syncer, changes: Vec<LogWrite>, callbacks: Vec<Callback>) {
+/// Answers those who wait, at once if it fails.
+fn write_log(
+    store: &Store,
+    syncer: &Syncer,
+    changes: Vec<LogWrite>,
+    callbacks: Vec<Callback>,
+) -> Result<(), Arc<StoreError>> {
     if callbacks.is_empty() {
-        return;
+        return Ok(());
     }
-    match store.write_log(changes) {
-        Ok(()) => syncer.all_after_sync(callbacks),
-        Err(error) => {
-            tracing::error!(%error, "the log cannot be written");
-            let error = Arc::new(error);
-            callbacks.into_iter().for_each(|callback| callback(Err(error.clone())));
-        }
+    if let Err(error) = store.write_log(changes) {
+        tracing::error!(%error, "the log cannot be written");
+        let error = Arc::new(error);
+        callbacks.into_iter().for_each(|callback| callback(Err(error.clone())));
+        return Err(error);
     }
+    syncer.all_after_sync(callbacks);
+    Ok(())
 }
 
-fn write_state(store: &Store, parts: Vec<(HashMap<Key, Write>, Written)>) {
-    if parts.is_empty() {
-        return;
+fn write_state(store: &Store, parts: Vec<Rows>) -> Result<(), Arc<StoreError>> {
+    if parts.iter().all(|part| part.writes.is_empty()) {
+        return Ok(());
     }
-    let (writes, waiting): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-    let result = match writes.iter().all(HashMap::is_empty) {
-        true => Ok(()),
-        false => store.write_state(writes.into_iter().flatten()).map_err(Arc::new),
-    };
-    if let Err(error) = &result {
+    store.write_state(parts.into_iter().flat_map(|part| part.writes)).map_err(|error| {
         tracing::error!(%error, "the state cannot be written");
-    }
-    for written in waiting {
-        // Whoever waited may be gone.
-        let _ = written.send(result.clone());
-    }
+        Arc::new(error)
+    })
 }
 
 #[cfg(test)]
@@ -343,13 +407,67 @@ mod tests {
     #[test]
     fn much_of_the_state_is_written_in_several_goes() {
         let rows = |count: usize| {
-            let rows = (0..count).map(|n| (Key::from_stored(n.to_be_bytes().to_vec()), Write::Delete));
-            (rows.collect::<HashMap<_, _>>(), ())
+            let writes = (0..count).map(|n| (Key::from_stored(n.to_be_bytes().to_vec()), Write::Delete)).collect();
+            (Rows { writes, bytes: 1 }, ())
         };
         let mut state =
             VecDeque::from([rows(STATE_ROWS_PER_WRITE + 1), rows(STATE_ROWS_PER_WRITE - 1), rows(1), rows(1)]);
         let goes: Vec<usize> = std::iter::from_fn(|| (!state.is_empty()).then(|| some_of(&mut state).len())).collect();
         assert_eq!(goes, [1, 2, 1]);
         assert!(some_of(&mut state).is_empty());
+        let large = || (Rows { writes: HashMap::new(), bytes: STATE_BYTES_PER_WRITE }, ());
+        assert_eq!(some_of(&mut VecDeque::from([large(), large()])).len(), 1);
+    }
+
+    /// What rests on it must not be written either.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn after_something_could_not_be_written_nothing_is() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path()).unwrap();
+        let (writer, threads) = Writer::start(store.clone());
+        writer.write_log(put(1)).await.unwrap();
+        let shared = writer.shared.clone().unwrap();
+        shared.end(Arc::new(StoreError::damaged("the disk", "is full")));
+        for refused in [writer.write_log(put(2)).await, writer.write_state(row(2)).await, writer.settled().await] {
+            assert!(refused.unwrap_err().to_string().contains("is full"));
+        }
+        assert!(store.get_log(&Key::log_entry(GROUP, 2)).unwrap().is_none());
+        drop(threads);
+    }
+
+    /// Large and small, from several threads: each finds its own in order, and everything is answered when the threads end.
+    #[test]
+    fn what_one_thread_leaves_is_written_in_its_order() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path()).unwrap();
+        let (writer, threads) = Writer::start(store.clone());
+        let (done, results) = std::sync::mpsc::channel();
+        let leavers: Vec<_> = (2..6_u16)
+            .map(|group| {
+                let (writer, done) = (writer.clone(), done.clone());
+                std::thread::spawn(move || {
+                    for n in 1..=300_u64 {
+                        let bytes = if n % 3 == 0 { SMALL_BYTES + 1 } else { 10 };
+                        let change = LogWrite::Put(
+                            Key::log_entry(GroupId(group), 1),
+                            [&n.to_be_bytes()[..], &vec![0; bytes]].concat(),
+                        );
+                        let done = done.clone();
+                        writer.append(vec![change], move |result| done.send((group, n, result.is_ok())).unwrap());
+                    }
+                })
+            })
+            .collect();
+        leavers.into_iter().for_each(|leaver| leaver.join().unwrap());
+        drop(threads);
+        let answered: Vec<_> = results.try_iter().collect();
+        assert_eq!(answered.len(), 4 * 300);
+        for group in 2..6 {
+            let of_group: Vec<_> =
+                answered.iter().filter(|(one, ..)| *one == group).map(|(_, n, good)| (*n, *good)).collect();
+            assert_eq!(of_group, (1..=300).map(|n| (n, true)).collect::<Vec<_>>());
+            let last = store.get_log(&Key::log_entry(GroupId(group), 1)).unwrap().unwrap();
+            assert_eq!(last[..8], 300_u64.to_be_bytes(), "the last one counts");
+        }
     }
 }
