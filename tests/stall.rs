@@ -20,6 +20,11 @@ use tokio::sync::watch;
 const WEBHOOKS: usize = 10_000;
 /// Due beside the stall: without anything that is due, nobody would notice it.
 const BESIDE: usize = 600;
+/// So many of those are out when the stall begins: others are on their way.
+const BEGUN: usize = 100;
+/// Registered after the stall, over all shards: whatever leaves again by mistake is due earlier, and leaves before them.
+const AFTER: usize = 600;
+const COME_WITHIN: Duration = Duration::from_secs(60);
 const STALL: Duration = Duration::from_millis(400);
 /// Over HTTP/1.1 few attempts may be out to one receiver; there would be room for all of them twice.
 const RECEIVERS: usize = 60;
@@ -79,18 +84,27 @@ async fn cluster(held: &watch::Receiver<bool>) -> Trio {
 /// An attempt: task, occurrence and number.
 type Attempt = (String, String, String);
 
-/// The fences that each attempt came with.
 #[derive(Default)]
-struct Seen(Mutex<BTreeMap<Attempt, Vec<String>>>);
+struct Seen {
+    /// The fences that each attempt came with.
+    attempts: Mutex<BTreeMap<Attempt, Vec<String>>>,
+    /// Changes when one comes.
+    came: watch::Sender<()>,
+}
 
 impl Seen {
     fn count(&self) -> usize {
-        self.0.lock().unwrap().len()
+        self.attempts.lock().unwrap().len()
+    }
+
+    fn take(&self, attempt: Attempt, fence: String) {
+        self.attempts.lock().unwrap().entry(attempt).or_default().push(fence);
+        self.came.send_replace(());
     }
 
     /// Those that came more than once.
     fn again(&self) -> Vec<(Attempt, Vec<String>)> {
-        let seen = self.0.lock().unwrap();
+        let seen = self.attempts.lock().unwrap();
         seen.iter()
             .filter(|(_, fences)| fences.len() > 1)
             .map(|(attempt, fences)| (attempt.clone(), fences.clone()))
@@ -132,7 +146,7 @@ async fn serve(stream: TcpStream, seen: &Seen, mut answer: watch::Receiver<bool>
         let mut body = vec![0; header("content-length").parse().unwrap_or(0)];
         stream.read_exact(&mut body).await.ok()?;
         let attempt = (header("x-boomerang-task-id"), header("x-boomerang-occurrence"), header("x-boomerang-attempt"));
-        seen.0.lock().unwrap().entry(attempt).or_default().push(header("x-boomerang-fence"));
+        seen.take(attempt, header("x-boomerang-fence"));
         answer.wait_for(|answer| *answer).await.ok()?;
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.ok()?;
     }
@@ -160,8 +174,10 @@ async fn register(client: &Client, receivers: &[String], delays_ms: impl Iterato
 
 /// Or something came again, and the rest is of no interest.
 async fn all_have_come(seen: &Seen, expected: usize) {
-    let done = || seen.count() >= expected || !seen.again().is_empty();
-    common::until(&format!("{expected} are out"), async || done().then_some(())).await;
+    let mut came = seen.came.subscribe();
+    let done = came.wait_for(|()| seen.count() >= expected || !seen.again().is_empty());
+    let in_time = tokio::time::timeout(COME_WITHIN, done).await;
+    assert!(in_time.is_ok(), "{} of {expected} are out after {COME_WITHIN:?}", seen.count());
 }
 
 /// Ten thousand webhooks are out when every leader loses its lease for a moment: none of them leaves again, and what is due
@@ -187,14 +203,15 @@ async fn a_stall() -> Result<(), String> {
     register(&client, &receivers, (0..WEBHOOKS as u64).map(|n| 5_000 + n % 3_000)).await;
     all_have_come(&seen, WEBHOOKS).await;
     register(&client, &receivers, (0..BESIDE as u64).map(|n| 1_000 + 2 * n)).await;
-    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    all_have_come(&seen, WEBHOOKS + BEGUN).await;
     hold.send_replace(true);
+    // As long as the fault lasts.
     tokio::time::sleep(STALL).await;
     hold.send_replace(false);
     all_have_come(&seen, WEBHOOKS + BESIDE).await;
     let out: f64 = trio.nodes.iter().map(|node| node.metric("boomerang_in_flight")).sum();
-    // What would leave again by mistake has time to.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    register(&client, &receivers, (0..AFTER).map(|_| 1)).await;
+    all_have_come(&seen, WEBHOOKS + BESIDE + AFTER).await;
     answer.send_replace(true);
     common::until("all are settled", async || {
         let pending: f64 = trio.nodes.iter().map(|node| node.metric("boomerang_in_flight")).sum();
