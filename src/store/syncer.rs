@@ -53,13 +53,8 @@ impl Syncer {
         (syncer.clone(), SyncerThread { syncer, thread: Some(thread) })
     }
 
-    /// Calls `callback` once everything written to the log before this call is on disk, or cannot be.
-    pub fn after_sync(&self, callback: impl FnOnce(Result<(), Arc<StoreError>>) + Send + 'static) {
-        self.all_after_sync(vec![Box::new(callback)]);
-    }
-
-    /// [`Syncer::after_sync`] for several, in this order.
-    pub(super) fn all_after_sync(&self, callbacks: Vec<Callback>) {
+    /// Calls each of `callbacks`, in order, once everything written to the log before this call is on disk, or cannot be.
+    pub(super) fn after_sync(&self, callbacks: Vec<Callback>) {
         self.shared.requests.fetch_add(callbacks.len() as u64, Ordering::Relaxed);
         let mut queue = self.shared.queue.lock().expect("the syncer never panics under its lock");
         if queue.ended {
@@ -179,11 +174,11 @@ mod tests {
         let (done, results) = mpsc::channel();
         for _ in 0..100 {
             let done = done.clone();
-            syncer.after_sync(move |result| done.send(result.is_ok()).unwrap());
+            syncer.after_sync(vec![Box::new(move |result| done.send(result.is_ok()).unwrap())]);
         }
         drop(thread);
         assert_eq!(results.try_iter().filter(|good| *good).count(), 100);
-        syncer.after_sync(move |result| done.send(result.is_ok()).unwrap());
+        syncer.after_sync(vec![Box::new(move |result| done.send(result.is_ok()).unwrap())]);
         assert_eq!(results.try_recv(), Ok(false), "an answer comes at once, and it is no");
         Store::open(temp.path()).expect("the thread has let go of the database");
     }

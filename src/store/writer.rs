@@ -349,7 +349,7 @@ fn write_log(
         callbacks.into_iter().for_each(|callback| callback(Err(error.clone())));
         return Err(error);
     }
-    syncer.all_after_sync(callbacks);
+    syncer.after_sync(callbacks);
     Ok(())
 }
 
