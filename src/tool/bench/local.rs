@@ -336,7 +336,7 @@ impl LocalCluster {
         command.args(["--shards", &self.shards().to_string(), "--admin-password", PASSWORD]);
         command.args(&self.server.node_flags);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        let mut process = command.spawn().map_err(|error| failed("start", &self.binary, &error))?;
+        let mut process = command.spawn().map_err(|error| failed("start", Path::new(command.get_program()), &error))?;
         let stdout = process.stdout.take().expect("it is piped");
         self.nodes[node].process = Some(process);
         Ok(tokio::task::spawn_blocking(move || {
