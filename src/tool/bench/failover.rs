@@ -1,7 +1,8 @@
 //! `bench failover`: how long a shard does not fire when the node that leads it is killed.
 //!
 //! A cluster of its own on this machine, a steady stream of tasks, and one kill after the other. The gap of a shard is
-//! the time between two arrivals: the last one with the fence of the old leader, and the first with that of the new.
+//! the time between two arrivals: the last one with the fence of the old leader, and the first with that of the new. So
+//! every shard must have something due all the time: the tasks have random keys, which spread them evenly.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,8 +36,10 @@ pub(super) async fn run(args: FailoverBench) -> Result<Report, ToolError> {
     let own = json!({ "kills": kills, "pending": pending, "rate": rate, "pause_ms": millis(pause) });
     let configuration = configuration(&load, cluster.configuration(), own);
     let room = rate * (LEAD + (pause + LEAD) * u32::from(kills)).as_secs();
-    let bench = Arc::new(Bench::connect(&load, cluster.options(), Protocol::Tcp, room).await?);
+    let bench = Bench::connect(&load, cluster.options(), Protocol::Tcp, room).await?;
     let waiting = bench.register("registering pending", pending, Schedule::In(millis(PENDING_DELAY))).await;
+    // Without keys each slice would lie in one shard, and a shard could be silent for seconds without a fault.
+    let bench = Arc::new(bench.with_batches(1, true));
 
     let stop = Arc::new(AtomicBool::new(false));
     let feeding = tokio::spawn(feed(bench.clone(), rate, stop.clone()));
