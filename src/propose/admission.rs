@@ -2,24 +2,21 @@
 //!
 //! What one message asks for travels together. It is looked at once for each group how busy that is, so that nobody is
 //! kept waiting by one half of a batch for the refusal of the other, and all of it comes into the line at once, which
-//! costs one hop and makes one log entry. What belongs to old work waits for a place in the line instead, and goes into
-//! it in parts if there is much of it.
+//! costs one hop and makes one log entry. What belongs to old work waits for a place in the line instead. Nobody waits
+//! who keeps others waiting: what a message has taken places for goes into the line before that.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures::future::join_all;
-use tokio::sync::mpsc::error::{SendError, TrySendError};
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::pressure::{Line, Place};
-use super::{Answer, Ask, FULL_RETRY, OVERLOADED_RETRY_MS, Proposer, REQUESTS_PER_ENTRY_MAX, Refused, busy};
+use super::{Answer, Ask, FULL_RETRY, OVERLOADED_RETRY_MS, Proposer, Refused, busy};
 use crate::task::GroupId;
 
 /// Asks of one group that are not in an entry yet: so many new ones, and so many others.
 const ASKS_WAITING_MAX: usize = 8_192;
-/// And messages, none of which is empty.
-pub(super) const MESSAGES_WAITING_MAX: usize = 2 * ASKS_WAITING_MAX;
 
 /// What came together.
 pub(super) type Message = Vec<Waiting>;
@@ -35,41 +32,32 @@ pub(super) struct Waiting {
 
 /// The line of one group.
 pub(super) struct Queue {
-    pub asks: mpsc::Sender<Message>,
-    pub line: Arc<Line>,
+    /// No message is empty, so there are no more than places.
+    asks: mpsc::UnboundedSender<Message>,
+    line: Arc<Line>,
     /// Places in it.
     new: Arc<Semaphore>,
     others: Arc<Semaphore>,
 }
 
 impl Queue {
-    pub fn new(asks: mpsc::Sender<Message>, line: Arc<Line>) -> Self {
+    pub fn new(asks: mpsc::UnboundedSender<Message>, line: Arc<Line>) -> Self {
         let places = || Arc::new(Semaphore::new(ASKS_WAITING_MAX));
         Self { asks, line, new: places(), others: places() }
     }
 
-    /// Waits for a place in the line, unless all of it is new.
-    async fn send(&self, message: Message) {
-        let left = match self.asks.try_send(message) {
-            Ok(()) => return,
-            Err(TrySendError::Full(message)) if message.iter().all(|waiting| waiting.ask.is_new()) => {
-                return message.into_iter().for_each(|waiting| (waiting.answer)(Err(full())));
-            }
-            Err(TrySendError::Full(message)) => match self.asks.send(message).await {
-                Ok(()) => return,
-                Err(SendError(message)) => message,
-            },
-            Err(TrySendError::Closed(message)) => message,
-        };
-        left.into_iter().for_each(|waiting| (waiting.answer)(Err(Refused::Stopping)));
+    pub fn line(&self) -> &Line {
+        &self.line
+    }
+
+    fn send(&self, message: Message) {
+        if let Err(SendError(message)) = self.asks.send(message) {
+            message.into_iter().for_each(|waiting| (waiting.answer)(Err(Refused::Stopping)));
+        }
     }
 }
 
-fn full() -> Refused {
-    busy("as many requests wait in this shard as may".into(), FULL_RETRY)
-}
-
-/// On behalf of one message.
+/// On behalf of one message. What was taken on comes into the line when it is dropped, if not before.
 pub struct Admission<'a> {
     proposer: &'a Proposer,
     busy: BTreeMap<GroupId, Option<Refused>>,
@@ -87,7 +75,7 @@ impl<'a> Admission<'a> {
     }
 
     /// Takes `ask` on, or refuses it. `answer` is called once, perhaps at once, perhaps on another task, and must not
-    /// block. Nothing is asked before [`Admission::send`].
+    /// block. Waits for room unless it is new work.
     pub async fn put(&mut self, group: GroupId, ask: Ask, answer: Answer) {
         let inner = &self.proposer.inner;
         let refused = ask.refused_by(&inner.disk.borrow());
@@ -101,46 +89,46 @@ impl<'a> Admission<'a> {
         let Some(queue) = inner.queues.get(&group) else {
             return answer(Err(Refused::NotLeader { group }));
         };
-        let place = match is_new {
-            true => queue.new.clone().try_acquire_owned(),
-            false => {
-                let taken = self.taken.get(&group).map_or(0, Vec::len);
-                if taken >= REQUESTS_PER_ENTRY_MAX {
-                    // It would wait for places that it has itself.
-                    let message = self.taken.remove(&group).unwrap_or_default();
-                    queue.send(message).await;
-                }
-                let place = queue.others.clone().acquire_owned().await;
-                Ok(place.expect("the semaphore is never closed"))
-            }
+        let places = if is_new { &queue.new } else { &queue.others };
+        let bytes = ask.payload_bytes();
+        let wanted = u32::try_from(bytes).expect("payloads are far below 4 GiB");
+        let Some(place) = self.permits(places, 1, is_new).await else {
+            return answer(Err(busy("as many requests wait in this shard as may".into(), FULL_RETRY)));
         };
-        let Ok(place) = place else { return answer(Err(full())) };
-        let bytes = u32::try_from(ask.payload_bytes()).expect("payloads are far below 4 GiB");
-        let room = match inner.room.clone().try_acquire_many_owned(bytes) {
-            Ok(room) => room,
-            Err(_) if is_new => {
-                return answer(Err(busy("payloads fill the room for those that wait".into(), FULL_RETRY)));
-            }
-            Err(_) => {
-                let room = inner.room.clone().acquire_many_owned(bytes).await;
-                room.expect("the semaphore is never closed")
-            }
+        let Some(room) = self.permits(&inner.room, wanted, is_new).await else {
+            return answer(Err(busy("payloads fill the room for those that wait".into(), FULL_RETRY)));
         };
-        let waiting = Waiting { ask, answer, _room: Some(room), _place: (Line::join(&queue.line), place) };
+        let waiting = Waiting { ask, answer, _room: Some(room), _place: (Line::join(&queue.line, bytes), place) };
         self.taken.entry(group).or_default().push(waiting);
     }
 
-    /// Hands over what was taken on; waits for a place in the line for what is no new work.
-    pub async fn send(mut self) {
-        let sent = std::mem::take(&mut self.taken).into_iter();
-        join_all(sent.map(|(group, message)| self.proposer.inner.queues[&group].send(message))).await;
+    /// `None` if there are too few for new work.
+    async fn permits(&mut self, of: &Arc<Semaphore>, count: u32, is_new: bool) -> Option<OwnedSemaphorePermit> {
+        match of.clone().try_acquire_many_owned(count) {
+            Ok(permits) => Some(permits),
+            Err(_) if is_new => None,
+            Err(_) => {
+                // Others wait for what this message has, perhaps in the very same line.
+                self.hand_over();
+                Some(of.clone().acquire_many_owned(count).await.expect("the semaphore is never closed"))
+            }
+        }
+    }
+
+    fn hand_over(&mut self) {
+        for (group, message) in std::mem::take(&mut self.taken) {
+            self.proposer.inner.queues[&group].send(message);
+        }
+    }
+
+    /// What was taken on comes into the line.
+    pub fn send(self) {
+        drop(self);
     }
 }
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        // Whoever asked has gone, or the node stops.
-        let left = std::mem::take(&mut self.taken).into_values().flatten();
-        left.for_each(|waiting| (waiting.answer)(Err(Refused::Stopping)));
+        self.hand_over();
     }
 }

@@ -6,13 +6,16 @@
 //! are in the log.
 //!
 //! Bounds: asks waiting per group, payload bytes waiting per node, requests and bytes per entry, and the time it takes to
-//! get through them ([`pressure`]); see [`admission`]. New work that finds no room is refused; what belongs to old work waits for it.
+//! get through them ([`pressure`]); see [`admission`]. New work that finds no room is refused; what belongs to old work
+//! waits for it.
 //!
 //! A refusal says whether the request may have been stored: [`Refused::Unknown`] and, when it comes to those who
 //! already waited, [`Refused::Stopping`] are the ones where it may.
 
 mod admission;
 pub mod pressure;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use admission::Admission;
-use admission::{MESSAGES_WAITING_MAX, Message, Queue, Waiting};
+use admission::{Message, Queue, Waiting};
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
@@ -278,7 +281,7 @@ impl Proposer {
         let parts = Arc::new(parts);
         let mut queues = BTreeMap::new();
         for group in (0..=parts.shards).map(GroupId) {
-            let (asks, waiting) = mpsc::channel(MESSAGES_WAITING_MAX);
+            let (asks, waiting) = mpsc::unbounded_channel();
             let line = Arc::new(Line::default());
             queues.insert(group, Queue::new(asks, line.clone()));
             tokio::spawn(run(group, parts.clone(), waiting, line));
@@ -314,13 +317,13 @@ impl Proposer {
     pub async fn submit(&self, group: GroupId, ask: Ask, answer: Answer) {
         let mut admission = self.admission();
         admission.put(group, ask, answer).await;
-        admission.send().await;
+        admission.send();
     }
 
     /// Why new work for a group is refused now, if it is.
     fn busy(&self, group: GroupId) -> Option<Refused> {
         let queue = self.inner.queues.get(&group)?;
-        let why = self.inner.pressure.refuses(&queue.line)?;
+        let why = self.inner.pressure.refuses(queue.line())?;
         Some(busy(why.to_string(), why.retry_after()))
     }
 
@@ -335,7 +338,7 @@ impl Proposer {
     }
 }
 
-async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::Receiver<Message>, line: Arc<Line>) {
+async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::UnboundedReceiver<Message>, line: Arc<Line>) {
     let _alarm = parts.groups.alarm("who proposes for a group");
     let mut maker = Maker {
         group,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::REQUESTS_PER_ENTRY_MAX;
+use super::{BYTES_PER_ENTRY_MAX, REQUESTS_PER_ENTRY_MAX};
 use crate::raft::Groups;
 
 /// A new request is not let in that would wait longer for its entry to be stored.
@@ -37,7 +37,9 @@ pub struct Pressure {
 struct Inner {
     groups: Groups,
     since: Instant,
-    /// How late the runtime was, in milliseconds, and when that was seen.
+    /// When the runtime should look again, in milliseconds since `since`.
+    look_at_ms: AtomicU64,
+    /// How late it was with that, in milliseconds, and when that was seen.
     late_ms: AtomicU64,
     late_at_ms: AtomicU64,
 }
@@ -46,6 +48,8 @@ struct Inner {
 pub struct Line {
     /// Requests that are not in an entry yet.
     waiting: AtomicUsize,
+    /// Of their payloads.
+    bytes: AtomicUsize,
     rounds: Mutex<Rounds>,
 }
 
@@ -60,11 +64,15 @@ struct Rounds {
 }
 
 /// A request in the line, until it is dropped.
-pub struct Place(Arc<Line>);
+pub struct Place {
+    line: Arc<Line>,
+    bytes: usize,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.line.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.line.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -84,14 +92,16 @@ impl Drop for Round<'_> {
 impl Default for Line {
     fn default() -> Self {
         let rounds = Rounds { begun: None, took: Duration::ZERO, ended: Instant::now() };
-        Self { waiting: AtomicUsize::new(0), rounds: Mutex::new(rounds) }
+        Self { waiting: AtomicUsize::new(0), bytes: AtomicUsize::new(0), rounds: Mutex::new(rounds) }
     }
 }
 
 impl Line {
-    pub fn join(line: &Arc<Self>) -> Place {
+    /// For a request with so many bytes of payload.
+    pub fn join(line: &Arc<Self>, bytes: usize) -> Place {
         line.waiting.fetch_add(1, Ordering::Relaxed);
-        Place(line.clone())
+        line.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Place { line: line.clone(), bytes }
     }
 
     pub fn begin(&self) -> Round<'_> {
@@ -109,13 +119,14 @@ impl Line {
                 (known.max(so_far), known.saturating_sub(so_far))
             })
         };
-        let rounds = 1 + self.waiting.load(Ordering::Relaxed) / REQUESTS_PER_ENTRY_MAX;
+        let by_count = self.waiting.load(Ordering::Relaxed) / REQUESTS_PER_ENTRY_MAX;
+        let by_bytes = self.bytes.load(Ordering::Relaxed) / BYTES_PER_ENTRY_MAX;
+        let rounds = 1 + by_count.max(by_bytes);
         round.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX)).saturating_add(left)
     }
 
-    /// Requests that are not in an entry yet.
-    pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+    fn is_short(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) < FEW && self.bytes.load(Ordering::Relaxed) < BYTES_PER_ENTRY_MAX
     }
 }
 
@@ -128,6 +139,18 @@ pub enum Why {
 }
 
 impl Why {
+    /// Nothing, as long as none of the three is too much.
+    fn of(late: Duration, lease_age: Duration, line: &Line) -> Option<Self> {
+        if late > LATE_MAX {
+            return Some(Why::RunsLate(late));
+        }
+        if lease_age > LEASE_AGE_MAX {
+            return Some(Why::LeaseIsOld(lease_age));
+        }
+        let wait = line.wait();
+        (wait > WAIT_MAX && !line.is_short()).then_some(Why::Waits(wait))
+    }
+
     /// When it is worthwhile to come back: when what is here now has been done.
     pub fn retry_after(self) -> Duration {
         let (Why::Waits(behind) | Why::RunsLate(behind) | Why::LeaseIsOld(behind)) = self;
@@ -149,12 +172,10 @@ impl fmt::Display for Why {
 impl Pressure {
     /// Measures until the returned handle and its clones are gone.
     pub fn start(groups: Groups) -> Self {
-        let inner = Inner { groups, since: Instant::now(), late_ms: AtomicU64::new(0), late_at_ms: AtomicU64::new(0) };
-        let inner = Arc::new(inner);
+        let inner = Arc::new(Inner::new(groups));
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
-            loop {
-                let due = Instant::now() + LOOK_EVERY;
+            while let Some(due) = weak.upgrade().map(|inner| inner.looks_again()) {
                 tokio::time::sleep_until(due).await;
                 let Some(inner) = weak.upgrade() else { return };
                 inner.saw(due.elapsed());
@@ -165,20 +186,24 @@ impl Pressure {
 
     /// Whether new work for the group with this line is refused.
     pub fn refuses(&self, line: &Line) -> Option<Why> {
-        let late = self.inner.late();
-        if late > LATE_MAX {
-            return Some(Why::RunsLate(late));
-        }
-        let age = self.inner.groups.lease_age();
-        if age > LEASE_AGE_MAX {
-            return Some(Why::LeaseIsOld(age));
-        }
-        let wait = line.wait();
-        (wait > WAIT_MAX && line.waiting() >= FEW).then_some(Why::Waits(wait))
+        Why::of(self.inner.late(), self.inner.groups.lease_age(), line)
     }
 }
 
 impl Inner {
+    fn new(groups: Groups) -> Self {
+        let ms = || AtomicU64::new(0);
+        Self { groups, since: Instant::now(), look_at_ms: ms(), late_ms: ms(), late_at_ms: ms() }
+    }
+
+    /// When it will look again.
+    fn looks_again(&self) -> Instant {
+        let due = Instant::now() + LOOK_EVERY;
+        let due_ms = due.duration_since(self.since).as_millis();
+        self.look_at_ms.store(u64::try_from(due_ms).unwrap_or(u64::MAX), Ordering::Relaxed);
+        due
+    }
+
     fn now_ms(&self) -> u64 {
         u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -193,8 +218,10 @@ impl Inner {
         }
     }
 
+    /// How late it was a moment ago, or is by now.
     fn late(&self) -> Duration {
-        Duration::from_millis(self.late_ms.load(Ordering::Relaxed))
+        let by_now = self.now_ms().saturating_sub(self.look_at_ms.load(Ordering::Relaxed));
+        Duration::from_millis(self.late_ms.load(Ordering::Relaxed).max(by_now))
     }
 }
 
@@ -211,7 +238,7 @@ mod tests {
         tokio::time::advance(millis(20)).await;
         assert_eq!(line.wait(), millis(20), "so long it has taken already");
         drop(round);
-        let places: Vec<Place> = (0..REQUESTS_PER_ENTRY_MAX).map(|_| Line::join(&line)).collect();
+        let places: Vec<Place> = (0..REQUESTS_PER_ENTRY_MAX).map(|_| Line::join(&line, 0)).collect();
         assert_eq!(line.wait(), millis(40));
         let round = line.begin();
         drop(places);
@@ -223,6 +250,31 @@ mod tests {
         assert_eq!(line.wait(), millis(50));
         tokio::time::advance(ROUND_KNOWN_FOR).await;
         assert_eq!(line.wait(), Duration::ZERO, "a slow one of long ago says nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_work_is_refused_when_one_of_the_three_is_too_much() {
+        let millis = Duration::from_millis;
+        let line = Arc::new(Line::default());
+        assert_eq!(Why::of(LATE_MAX, LEASE_AGE_MAX, &line), None);
+        assert_eq!(Why::of(millis(51), LEASE_AGE_MAX, &line), Some(Why::RunsLate(millis(51))));
+        assert_eq!(Why::of(LATE_MAX, millis(251), &line), Some(Why::LeaseIsOld(millis(251))));
+        let slow = line.begin();
+        tokio::time::advance(millis(60)).await;
+        drop(slow);
+        let mut places: Vec<Place> = (1..FEW).map(|_| Line::join(&line, 1)).collect();
+        let refused = |line| Why::of(Duration::ZERO, Duration::ZERO, line);
+        assert_eq!(refused(&line), None, "60 ms");
+        let large = Line::join(&line, BYTES_PER_ENTRY_MAX);
+        assert_eq!(refused(&line), Some(Why::Waits(millis(120))), "two entries by their bytes, if not by their number");
+        drop(large);
+        assert_eq!(refused(&line), None);
+        let round = line.begin();
+        tokio::time::advance(millis(101)).await;
+        assert_eq!(refused(&line), None, "so few may always wait");
+        places.push(Line::join(&line, 1));
+        assert_eq!(refused(&line), Some(Why::Waits(millis(101))));
+        drop(round);
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub(super) async fn register(
             };
             let mut admission = service.proposer.admission();
             register_one(service, &session, task, place, &mut admission, answer).await;
-            admission.send().await;
+            admission.send();
         }
         Err(error) => {
             service.metrics.refusals.inc();
@@ -155,7 +155,7 @@ pub(super) async fn register_batch(
         let answer = move |answer| Gathered::put(&gathered, place, answer);
         register_one(service, &session, task, whereto, &mut admission, answer).await;
     }
-    admission.send().await;
+    admission.send();
 }
 
 /// The answers to a batch, until the last one is there.
@@ -371,7 +371,7 @@ pub(super) async fn cancel(
     let answer = move |answer| respond(Payload::CancellationResponse(answer));
     let mut admission = service.proposer.admission();
     cancel_one(service, session, &request.task_id, &mut admission, answer).await;
-    admission.send().await;
+    admission.send();
 }
 
 /// Those of one shard travel together.
@@ -401,7 +401,7 @@ pub(super) async fn cancel_batch(
         let answer = move |answer| Gathered::put(&gathered, place, answer);
         cancel_one(service, Ok(session.clone()), id, &mut admission, answer).await;
     }
-    admission.send().await;
+    admission.send();
 }
 
 /// The answer to a batch of cancellations. Each status is explained once, or thousands would not fit into a frame.
