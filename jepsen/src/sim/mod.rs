@@ -22,8 +22,9 @@
 //! Everything that is drawn by chance comes from the seed, there is one thread, and time moves only when nobody has anything
 //! left to do. So the same program gives the same history for the same seed; a test compares hashes of runs. Another build
 //! may give another history for a seed, as may another version of a library. What does not come from the seed: how maps
-//! of the standard library are ordered, dates in HTTP headers, and in which order tokio wakes several that wait for one
-//! watch channel; none of it was seen to make a difference.
+//! of the standard library are ordered, and dates in HTTP headers; neither was seen to make a difference. In which order
+//! tokio wakes several that wait for one watch channel did: it has the seed, too, if it is built with
+//! `--cfg tokio_unstable`, as `.cargo/config.toml` says.
 
 mod clients;
 mod faults;
@@ -151,11 +152,11 @@ pub fn run(seed: u64, plan: &Plan) -> Outcome {
     boomerang::random::seed_this_thread(Some(seed));
     sabotage::on_this_thread(&plan.sabotage);
     PANICS.set(Some(Vec::new()));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime without threads and sockets needs nothing");
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    #[cfg(tokio_unstable)]
+    runtime.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
+    let runtime = runtime.enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime without threads and sockets needs nothing");
     let (history, stopped, misplaced) = runtime.block_on(simulate(seed, plan));
     drop(runtime);
     let panics = PANICS.take().unwrap_or_default();
