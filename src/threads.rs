@@ -5,10 +5,11 @@
 //!
 //! - `urgent`: what nodes say to each other about leading (requests to be bound, beats, votes, transfers), the clock that
 //!   has it said ([`crate::raft`]'s pacer) and the listener that hears it: a lease lasts 450 ms and is not asked why a beat
-//!   is late. What comes in of log entries and snapshots is read here as well, since it comes by the same listener; what is
-//!   done with it is not
+//!   is late. Log entries, snapshots and forwarded requests come by the same listener, as frames of bytes; what they say
+//!   is read elsewhere
 //! - `front`: connections of clients. What they ask for is read, checked, and refused if there is too much of it, while
-//!   what was taken on is at work elsewhere
+//!   what was taken on is stored and fired elsewhere. A request that another node has to answer, or several, is looked
+//!   after here
 
 use std::io;
 use std::num::NonZeroUsize;
