@@ -437,6 +437,7 @@ async fn propose_until_stored(
     id: TaskId,
     ask: impl Fn() -> Ask,
 ) -> Option<Reply> {
+    let mut once_more = false;
     loop {
         match parts.proposer.ask(group, ask()).await {
             Ok(reply @ (Reply::Settled | Reply::Stale)) => return Some(reply),
@@ -450,7 +451,13 @@ async fn propose_until_stored(
             Err(Refused::NotLeader { .. }) => match parts.ledger.suspend(group, term) {
                 // Nothing is ever sent: it ends by what is told.
                 Some(mut goes_on) => while goes_on.changed().await.is_ok() {},
-                None => tokio::time::sleep(SETTLE_AGAIN_AFTER).await,
+                // Nothing is suspended in a node that stops. It may have been a moment without a lease; if it is more,
+                // the other nodes are gone, and waiting for them would only keep this one from stopping.
+                None if once_more => return None,
+                None => {
+                    once_more = true;
+                    tokio::time::sleep(SETTLE_AGAIN_AFTER).await;
+                }
             },
             Err(refused) => {
                 tracing::warn!(task = %id, %refused, "not settled yet");

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The newest format of the folder that this binary writes and understands.
 pub const FORMAT: u32 = 3;
-/// The oldest one it understands. Format 1 was that of the first weeks, which nobody depends on.
+/// The oldest one it understands. Those before it are of the time before anybody depended on any.
 const FORMAT_OLDEST: u32 = 3;
 
 const IDENTITY_FILE: &str = "boomerang.json";

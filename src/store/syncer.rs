@@ -1,8 +1,9 @@
 //! One fsync for all groups of a node.
 //!
-//! What is written to the log is not waited for (see [`super::writer`]), and a callback is left here. One thread takes all callbacks that have
-//! gathered, syncs RocksDB's WAL once, and answers all of them; what arrives meanwhile waits for the next round. So the
-//! number of fsyncs follows the disk, not the number of groups: sixteen busy groups cost one fsync, not sixteen.
+//! What is written to the log is not waited for (see [`super::writer`]), and a callback is left here. One thread takes
+//! all callbacks that have gathered, syncs RocksDB's WAL once, and answers all of them; what arrives meanwhile waits for
+//! the next round. So the number of fsyncs follows the disk, not the number of groups: sixteen busy groups cost one
+//! fsync, not sixteen.
 //!
 //! Order: a callback is taken before its sync begins, and its entries were written before it was left here, so when it
 //! is answered everything written before it, by any group, is durable as well.

@@ -288,7 +288,7 @@ fn run(store: &Store, syncer: &Syncer, shared: &Shared) {
         };
         let _turn = Turn(shared);
         let (rows, waiting): (Vec<_>, Vec<_>) = state.into_iter().unzip();
-        let written = write_log(store, syncer, log, callbacks).and_then(|()| write_state(store, rows));
+        let written = write_log(store, syncer, log, callbacks).and_then(|before| write_state(store, rows, before));
         for one in waiting {
             // Whoever waited may be gone.
             let _ = one.send(written.clone());
@@ -333,15 +333,18 @@ fn some_of<T>(state: &mut VecDeque<(Rows, T)>) -> Vec<(Rows, T)> {
     state.drain(..count).collect()
 }
 
+/// The state follows from the log, so none of it may be on the disk when the log is not. Nothing else makes one of these.
+struct LogIsWritten;
+
 /// Answers those who wait, at once if it fails.
 fn write_log(
     store: &Store,
     syncer: &Syncer,
     changes: Vec<LogWrite>,
     callbacks: Vec<Callback>,
-) -> Result<(), Arc<StoreError>> {
+) -> Result<LogIsWritten, Arc<StoreError>> {
     if callbacks.is_empty() {
-        return Ok(());
+        return Ok(LogIsWritten);
     }
     if let Err(error) = store.write_log(changes) {
         tracing::error!(%error, "the log cannot be written");
@@ -350,10 +353,10 @@ fn write_log(
         return Err(error);
     }
     syncer.after_sync(callbacks);
-    Ok(())
+    Ok(LogIsWritten)
 }
 
-fn write_state(store: &Store, parts: Vec<Rows>) -> Result<(), Arc<StoreError>> {
+fn write_state(store: &Store, parts: Vec<Rows>, _before: LogIsWritten) -> Result<(), Arc<StoreError>> {
     if parts.iter().all(|part| part.writes.is_empty()) {
         return Ok(());
     }
@@ -390,7 +393,6 @@ mod tests {
         }
         let states = futures::future::join_all((1..=200).map(|n| writer.write_state(row(n)))).await;
         assert!(states.iter().all(Result::is_ok));
-        // The log was left first, so it is there.
         assert_eq!(store.get_log(&Key::log_entry(GROUP, 200)).unwrap().unwrap(), 200_u64.to_be_bytes());
         assert_eq!(store.get_state(&Key::from_stored(vec![0, 1, 200])).unwrap().unwrap(), [200]);
         writer.write_log(put(201)).await.unwrap();
