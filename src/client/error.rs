@@ -165,6 +165,12 @@ impl<'a> Verdict<'a> {
             || self.status == Status::Unauthorized as i32 && self.message.to_ascii_lowercase().contains("session")
     }
 
+    /// Nothing was done for want of room, and there will be some after this time.
+    pub fn room_within(&self) -> Option<Duration> {
+        let detail = self.detail.filter(|detail| detail.retry_after_ms > 0 && !detail.maybe_done)?;
+        (self.status == Status::Overloaded as i32).then(|| Duration::from_millis(detail.retry_after_ms))
+    }
+
     pub fn check(&self) -> Result<(), ClientError> {
         if self.status == Status::Ok as i32 {
             return Ok(());

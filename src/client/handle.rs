@@ -119,7 +119,7 @@ enum State {
         connection: Arc<Connection>,
         sent: Sent,
     },
-    /// The session was gone; a new one is being opened, and the request goes out once more.
+    /// The session was gone, and a new one is being opened; or there was no room. The request goes out once more.
     Again(Pin<Box<dyn Future<Output = AnswerResult> + Send>>),
     /// In a cluster: whoever follows it has the answer.
     Followed(oneshot::Receiver<AnswerResult>),
@@ -143,10 +143,16 @@ impl Future for InFlight {
                     let gone = answer
                         .as_ref()
                         .is_ok_and(|answer| Verdict::of(answer).is_some_and(|verdict| verdict.session_is_gone()));
-                    if !gone {
-                        return Poll::Ready(answer);
+                    if gone {
+                        *state = State::Again(Box::pin(send_again(hub, connection, sent)));
+                        continue;
                     }
-                    *state = State::Again(Box::pin(send_again(hub, connection, sent)));
+                    match hub.room_within(&sent.payload, &answer) {
+                        Some(room_within) => {
+                            *state = State::Again(Box::pin(hub.after_room(sent.payload, room_within)));
+                        }
+                        None => return Poll::Ready(answer),
+                    }
                 }
                 State::Again(again) => {
                     let answer = ready!(again.as_mut().poll(context));

@@ -31,6 +31,8 @@ use crate::wire::proto::{self, Detail, Status, boomerang_envelope::Payload};
 /// A failover takes about a second: the first tries come quickly, the later ones do not add to the load.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(400);
+/// So long is waited for a node that is busy. One that names a longer time has another reason, and the caller should know.
+const ROOM_WITHIN: Duration = Duration::from_millis(500);
 /// Thousands of requests that fail together ask for the map once.
 const MAP_FRESH_FOR: Duration = Duration::from_millis(25);
 const MAP_OLD_AFTER: Duration = Duration::from_secs(30);
@@ -218,6 +220,29 @@ impl Hub {
         Some(self.senders.open(shard, count))
     }
 
+    /// When the only node has said that it had no room for a registration, and will have soon: how long that is.
+    pub fn room_within(&self, payload: &Payload, answer: &AnswerResult) -> Option<Duration> {
+        match Judgement::of(payload, answer) {
+            Judgement::NoRoom { retry_after } if self.options.wait_for_room => Some(retry_after),
+            _ => None,
+        }
+    }
+
+    /// The answer to a registration that is sent to the only node again, after that time.
+    pub async fn after_room(self: Arc<Self>, mut payload: Payload, mut room_within: Duration) -> AnswerResult {
+        let deadline = self.home.deadline();
+        loop {
+            tokio::time::sleep(room_within.mul_f64(rand::random_range(1.0..1.5))).await;
+            let permit = self.inflight.clone().acquire_owned().await.map_err(|_| ClientError::Closed)?;
+            let (_, sent) = self.home.send(payload, Some(permit)).await?;
+            let answer = sent.answer.await.unwrap_or(Err(ClientError::Closed));
+            match self.room_within(&sent.payload, &answer) {
+                Some(again) if Instant::now() + again < deadline => (payload, room_within) = (sent.payload, again),
+                _ => return answer,
+            }
+        }
+    }
+
     /// Waits for the answer, and sends the request again as long as that is of use and does no harm. `unknown`: what
     /// was heard when it was sent before and may have been done. Then only a yes says more than that.
     async fn follow(
@@ -266,6 +291,13 @@ impl Hub {
                         self.refresh_map(sent_at, deadline).await;
                     }
                     pauses.count += 1;
+                }
+                Judgement::NoRoom { retry_after } => {
+                    let at = Instant::now() + retry_after.mul_f64(rand::random_range(1.0..1.5));
+                    if !self.options.wait_for_room || at >= deadline {
+                        return (answer, unknown);
+                    }
+                    tokio::time::sleep_until(at).await;
                 }
                 Judgement::Again => {
                     // A question that was asked twice has one answer.
@@ -553,7 +585,9 @@ impl Hub {
                 self.learn(&detail);
             }
             Judgement::Again => unknown = Some(wrapped.clone()),
-            Judgement::Final | Judgement::NewSession => return only_answer(worth_more(wrapped, unknown)),
+            Judgement::Final | Judgement::NewSession | Judgement::NoRoom { .. } => {
+                return only_answer(worth_more(wrapped, unknown));
+            }
         }
         match self.send(payload, deadline).await {
             Ok(first) => only_answer(self.follow(first, deadline, unknown).await),
@@ -631,12 +665,21 @@ enum Judgement {
     NewSession,
     /// Not done: another node leads, or nobody.
     Redirected(Detail),
+    /// Not done: a registration that the node will have room for soon.
+    NoRoom { retry_after: Duration },
     /// Perhaps done, and may be done again.
     Again,
 }
 
 impl Judgement {
     fn of(request: &Payload, answer: &AnswerResult) -> Self {
+        let verdict = answer.as_ref().ok().and_then(Verdict::of);
+        if let Some(retry_after) = verdict.and_then(|verdict| verdict.room_within())
+            && retry_after <= ROOM_WITHIN
+            && is_registration(request)
+        {
+            return Judgement::NoRoom { retry_after };
+        }
         match answer {
             Ok(answer) => match Verdict::of(answer) {
                 Some(verdict) if verdict.session_is_gone() => Judgement::NewSession,
@@ -735,6 +778,66 @@ mod tests {
         assert!(worth_more(Err(ClientError::Closed), Some(lost())).unwrap_err().is_unknown());
         assert_eq!(worth_more(Ok(fake::registered(7)), Some(lost())).unwrap(), fake::registered(7));
         assert_eq!(worth_more(refused(), None).unwrap(), refused().unwrap());
+    }
+
+    /// Tells the first `refused` messages to come back later.
+    async fn busy_node(refused: usize, retry_after_ms: u64) -> Options {
+        let node = fake::Fake::start().await;
+        let options = node.options();
+        let mut asked = 0;
+        node.serve(move |payload| {
+            asked += 1;
+            let (status, detail) = match asked > refused {
+                true => (Status::Ok, None),
+                false => (Status::Overloaded, Some(Detail { retry_after_ms, ..Default::default() })),
+            };
+            let one = || proto::RegistrationResponse {
+                task_id: fake::task_id(7).to_string(),
+                scheduled_time_ms: 2,
+                ..Default::default()
+            };
+            match payload {
+                Payload::RegistrationRequest(_) => Payload::RegistrationResponse(proto::RegistrationResponse {
+                    status: status.into(),
+                    detail,
+                    ..one()
+                }),
+                Payload::RegistrationBatch(batch) => {
+                    let responses = batch.tasks.iter().map(|_| one()).collect();
+                    let status = status.into();
+                    Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse {
+                        responses,
+                        status,
+                        detail,
+                        ..Default::default()
+                    })
+                }
+                other => panic!("not asked for here: {other:?}"),
+            }
+        });
+        options
+    }
+
+    #[tokio::test]
+    async fn a_busy_node_is_asked_again() {
+        let client = async |refused, retry_after_ms, change: fn(&mut Options)| {
+            let mut options = busy_node(refused, retry_after_ms).await;
+            change(&mut options);
+            Client::connect(options).await.unwrap()
+        };
+        let batch = || vec![Registration::default(); 3];
+        let one = client(2, 5, |_| {}).await.register(Registration::default()).await;
+        assert_eq!(one.unwrap().due_ms, 2);
+        let all = client(2, 5, |_| {}).await.register_batch(batch()).await;
+        assert!(all.unwrap().iter().all(Result::is_ok), "a batch is refused as a whole");
+        let refused = async |client: Client| client.register(Registration::default()).await.unwrap_err().status();
+        let client_of_busy = client(1, 5, |options| options.wait_for_room = false).await;
+        assert_eq!(refused(client_of_busy.clone()).await, Some(Status::Overloaded), "who does not want to wait");
+        assert_eq!(client_of_busy.register(Registration::default()).await.unwrap().due_ms, 2);
+        let later = client(usize::MAX, 501, |_| {}).await;
+        assert_eq!(refused(later).await, Some(Status::Overloaded), "too long to wait");
+        let never = client(usize::MAX, 20, |options| options.request_timeout = Duration::from_millis(100)).await;
+        assert_eq!(refused(never).await, Some(Status::Overloaded), "what it said at last");
     }
 
     #[tokio::test]

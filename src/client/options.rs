@@ -59,6 +59,10 @@ pub struct Options {
     /// In a cluster, a registration without a deduplication key gets one, so that it can be sent again when no answer
     /// comes, and is stored once. That is one more pair of rows for each task, kept for ten minutes.
     pub retry_registrations: bool,
+    /// A registration that a node has no room for is sent again by itself, if the node says that it will have some within
+    /// half a second, as a busy node does. Without this, and when `request_timeout` is over, the refusal is what the caller
+    /// gets.
+    pub wait_for_room: bool,
     /// The largest request that is sent. A node ends the connection at a larger one, and with it all other requests.
     pub frame_bytes_max: usize,
 }
@@ -76,6 +80,7 @@ impl Options {
             request_timeout: Duration::from_secs(10),
             inflight_max: INFLIGHT_MAX_DEFAULT,
             retry_registrations: true,
+            wait_for_room: true,
             frame_bytes_max: wire::FRAME_BYTES_MAX,
         }
     }

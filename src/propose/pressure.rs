@@ -18,6 +18,8 @@ use crate::raft::Groups;
 const WAIT_MAX: Duration = Duration::from_millis(100);
 /// Nor while the runtime is later than this with what is ready to run.
 const LATE_MAX: Duration = Duration::from_millis(50);
+/// Nor into a short line, while it is later than this: something else than requests keeps it from running.
+const LATE_FOR_FEW_MAX: Duration = Duration::from_millis(250);
 /// Nor while a lease is older than this: after one lost or late answer of the others there is time for two more.
 const LEASE_AGE_MAX: Duration = Duration::from_millis(250);
 /// So few may always wait in a line, or a group whose entries take long would take on hardly anything.
@@ -141,7 +143,8 @@ pub enum Why {
 impl Why {
     /// Nothing, as long as none of the three is too much.
     fn of(late: Duration, lease_age: Duration, line: &Line) -> Option<Self> {
-        if late > LATE_MAX {
+        let late_max = if line.is_short() { LATE_FOR_FEW_MAX } else { LATE_MAX };
+        if late > late_max {
             return Some(Why::RunsLate(late));
         }
         if lease_age > LEASE_AGE_MAX {
@@ -256,9 +259,13 @@ mod tests {
     async fn new_work_is_refused_when_one_of_the_three_is_too_much() {
         let millis = Duration::from_millis;
         let line = Arc::new(Line::default());
+        assert_eq!(Why::of(LATE_FOR_FEW_MAX, LEASE_AGE_MAX, &line), None);
+        assert_eq!(Why::of(millis(251), LEASE_AGE_MAX, &line), Some(Why::RunsLate(millis(251))));
+        assert_eq!(Why::of(LATE_MAX, millis(251), &line), Some(Why::LeaseIsOld(millis(251))));
+        let many: Vec<Place> = (0..FEW).map(|_| Line::join(&line, 1)).collect();
         assert_eq!(Why::of(LATE_MAX, LEASE_AGE_MAX, &line), None);
         assert_eq!(Why::of(millis(51), LEASE_AGE_MAX, &line), Some(Why::RunsLate(millis(51))));
-        assert_eq!(Why::of(LATE_MAX, millis(251), &line), Some(Why::LeaseIsOld(millis(251))));
+        drop(many);
         let slow = line.begin();
         tokio::time::advance(millis(60)).await;
         drop(slow);

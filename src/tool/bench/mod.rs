@@ -104,7 +104,8 @@ impl Bench {
         let callback = callback(protocol, &endpoint)?;
         let progress = Arc::new(Progress::start(args.quiet, arrivals.clone()));
         let inflight = usize::try_from(args.inflight).expect("bounded by its flag");
-        let options = Options { callback: Some(callback), inflight_max: inflight, ..options };
+        // Refusals are counted here.
+        let options = Options { callback: Some(callback), inflight_max: inflight, wait_for_room: false, ..options };
         let mut clients = Vec::new();
         for _ in 0..args.connections {
             clients.push(Client::connect(options.clone()).await?);
