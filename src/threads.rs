@@ -5,8 +5,8 @@
 //!
 //! - `urgent`: what nodes say to each other about leading (requests to be bound, beats, votes, transfers), the clock that
 //!   has it said ([`crate::raft`]'s pacer) and the listener that hears it: a lease lasts 450 ms and is not asked why a beat
-//!   is late. Log entries, snapshots and forwarded requests come by the same listener, as frames of bytes; what they say
-//!   is read elsewhere
+//!   is late. Log entries come by the same listener and are read here as well, since others wait for their answers; they
+//!   are stored elsewhere. Snapshots and forwarded requests are read elsewhere
 //! - `front`: connections of clients. What they ask for is read, checked, and refused if there is too much of it, while
 //!   what was taken on is stored and fired elsewhere. A request that another node has to answer, or several, is looked
 //!   after here
@@ -16,6 +16,7 @@ use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use rustix::process::{getpriority_process, setpriority_process};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -23,6 +24,21 @@ use tokio::runtime::{Builder, Handle, Runtime};
 const URGENT: usize = 2;
 const FRONT_MIN: usize = 2;
 const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// Steps of niceness. A thread at work gets a third of the processor time of one that is not nicer, while both want it.
+const GIVES_WAY: i32 = 5;
+const NICE_MAX: i32 = 19;
+
+/// From now on, this thread lets others of this process go first: what is at work is more than what is urgent, and need not
+/// be as quick. Threads that it starts do so as well.
+pub fn give_way() {
+    // On Linux, which has a niceness for each thread, nobody means the thread that asks.
+    if cfg!(target_os = "linux")
+        && let Ok(nice) = getpriority_process(None)
+        && let Err(error) = setpriority_process(None, NICE_MAX.min(nice + GIVES_WAY))
+    {
+        tracing::debug!(%error, "a thread at work does not give way");
+    }
+}
 
 /// The runtime of some threads. They end when it is dropped.
 pub struct Threads {

@@ -72,7 +72,9 @@ fn main() -> ExitCode {
     raise_file_limit();
     // RocksDB makes a thread wait when it has too much to flush: a few more threads than cores keep the rest going.
     let threads = std::thread::available_parallelism().map_or(THREADS_MIN, |cores| cores.get().max(THREADS_MIN));
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(threads).on_thread_start(boomerang::threads::give_way).enable_all();
+    let runtime = match runtime.build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot start the runtime: {error}")),
     };

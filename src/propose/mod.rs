@@ -280,9 +280,10 @@ impl Proposer {
     pub fn start(parts: Parts) -> Self {
         let parts = Arc::new(parts);
         let mut queues = BTreeMap::new();
+        let waiting_everywhere = Arc::default();
         for group in (0..=parts.shards).map(GroupId) {
             let (asks, waiting) = mpsc::unbounded_channel();
-            let line = Arc::new(Line::default());
+            let line = Arc::new(Line::beside(&waiting_everywhere));
             queues.insert(group, Queue::new(asks, line.clone()));
             tokio::spawn(run(group, parts.clone(), waiting, line));
         }

@@ -18,7 +18,7 @@ use crate::raft::Groups;
 const WAIT_MAX: Duration = Duration::from_millis(100);
 /// Nor while the runtime is later than this with what is ready to run.
 const LATE_MAX: Duration = Duration::from_millis(50);
-/// Nor into a short line, while it is later than this: something else than requests keeps it from running.
+/// Nor while it is later than this, though hardly anybody waits here: something else than requests keeps it from running.
 const LATE_FOR_FEW_MAX: Duration = Duration::from_millis(250);
 /// Nor while a lease is older than this: after one lost or late answer of the others there is time for two more.
 const LEASE_AGE_MAX: Duration = Duration::from_millis(250);
@@ -47,7 +47,10 @@ struct Inner {
 }
 
 /// Of one group: how long who asks now would wait.
+#[derive(Default)]
 pub struct Line {
+    /// Requests that are not in an entry yet, in all lines of the node.
+    everywhere: Arc<AtomicUsize>,
     /// Requests that are not in an entry yet.
     waiting: AtomicUsize,
     /// Of their payloads.
@@ -73,6 +76,7 @@ pub struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.line.everywhere.fetch_sub(1, Ordering::Relaxed);
         self.line.waiting.fetch_sub(1, Ordering::Relaxed);
         self.line.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -91,16 +95,21 @@ impl Drop for Round<'_> {
     }
 }
 
-impl Default for Line {
+impl Default for Rounds {
     fn default() -> Self {
-        let rounds = Rounds { begun: None, took: Duration::ZERO, ended: Instant::now() };
-        Self { waiting: AtomicUsize::new(0), bytes: AtomicUsize::new(0), rounds: Mutex::new(rounds) }
+        Self { begun: None, took: Duration::ZERO, ended: Instant::now() }
     }
 }
 
 impl Line {
+    /// One of the lines of a node.
+    pub fn beside(everywhere: &Arc<AtomicUsize>) -> Self {
+        Self { everywhere: everywhere.clone(), ..Self::default() }
+    }
+
     /// For a request with so many bytes of payload.
     pub fn join(line: &Arc<Self>, bytes: usize) -> Place {
+        line.everywhere.fetch_add(1, Ordering::Relaxed);
         line.waiting.fetch_add(1, Ordering::Relaxed);
         line.bytes.fetch_add(bytes, Ordering::Relaxed);
         Place { line: line.clone(), bytes }
@@ -143,7 +152,8 @@ pub enum Why {
 impl Why {
     /// Nothing, as long as none of the three is too much.
     fn of(late: Duration, lease_age: Duration, line: &Line) -> Option<Self> {
-        let late_max = if line.is_short() { LATE_FOR_FEW_MAX } else { LATE_MAX };
+        let few = line.everywhere.load(Ordering::Relaxed) < FEW;
+        let late_max = if few { LATE_FOR_FEW_MAX } else { LATE_MAX };
         if late > late_max {
             return Some(Why::RunsLate(late));
         }
@@ -258,11 +268,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn new_work_is_refused_when_one_of_the_three_is_too_much() {
         let millis = Duration::from_millis;
-        let line = Arc::new(Line::default());
+        let everywhere = Arc::default();
+        let (line, other) = (Arc::new(Line::beside(&everywhere)), Arc::new(Line::beside(&everywhere)));
         assert_eq!(Why::of(LATE_FOR_FEW_MAX, LEASE_AGE_MAX, &line), None);
         assert_eq!(Why::of(millis(251), LEASE_AGE_MAX, &line), Some(Why::RunsLate(millis(251))));
         assert_eq!(Why::of(LATE_MAX, millis(251), &line), Some(Why::LeaseIsOld(millis(251))));
-        let many: Vec<Place> = (0..FEW).map(|_| Line::join(&line, 1)).collect();
+        let many: Vec<Place> = (0..FEW).map(|_| Line::join(&other, 1)).collect();
         assert_eq!(Why::of(LATE_MAX, LEASE_AGE_MAX, &line), None);
         assert_eq!(Why::of(millis(51), LEASE_AGE_MAX, &line), Some(Why::RunsLate(millis(51))));
         drop(many);

@@ -83,7 +83,7 @@ pub struct PeerService {
 
 struct Inner {
     groups: Groups,
-    /// Where entries and snapshots are read, which takes longer than what is urgent.
+    /// Where snapshots are read: they are as large as shards.
     work: Handle,
     snapshots: Semaphore,
     /// Makes the names of staging folders differ.
@@ -157,7 +157,7 @@ fn fatal(error: impl std::fmt::Display) -> Status {
 }
 
 impl PeerService {
-    /// Log entries and snapshots are read on the runtime this is made on; the rest is done on the one that serves it.
+    /// Snapshots are read on the runtime this is made on; the rest is done on the one that serves it.
     pub fn new(groups: Groups) -> Self {
         let inner = Inner {
             groups,
@@ -269,20 +269,17 @@ impl Peer for PeerService {
         &self,
         requests: Request<Streaming<peer::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let (out, mut answers) = mpsc::channel(1);
         let service = self.clone();
-        let reading = self.inner.work.spawn(async move {
-            if let Err(status) = service.read_entries(requests.into_inner(), &out).await {
-                let _ = out.send(Err(status)).await;
-            }
-        });
-        let ends_with_the_answers = AbortOnDropHandle::new(reading);
-        let answers = futures::stream::poll_fn(move |context| {
-            let _ = &ends_with_the_answers;
-            answers.poll_recv(context)
-        });
         let stopping = self.inner.stopping.clone();
-        let answers = answers.take_until(Box::pin(async move { stopping.cancelled().await }));
+        let answers = futures::stream::once(service.start_append(requests.into_inner())).flat_map(|started| {
+            let answers: Self::AppendStream = match started {
+                Ok(answers) => answers.boxed(),
+                Err(status) => futures::stream::once(async { Err(status) }).boxed(),
+            };
+            answers
+        });
+        let stop = async move { stopping.cancelled().await };
+        let answers = answers.take_until(Box::pin(stop));
         Ok(Response::new(answers.boxed()))
     }
 
@@ -364,12 +361,10 @@ impl PeerService {
         answer.map(to_append_response)
     }
 
-    /// Answers are put out until there are no more requests, or one is wrong.
-    async fn read_entries(
+    async fn start_append(
         self,
         mut requests: Streaming<peer::AppendRequest>,
-        out: &mpsc::Sender<Result<peer::AppendResponse, Status>>,
-    ) -> Result<(), Status> {
+    ) -> Result<impl Stream<Item = Result<peer::AppendResponse, Status>> + Send + 'static, Status> {
         let first = requests.message().await?;
         let first = first.ok_or_else(|| Status::invalid_argument("the stream has ended before it has begun"))?;
         let group = self.find(first.to.as_ref())?;
@@ -394,21 +389,33 @@ impl PeerService {
         });
         // A task of openraft's reads the requests; it must not outlive the answers.
         let over = CancellationToken::new();
-        let _ends_with_the_answers = over.clone().drop_guard();
+        let guard = over.clone().drop_guard();
         let requests = requests.take_until(Box::pin(async move { over.cancelled().await }));
 
-        let mut answers = pin!(raft.stream_append(requests));
-        while let Some(answer) = answers.next().await {
-            let answer = answer.map_err(fatal);
-            let before = stood.lock().expect("no panic under this lock").pop_front();
-            if let Some(before) = before.filter(|_| is_from_leader(&answer)) {
-                promise.note_leader(before);
+        // openraft's answers borrow the handle they come from, which has to live beside them: this future holds both,
+        // and is polled by whoever asks for the answers.
+        let (out, mut ready) = mpsc::channel(1);
+        let forward = async move {
+            let _ends_with_the_answers = guard;
+            let mut answers = pin!(raft.stream_append(requests));
+            while let Some(answer) = answers.next().await {
+                let answer = answer.map_err(fatal);
+                let before = stood.lock().expect("no panic under this lock").pop_front();
+                if let Some(before) = before.filter(|_| is_from_leader(&answer)) {
+                    promise.note_leader(before);
+                }
+                let answer = answer.map(to_append_response);
+                if out.send(answer).await.is_err() {
+                    return;
+                }
             }
-            if out.send(answer.map(to_append_response)).await.is_err() {
-                return Ok(());
+            if let Some(status) = wrong.get() {
+                let _ = out.send(Err(status.clone())).await;
             }
-        }
-        wrong.get().map_or(Ok(()), |status| Err(status.clone()))
+        };
+        let ready = futures::stream::poll_fn(move |context| ready.poll_recv(context));
+        let forward = futures::stream::once(forward).filter_map(|()| std::future::ready(None));
+        Ok(futures::stream::select(ready, forward))
     }
 
     async fn receive(&self, mut parts: Streaming<peer::SnapshotRequest>) -> Result<peer::SnapshotResponse, Status> {
