@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(at_work.join().unwrap(), (expected, expected), "and so is a thread that it starts");
         assert_eq!(nice(), before, "of all others nothing has changed");
         let nicest = std::thread::spawn(move || {
-            (0..5).for_each(|_| give_way());
+            (0..=NICE_MAX).for_each(|_| give_way());
             nice()
         });
         assert_eq!(nicest.join().unwrap(), NICE_MAX);
