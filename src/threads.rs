@@ -92,19 +92,23 @@ impl Drop for Threads {
 mod tests {
     use super::*;
 
+    /// Of this thread.
+    fn nice() -> i32 {
+        getpriority_process(None).unwrap()
+    }
+
     #[test]
     fn who_gives_way_is_nicer_than_the_others() {
-        let nice = || getpriority_process(None).unwrap();
         let before = nice();
-        let at_work = std::thread::spawn(move || {
+        let at_work = std::thread::spawn(|| {
             give_way();
             let own = nice();
-            (own, std::thread::spawn(move || nice()).join().unwrap())
+            (own, std::thread::spawn(nice).join().unwrap())
         });
         let expected = NICE_MAX.min(before + GIVES_WAY);
         assert_eq!(at_work.join().unwrap(), (expected, expected), "and so is a thread that it starts");
         assert_eq!(nice(), before, "of all others nothing has changed");
-        let nicest = std::thread::spawn(move || {
+        let nicest = std::thread::spawn(|| {
             (0..=NICE_MAX).for_each(|_| give_way());
             nice()
         });
