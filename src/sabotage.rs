@@ -43,7 +43,7 @@ pub enum Fault {
     LetGoUnasked,
     /// What a replica has stored stays where it was let go of (`places`).
     LeaveBehind,
-    /// Leases rest on beats that wait behind work (`make overload`).
+    /// Leases rest on what openraft hears alone, which waits behind work (no run has found it yet).
     BeatsBehindWork,
     /// A lease that is lost and won back within a term forgets what is out (`duplicates`).
     ForgetOut,
