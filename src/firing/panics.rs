@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
@@ -13,25 +12,20 @@ use crate::callback::{CallbackSettings, Callbacks};
 use crate::clock::{Clock, SystemClock};
 use crate::metrics::Metrics;
 use crate::propose::{self, Ask, DiskState, Dispatches, Proposer};
-use crate::raft::{Begin, Groups, PeerNetwork, groups};
+use crate::raft::alone::{Alone, GROUP, NEVER};
 use crate::shard::Claim;
-use crate::store::Store;
-use crate::store::writer::{Writer, WriterThreads};
 use crate::task::{GroupId, ShardId, TaskId};
-
-/// Nothing here takes this long, on any machine.
-const NEVER: Duration = Duration::from_secs(30);
-const GROUP: GroupId = GroupId(1);
 
 /// Fails whoever asks it, from when it is told to.
 struct Faulty {
     clock: SystemClock,
     faulty: AtomicBool,
+    asked: Notify,
 }
 
 impl Faulty {
     fn new() -> Arc<Self> {
-        Arc::new(Self { clock: SystemClock::new(), faulty: AtomicBool::new(false) })
+        Arc::new(Self { clock: SystemClock::new(), faulty: AtomicBool::new(false), asked: Notify::new() })
     }
 
     fn fail_from_now_on(&self) {
@@ -41,6 +35,7 @@ impl Faulty {
 
 impl Clock for Faulty {
     fn now_us(&self) -> u64 {
+        self.asked.notify_waiters();
         assert!(!self.faulty.load(Ordering::SeqCst), "on purpose");
         self.clock.now_us()
     }
@@ -65,37 +60,23 @@ struct Node {
     /// And whoever reads the timeline ahead.
     of_follower: Arc<Faulty>,
     ledger: Arc<Ledger>,
-    groups: Groups,
     proposer: Proposer,
     firing: Firing,
-    writer: (Writer, WriterThreads),
+    alone: Alone,
     _disk: watch::Sender<DiskState>,
-    _temp: tempfile::TempDir,
 }
 
 impl Node {
     async fn start() -> Self {
-        let temp = tempfile::tempdir().unwrap();
-        let store = Store::open(&temp.path().join("db")).unwrap();
-        let writer = Writer::start(store.clone());
         let (of_driver, of_follower) = (Faulty::new(), Faulty::new());
         // Read again every second.
         let settings = FiringSettings { window_ms: 1, ..FiringSettings::default() };
-        let ledger = Ledger::new(store.clone(), of_driver.clone(), settings);
-        let groups = Groups::start(groups::Parts {
-            cluster: "test".into(),
-            node_id: 1,
-            shards: 1,
-            store: store.clone(),
-            writer: writer.0.clone(),
-            staging: temp.path().join("staging"),
-            network: PeerNetwork::new("test", 1),
-            observer: ledger.clone(),
-        });
-        let groups = groups.await.unwrap();
-        for id in [GroupId::CLUSTER, GROUP] {
-            groups.host(id, Begin::Alone).await.unwrap();
-        }
+        let mut ledger = None;
+        let alone =
+            Alone::start(|store| ledger.insert(Ledger::new(store.clone(), of_driver.clone(), settings)).clone());
+        let alone = alone.await;
+        let ledger = ledger.expect("it was made for the groups");
+        let (groups, store) = (alone.groups.clone(), alone.store());
         let (disk_out, disk) = watch::channel(DiskState::Fine);
         let proposer = Proposer::start(propose::Parts {
             groups: groups.clone(),
@@ -116,16 +97,20 @@ impl Node {
             metrics: Arc::new(Metrics::new()),
             deliveries: TaskTracker::new(),
         });
-        let node =
-            Self { of_driver, of_follower, ledger, groups, proposer, firing, writer, _disk: disk_out, _temp: temp };
+        let node = Self { of_driver, of_follower, ledger, proposer, firing, alone, _disk: disk_out };
         node.led().await;
         node
     }
 
     async fn led(&self) {
         let looks = async {
-            while self.ledger.counts().led == 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            loop {
+                // Whoever fires for a shard that is led asks what time it is, again and again.
+                let asked = self.of_follower.asked.notified();
+                if self.ledger.counts().led > 0 {
+                    return;
+                }
+                asked.await;
             }
         };
         timeout(NEVER, looks).await.expect("it leads its shard");
@@ -133,11 +118,10 @@ impl Node {
 
     /// It says why it cannot go on, and can still be stopped.
     async fn ends_by(self, who: &str) {
-        let why = timeout(NEVER, self.groups.failed()).await.expect("it does not go on as if nothing had been");
+        let why = timeout(NEVER, self.alone.groups.failed()).await.expect("it does not go on as if nothing had been");
         assert!(why.contains(who), "{why}");
         drop(self.firing);
-        let _ = self.groups.stop().await;
-        drop(self.writer);
+        let _ = self.alone.groups.stop().await;
     }
 }
 

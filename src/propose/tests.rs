@@ -1,22 +1,16 @@
 //! The line of a group that is really there, before a disk that is full as long as the test wants it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{Barrier, mpsc, watch};
 use tokio::time::timeout;
 
 use super::{Ask, DiskState, Dispatches, Parts, Proposer, Refused};
 use crate::clock::SystemClock;
-use crate::raft::{Begin, Groups, PeerNetwork, groups};
+use crate::raft::Observer;
+use crate::raft::alone::{Alone, GROUP, NEVER};
 use crate::shard::{Claim, Reply};
-use crate::store::Store;
-use crate::store::writer::{Writer, WriterThreads};
 use crate::task::{GroupId, TaskId};
-
-/// Nothing here takes this long, on any machine.
-const NEVER: Duration = Duration::from_secs(30);
-const GROUP: GroupId = GroupId(1);
 
 /// Holds nothing back.
 struct Nothing;
@@ -35,31 +29,15 @@ impl Dispatches for Nothing {
 
 /// A node with one shard, which it leads.
 struct Node {
-    groups: Groups,
+    alone: Alone,
     proposer: Proposer,
     disk: watch::Sender<DiskState>,
-    writer: (Writer, WriterThreads),
-    _temp: tempfile::TempDir,
 }
 
 impl Node {
     async fn start(disk: DiskState) -> Self {
-        let temp = tempfile::tempdir().unwrap();
-        let store = Store::open(&temp.path().join("db")).unwrap();
-        let writer = Writer::start(store.clone());
-        let groups = Groups::start(groups::Parts {
-            cluster: "test".into(),
-            node_id: 1,
-            shards: 1,
-            store: store.clone(),
-            writer: writer.0.clone(),
-            staging: temp.path().join("staging"),
-            network: PeerNetwork::new("test", 1),
-            observer: Arc::new(Vec::new()),
-        });
-        let groups = groups.await.unwrap();
-        groups.host(GROUP, Begin::Alone).await.unwrap();
-        let group = groups.get(GROUP).unwrap();
+        let alone = Alone::start(|_| Arc::new(Vec::<Arc<dyn Observer>>::new())).await;
+        let group = alone.groups.get(GROUP).unwrap();
         let wait = group.raft.wait(Some(NEVER));
         let leads = wait.metrics(
             |metrics| {
@@ -71,21 +49,20 @@ impl Node {
         leads.await.unwrap();
         let (disk_out, disk) = watch::channel(disk);
         let proposer = Proposer::start(Parts {
-            groups: groups.clone(),
+            groups: alone.groups.clone(),
             clock: Arc::new(SystemClock::new()),
             dispatches: Arc::new(Nothing),
             disk,
-            store,
+            store: alone.store(),
             shards: 1,
             keep_history: true,
         });
-        Self { groups, proposer, disk: disk_out, writer, _temp: temp }
+        Self { alone, proposer, disk: disk_out }
     }
 
     async fn stop(self) {
         drop(self.proposer);
-        self.groups.stop().await.unwrap();
-        drop(self.writer);
+        self.alone.stop().await;
     }
 }
 

@@ -38,6 +38,8 @@ pub mod types;
 use std::time::Duration;
 
 #[cfg(test)]
+pub(crate) mod alone;
+#[cfg(test)]
 mod tests;
 
 pub use groups::{Begin, Group, Groups};
