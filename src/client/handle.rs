@@ -11,11 +11,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
 
 use super::connection::{AnswerResult, Connection, Sent};
-use super::error::Verdict;
 use super::hub::Hub;
-use super::link::Link;
 use super::{ClientError, Options, session};
 use crate::task::InstantMs;
 use crate::wire::proto::boomerang_envelope::Payload;
@@ -55,8 +54,9 @@ impl Client {
             });
             return Ok(InFlight(State::Followed(found)));
         }
+        let deadline = self.hub.home().deadline();
         let (connection, sent) = self.hub.home().send(payload, Some(permit)).await?;
-        Ok(InFlight(State::Sent { hub: self.hub.clone(), connection, sent }))
+        Ok(InFlight(State::Sent { hub: self.hub.clone(), connection, sent, deadline }))
     }
 
     /// Room for one more request, of a size that a node takes.
@@ -118,6 +118,8 @@ enum State {
         hub: Arc<Hub>,
         connection: Arc<Connection>,
         sent: Sent,
+        /// Until then it is sent again where that does no harm.
+        deadline: Instant,
     },
     /// The session was gone, and a new one is being opened; or there was no room. The request goes out once more.
     Again(Pin<Box<dyn Future<Output = AnswerResult> + Send>>),
@@ -135,24 +137,15 @@ impl Future for InFlight {
             match state {
                 State::Sent { sent, .. } => {
                     let answer = ready!(Pin::new(&mut sent.answer).poll(context));
-                    let State::Sent { hub, connection, sent } = std::mem::replace(state, State::Done) else {
+                    let State::Sent { hub, connection, sent, deadline } = std::mem::replace(state, State::Done) else {
                         unreachable!("matched above")
                     };
                     // The sender is dropped without an answer only when the runtime goes down.
                     let answer = answer.unwrap_or_else(|_| Err(ClientError::Closed));
-                    let gone = answer
-                        .as_ref()
-                        .is_ok_and(|answer| Verdict::of(answer).is_some_and(|verdict| verdict.session_is_gone()));
-                    if gone {
-                        *state = State::Again(Box::pin(send_again(hub, connection, sent)));
-                        continue;
+                    if !hub.is_for_again(&sent.payload, &answer) {
+                        return Poll::Ready(answer);
                     }
-                    match hub.room_within(&sent.payload, &answer) {
-                        Some(room_within) => {
-                            *state = State::Again(Box::pin(hub.after_room(sent.payload, room_within)));
-                        }
-                        None => return Poll::Ready(answer),
-                    }
+                    *state = State::Again(Box::pin(hub.again((connection, sent), answer, deadline)));
                 }
                 State::Again(again) => {
                     let answer = ready!(again.as_mut().poll(context));
@@ -168,22 +161,6 @@ impl Future for InFlight {
             }
         }
     }
-}
-
-/// A request refused for its session was not executed, so it may go out again: once, in a new session.
-async fn send_again(hub: Arc<Hub>, connection: Arc<Connection>, sent: Sent) -> AnswerResult {
-    match session::renew(&connection, hub.options(), sent.session_number).await {
-        // A new connection brings a new session.
-        Ok(()) | Err(ClientError::ConnectionLost { .. } | ClientError::Protocol(_)) => {}
-        Err(error) => return Err(error),
-    }
-    let permit = hub.inflight().clone().acquire_owned().await.map_err(|_| ClientError::Closed)?;
-    let home: &Link = hub.home();
-    let (connection, sent) = home.send(sent.payload, Some(permit)).await?;
-    sent.answer.await.unwrap_or_else(|_| {
-        let reason = "its tasks are gone".to_owned();
-        Err(ClientError::ConnectionLost { address: connection.address().to_owned(), reason })
-    })
 }
 
 #[cfg(test)]
@@ -296,12 +273,14 @@ mod tests {
                 assert_eq!(answer.await.unwrap().unwrap().due_ms, 9);
             }
         });
-        // A second refusal in a row is the caller's to see.
+        // A third refusal in a row is the caller's to see.
         let ((), result) = tokio::join!(
             async {
-                let request = peer.next().await.unwrap();
-                peer.send(request.request_id, fake::refused(Status::Unauthorized, "unknown session")).await;
-                peer.welcome("session-3", 0).await;
+                for session in ["session-3", "session-4"] {
+                    let request = peer.next().await.unwrap();
+                    peer.send(request.request_id, fake::refused(Status::Unauthorized, "unknown session")).await;
+                    peer.welcome(session, 0).await;
+                }
                 let request = peer.next().await.unwrap();
                 peer.send(request.request_id, fake::refused(Status::SessionExpired, "again")).await;
             },

@@ -220,26 +220,67 @@ impl Hub {
         Some(self.senders.open(shard, count))
     }
 
-    /// When the only node has said that it had no room for a registration, and will have soon: how long that is.
-    pub fn room_within(&self, payload: &Payload, answer: &AnswerResult) -> Option<Duration> {
+    /// Whether what the only node has answered is no answer yet: see [`Self::again`].
+    pub fn is_for_again(&self, payload: &Payload, answer: &AnswerResult) -> bool {
         match Judgement::of(payload, answer) {
-            Judgement::NoRoom { retry_after } if self.options.wait_for_room => Some(retry_after),
-            _ => None,
+            Judgement::NewSession => true,
+            Judgement::NoRoom { .. } => self.options.wait_for_room,
+            Judgement::Final | Judgement::Redirected(_) | Judgement::Again => false,
         }
     }
 
-    /// The answer to a registration that is sent to the only node again, after that time.
-    pub async fn after_room(self: Arc<Self>, mut payload: Payload, mut room_within: Duration) -> AnswerResult {
-        let deadline = self.home.deadline();
+    /// The answer to what the only node did not do for want of a session or of room, and is asked for again.
+    pub async fn again(
+        self: Arc<Self>,
+        (mut connection, mut sent): (Arc<Connection>, Sent),
+        mut answer: AnswerResult,
+        deadline: Instant,
+    ) -> AnswerResult {
+        let mut sessions = 0;
         loop {
-            tokio::time::sleep(room_within.mul_f64(rand::random_range(1.0..1.5))).await;
-            let permit = self.inflight.clone().acquire_owned().await.map_err(|_| ClientError::Closed)?;
-            let (_, sent) = self.home.send(payload, Some(permit)).await?;
-            let answer = sent.answer.await.unwrap_or(Err(ClientError::Closed));
-            match self.room_within(&sent.payload, &answer) {
-                Some(again) if Instant::now() + again < deadline => (payload, room_within) = (sent.payload, again),
-                _ => return answer,
+            let judgement = Judgement::of(&sent.payload, &answer);
+            if !self.take_care_of(judgement, &connection, &sent, &mut sessions, deadline).await? {
+                return answer;
             }
+            let permit = self.inflight.clone().acquire_owned().await.map_err(|_| ClientError::Closed)?;
+            (connection, sent) = self.home.send(sent.payload, Some(permit)).await?;
+            answer = match timeout_at(deadline, &mut sent.answer).await {
+                Ok(answer) => answer.unwrap_or(Err(ClientError::Closed)),
+                Err(_) => return Err(ClientError::Timeout { after: self.options.request_timeout }),
+            };
+        }
+    }
+
+    /// Sees to what a request that was not done was refused for: returns whether it may go out again now.
+    async fn take_care_of(
+        &self,
+        judgement: Judgement,
+        connection: &Arc<Connection>,
+        sent: &Sent,
+        sessions: &mut usize,
+        deadline: Instant,
+    ) -> Result<bool, ClientError> {
+        match judgement {
+            Judgement::NewSession => {
+                *sessions += 1;
+                if *sessions == SESSIONS_MAX {
+                    return Ok(false);
+                }
+                match session::renew(connection, &self.options, sent.session_number).await {
+                    // A new connection brings a new session.
+                    Ok(()) | Err(ClientError::ConnectionLost { .. } | ClientError::Protocol(_)) => Ok(true),
+                    Err(error) => Err(error),
+                }
+            }
+            Judgement::NoRoom { retry_after } => {
+                let at = Instant::now() + retry_after.mul_f64(rand::random_range(1.0..1.5));
+                if !self.options.wait_for_room || at >= deadline {
+                    return Ok(false);
+                }
+                tokio::time::sleep_until(at).await;
+                Ok(true)
+            }
+            Judgement::Final | Judgement::Redirected(_) | Judgement::Again => Ok(false),
         }
     }
 
@@ -273,17 +314,6 @@ impl Hub {
             let answer = answer.unwrap_or_else(|_| Err(ClientError::Closed));
             match Judgement::of(&sent.payload, &answer) {
                 Judgement::Final => return (answer, unknown),
-                Judgement::NewSession => {
-                    sessions += 1;
-                    if sessions == SESSIONS_MAX {
-                        return (answer, unknown);
-                    }
-                    match session::renew(&connection, &self.options, sent.session_number).await {
-                        // A new connection brings a new session.
-                        Ok(()) | Err(ClientError::ConnectionLost { .. } | ClientError::Protocol(_)) => {}
-                        Err(error) => return (Err(error), unknown),
-                    }
-                }
                 Judgement::Redirected(detail) => {
                     // The first news is followed at once, unless two nodes take each other for the leader.
                     if !self.learn(&detail) || pauses.count > 0 {
@@ -292,19 +322,17 @@ impl Hub {
                     }
                     pauses.count += 1;
                 }
-                Judgement::NoRoom { retry_after } => {
-                    let at = Instant::now() + retry_after.mul_f64(rand::random_range(1.0..1.5));
-                    if !self.options.wait_for_room || at >= deadline {
-                        return (answer, unknown);
-                    }
-                    tokio::time::sleep_until(at).await;
-                }
                 Judgement::Again => {
                     // A question that was asked twice has one answer.
                     unknown = is_registration(&sent.payload).then(|| answer.clone());
                     pauses.wait(0, deadline).await;
                     self.refresh_map(sent_at, deadline).await;
                 }
+                refused => match self.take_care_of(refused, &connection, &sent, &mut sessions, deadline).await {
+                    Ok(true) => {}
+                    Ok(false) => return (answer, unknown),
+                    Err(error) => return (Err(error), unknown),
+                },
             }
             if Instant::now() >= deadline {
                 return (answer, unknown);
@@ -630,6 +658,15 @@ fn is_known_again(task: &proto::Task) -> bool {
     !task.dedup_key.is_empty() || task.origin.is_some()
 }
 
+/// What a busy node refuses, and has room for soon.
+fn waits_for_room(payload: &Payload) -> bool {
+    is_registration(payload)
+        || matches!(
+            payload,
+            Payload::UpdateTaskRequest(_) | Payload::ListTasksRequest(_) | Payload::ListDeadLettersRequest(_)
+        )
+}
+
 fn is_registration(payload: &Payload) -> bool {
     matches!(payload, Payload::RegistrationRequest(_) | Payload::RegistrationBatch(_))
 }
@@ -665,7 +702,7 @@ enum Judgement {
     NewSession,
     /// Not done: another node leads, or nobody.
     Redirected(Detail),
-    /// Not done: a registration that the node will have room for soon.
+    /// Not done: the node will have room for it soon.
     NoRoom { retry_after: Duration },
     /// Perhaps done, and may be done again.
     Again,
@@ -676,7 +713,7 @@ impl Judgement {
         let verdict = answer.as_ref().ok().and_then(Verdict::of);
         if let Some(retry_after) = verdict.and_then(|verdict| verdict.room_within())
             && retry_after <= ROOM_WITHIN
-            && is_registration(request)
+            && waits_for_room(request)
         {
             return Judgement::NoRoom { retry_after };
         }
@@ -838,6 +875,29 @@ mod tests {
         assert_eq!(refused(later).await, Some(Status::Overloaded), "too long to wait");
         let never = client(usize::MAX, 20, |options| options.request_timeout = Duration::from_millis(100)).await;
         assert_eq!(refused(never).await, Some(Status::Overloaded), "what it said at last");
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_lost_while_there_is_no_room_is_opened_again() {
+        let fake = fake::Fake::start().await;
+        let (client, mut peer) = fake.connect(fake.options()).await;
+        let serve = async {
+            for session in ["session-2", "session-3"] {
+                let request = peer.next().await.unwrap();
+                let detail = Some(Detail { retry_after_ms: 1, ..Default::default() });
+                let status = Status::Overloaded.into();
+                let no_room = proto::RegistrationResponse { status, detail, ..Default::default() };
+                peer.send(request.request_id, Payload::RegistrationResponse(no_room)).await;
+                let request = peer.next().await.unwrap();
+                peer.send(request.request_id, fake::refused(Status::SessionExpired, "session expired")).await;
+                peer.welcome(session, 0).await;
+            }
+            let request = peer.next().await.unwrap();
+            peer.send(request.request_id, fake::registered(9)).await;
+            &mut peer
+        };
+        let (_peer, registered) = tokio::join!(serve, client.register(Registration::default()));
+        assert_eq!(registered.unwrap().due_ms, 9);
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! What it promises, with one node: a request is sent at most once, except that one answered "your session is gone"
-//! (which means: not executed) goes out once more in a new session, and a registration that there was no room for goes out
+//! (which means: not executed) goes out again in a new session, and what there was no room for goes out
 //! again when there is some (see [`Options::wait_for_room`]). When a connection breaks, what was under way ends
 //! with [`ClientError::ConnectionLost`], since nobody can know its outcome; the next request connects again.
 //!
