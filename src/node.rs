@@ -37,6 +37,7 @@ use crate::raft::peer_tls::{PeerTls, PeerTlsError};
 use crate::raft::{Groups, Observer, PeerNetwork, PeerService, ReplicaId, peer_service};
 use crate::server::auth::{Auth, random_hex};
 use crate::server::forward::Forwarding;
+use crate::server::readers::Readers;
 use crate::server::route::Router;
 use crate::server::sessions::{Ending, Sessions};
 use crate::server::tcp::TcpSettings;
@@ -47,7 +48,7 @@ use crate::store::folder::{DataFolder, FORMAT, FolderError, Identity};
 use crate::store::writer::{Writer, WriterThreads};
 use crate::store::{Store, StoreError};
 use crate::task::{ClientId, GroupId};
-use crate::threads::Threads;
+use crate::threads::{READERS, Threads};
 
 /// A node that is alone leads within milliseconds, and applies what its log is ahead of its state in seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -114,6 +115,7 @@ pub struct Node {
     digests: RunningDigests,
     urgent: Threads,
     front: Threads,
+    readers: Threads,
     /// Ends the listeners.
     stop: CancellationToken,
     listeners: Vec<JoinHandle<()>>,
@@ -173,6 +175,7 @@ impl Node {
         let tls = settings.peer_tls.as_ref().map(|tls| PeerTls::read(&tls.cert, &tls.key, &tls.ca)).transpose()?;
         let urgent = Threads::urgent().map_err(NodeError::Threads)?;
         let front = Threads::front().map_err(NodeError::Threads)?;
+        let readers = Threads::readers().map_err(NodeError::Threads)?;
         let network = PeerNetwork::with_tls(&settings.cluster, settings.node_id, tls.clone());
         network.run_urgent_on(urgent.handle());
         let marks = Marks::new(store.clone());
@@ -248,6 +251,7 @@ impl Node {
         }
         let service = Arc::new(Service {
             store: store.clone(),
+            readers: Readers::new(readers.handle().clone(), READERS),
             clock,
             proposer,
             dispatches: ledger.clone(),
@@ -303,6 +307,7 @@ impl Node {
             digests,
             urgent,
             front,
+            readers,
             stop,
             listeners,
             helpers,
@@ -333,10 +338,10 @@ impl Node {
             helper.abort();
         }
         self.groups.stop().await?;
-        let (writer, digests, urgent, front) = (self.writer, self.digests, self.urgent, self.front);
+        let (writer, digests) = (self.writer, self.digests);
+        let threads = [self.front, self.readers, self.urgent];
         let ended = tokio::task::spawn_blocking(move || {
-            front.stop();
-            urgent.stop();
+            threads.into_iter().for_each(Threads::stop);
             drop((writer, digests));
         });
         ended.await.expect("ending threads does not panic");

@@ -10,6 +10,7 @@
 //! - `front`: connections of clients. What they ask for is read, checked, and refused if there is too much of it, while
 //!   what was taken on is stored and fired elsewhere. A request that another node has to answer, or several, is looked
 //!   after here
+//! - `readers`: pages of lists are read, which takes long and is urgent to nobody: they give way to what is at work
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -20,9 +21,12 @@ use rustix::process::{getpriority_process, setpriority_process};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use crate::sabotage::Fault;
+
 /// Two, so that one connection that has much to say does not hold up another.
 const URGENT: usize = 2;
 const FRONT_MIN: usize = 2;
+pub const READERS: usize = 2;
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Steps of niceness. A thread at work gets half of the processor time of one that is not nicer, while both want it.
 const GIVES_WAY: i32 = 3;
@@ -47,16 +51,27 @@ pub struct Threads {
 }
 
 impl Threads {
+    /// Called on the common runtime.
     pub fn urgent() -> io::Result<Self> {
-        Self::start("urgent", URGENT)
+        if Fault::BeatsBehindWork.is_on() {
+            return Ok(Self { runtime: None, handle: Handle::current() });
+        }
+        Self::start("urgent", URGENT, || {})
     }
 
     pub fn front() -> io::Result<Self> {
-        Self::start("front", FRONT_MIN.max(available_parallelism().map_or(1, NonZeroUsize::get) / 2))
+        Self::start("front", FRONT_MIN.max(available_parallelism().map_or(1, NonZeroUsize::get) / 2), || {})
     }
 
-    fn start(name: &str, threads: usize) -> io::Result<Self> {
-        let runtime = Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build()?;
+    pub fn readers() -> io::Result<Self> {
+        Self::start("readers", READERS, || (0..2).for_each(|_| give_way()))
+    }
+
+    /// Each of them does `begin` first.
+    fn start(name: &str, threads: usize, begin: fn()) -> io::Result<Self> {
+        let mut builder = Builder::new_multi_thread();
+        let builder = builder.worker_threads(threads).thread_name(name).enable_all().on_thread_start(begin);
+        let runtime = builder.build()?;
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
 

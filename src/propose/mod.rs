@@ -161,7 +161,7 @@ impl Ask {
 
     /// Whether it is work that this node has not taken on yet, and need not.
     fn is_new(&self) -> bool {
-        matches!(self, Ask::Register { .. } | Ask::Replay { .. })
+        matches!(self, Ask::Register { .. } | Ask::Edit { .. } | Ask::Replay { .. })
     }
 
     /// Whether somebody waits for this who should rather be told than wait until there is room on the disk.

@@ -42,6 +42,8 @@ use crate::wire::proto::{self, BoomerangEnvelope, boomerang_envelope::Payload};
 const ANSWER_WITHIN: Duration = Duration::from_secs(12);
 /// A page is read within milliseconds.
 const PART_WITHIN: Duration = Duration::from_secs(3);
+/// Told to who asked for a list when another node has no room for its part.
+const BUSY_RETRY: Duration = Duration::from_millis(250);
 const IDENTIFY_WITHIN: Duration = Duration::from_secs(3);
 /// Above the largest frame, with what is around it.
 const MESSAGE_BYTES_MAX: usize = 72 * 1024 * 1024;
@@ -167,10 +169,18 @@ pub(super) async fn part(
     }
 }
 
+fn written(problem: Problem) -> Bytes {
+    let answer = proto::ErrorResponse { status: problem.status as i32, error_message: problem.text };
+    answer.encode_to_vec().into()
+}
+
 fn read_problem(bytes: Bytes) -> Problem {
     let answer = proto::ErrorResponse::decode(bytes).unwrap_or_default();
-    let status = proto::Status::try_from(answer.status).unwrap_or(proto::Status::Error);
-    Problem::new(status, answer.error_message)
+    match proto::Status::try_from(answer.status).unwrap_or(proto::Status::Error) {
+        // It does not come with the time.
+        proto::Status::Overloaded => Problem::overloaded(answer.error_message, BUSY_RETRY),
+        status => Problem::new(status, answer.error_message),
+    }
 }
 
 /// Who somebody is, and when that was found out.
@@ -338,7 +348,7 @@ impl Asked {
         if let Some(group) = self.not_led(&groups).await {
             return Ok(part_response::Result::Elsewhere(self.elsewhere(group)));
         }
-        let part = spread::part_here(&self.service, &session, &payload, &groups);
+        let part = spread::part_here(&self.service, &session, &payload, &groups).await;
         // Read while it led: what another leader has stored since then is not missing.
         let lost = groups.into_iter().find(|group| !self.service.router.may_serve(*group, Access::Read));
         Ok(match (lost, part) {
@@ -348,10 +358,7 @@ impl Asked {
                 let more_behind = more_behind.unwrap_or_default().into();
                 part_response::Result::Part(peer::Part { places, items, more_behind })
             }
-            (None, Err(problem)) => {
-                let answer = proto::ErrorResponse { status: problem.status as i32, error_message: problem.text };
-                part_response::Result::Problem(answer.encode_to_vec().into())
-            }
+            (None, Err(problem)) => part_response::Result::Problem(written(problem)),
         })
     }
 
@@ -390,6 +397,9 @@ impl Requests for Forwarding {
 
     async fn list_part(&self, request: Request<peer::PartRequest>) -> Result<Response<peer::PartResponse>, Status> {
         let result = match self.asked() {
+            Some(asked) if let Some(busy) = asked.service.readers.busy() => {
+                part_response::Result::Problem(written(busy))
+            }
             Some(asked) => self.serve(async move { asked.list_part(request.into_inner()).await }).await?,
             None => part_response::Result::Elsewhere(nothing_yet()),
         };

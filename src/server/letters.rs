@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::Service;
 use super::list::{ITEM_BYTES, page_bytes, whose};
-use super::requests::Problem;
+use super::requests::{Problem, read_page};
 use super::sessions::{Session, SessionError};
 use super::walk::{Part, Place, Range, Room, Walk, place_behind, token};
 use crate::propose::Ask;
@@ -102,7 +102,7 @@ pub(super) async fn replay(
 ) -> Result<proto::ReplayDeadLettersResponse, Problem> {
     let session = session?;
     let choice = Choice::from(request);
-    let chosen = choose(service, &session, &choice)?;
+    let chosen = choose(service, &session, choice).await?;
     let owner = owner(&session);
     let ask = |letter| Ask::Replay { letter, owner: owner.clone() };
     let mut replayed = Vec::new();
@@ -124,7 +124,7 @@ pub(super) async fn purge(
 ) -> Result<proto::PurgeDeadLettersResponse, Problem> {
     let session = session?;
     let choice = Choice::from(request);
-    let chosen = choose(service, &session, &choice)?;
+    let chosen = choose(service, &session, choice).await?;
     let owner = owner(&session);
     let ask = |letter| Ask::Plain(Request::Purge(Purge { letter, owner: owner.clone() }));
     let replies = ask_all(service, &chosen.letters, ask).await?;
@@ -178,13 +178,15 @@ pub(super) struct Chosen {
     pub next_token: String,
 }
 
-fn choose(service: &Service, session: &Session, choice: &Choice) -> Result<Chosen, Problem> {
-    if let Some(chosen) = named(service, choice)? {
+async fn choose(service: &Arc<Service>, session: &Arc<Session>, choice: Choice) -> Result<Chosen, Problem> {
+    if let Some(chosen) = named(service, &choice)? {
         return Ok(chosen);
     }
-    let (bound_ms, _) = bound(service, choice)?;
-    let part = tokio::task::block_in_place(|| chosen_part(service, session, choice, service.router.all_shards()))?;
-    chosen(bound_ms, part)
+    let (bound_ms, _) = bound(service, &choice)?;
+    let part = read_page(service, Ok(session.clone()), move |service, session| {
+        chosen_part(service, session, &choice, service.router.all_shards())
+    });
+    chosen(bound_ms, part.await?)
 }
 
 /// Those that are named one by one; `None` when there is a filter instead.

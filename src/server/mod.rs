@@ -6,7 +6,7 @@
 //!
 //! - [`tcp`]: one connection: frames in, frames out, bounds on both
 //! - [`requests`]: where each message goes; [`tasks`], [`letters`], [`clients`], [`cluster`]: what it does
-//! - [`list`]: pages of tasks; [`walk`]: an index of all shards as one
+//! - [`list`]: pages of tasks; [`walk`]: an index of all shards as one; [`readers`]: who reads them
 //! - [`route`]: which node leads what; [`forward`]: from one node to another; [`spread`]: a request in a cluster
 //! - [`sessions`]: who is who until when; [`auth`]: passwords and API keys
 //! - [`http`]: health, readiness, metrics, where shards are led
@@ -18,6 +18,7 @@ pub mod forward;
 pub mod http;
 mod letters;
 mod list;
+pub mod readers;
 mod requests;
 pub mod route;
 pub mod sessions;
@@ -36,12 +37,14 @@ use crate::propose::{Dispatches, Proposer};
 use crate::store::Store;
 use crate::task::{GroupId, Limits};
 use auth::Auth;
+use readers::Readers;
 use route::Router;
 use sessions::Sessions;
 
 /// What every connection shares.
 pub struct Service {
     pub store: Store,
+    pub readers: Readers,
     pub clock: Arc<dyn Clock>,
     pub proposer: Proposer,
     /// Which attempts are out.

@@ -7,6 +7,7 @@
 //! this node's state.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -42,6 +43,13 @@ impl Problem {
     pub(super) fn maybe_done(text: impl Into<String>) -> Self {
         let detail = proto::Detail { maybe_done: true, ..Default::default() };
         Self { status: Status::Error, text: text.into(), detail: Some(detail) }
+    }
+
+    /// Nothing was done, and there is no room for it before `retry_after`.
+    pub(super) fn overloaded(text: impl Into<String>, retry_after: Duration) -> Self {
+        let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+        let detail = proto::Detail { retry_after_ms, ..Default::default() };
+        Self { status: Status::Overloaded, text: text.into(), detail: Some(detail) }
     }
 
     pub(super) fn unauthorized(text: impl Into<String>) -> Self {
@@ -189,15 +197,15 @@ pub(super) async fn serve(
             }));
         }
         Payload::ListTasksRequest(request) => {
-            let answer = read(session, |session| list::page(service, session, &request));
-            respond(Payload::ListTasksResponse(match answer {
+            let answer = read_page(service, session, move |service, session| list::page(service, session, &request));
+            respond(Payload::ListTasksResponse(match answer.await {
                 Ok(answer) => answer,
                 Err(problem) => refusal!(ListTasksResponse, problem),
             }));
         }
         Payload::ListDeadLettersRequest(request) => {
-            let answer = read(session, |session| letters::page(service, session, &request));
-            respond(Payload::ListDeadLettersResponse(match answer {
+            let answer = read_page(service, session, move |service, session| letters::page(service, session, &request));
+            respond(Payload::ListDeadLettersResponse(match answer.await {
                 Ok(answer) => answer,
                 Err(problem) => refusal!(ListDeadLettersResponse, problem),
             }));
@@ -403,6 +411,16 @@ fn read<T>(
 ) -> Result<T, Problem> {
     let session = session?;
     tokio::task::block_in_place(|| answer(&session))
+}
+
+/// The same for what is long.
+pub(super) async fn read_page<T: Send + 'static>(
+    service: &Arc<Service>,
+    session: Result<Arc<Session>, SessionError>,
+    page: impl FnOnce(&Service, &Session) -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let (service, session) = (service.clone(), session?);
+    service.clone().readers.read(move || page(&service, &session)).await
 }
 
 /// The answer to what is no request.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
+use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use prost::Message;
 
@@ -28,7 +29,7 @@ use super::auth::random_hex;
 use super::forward::{self, Forwarded};
 use super::letters::{self, Choice};
 use super::list::{self, ITEM_BYTES};
-use super::requests::{Problem, Respond, is_not_leader, is_yes, refusal, refused, serve, served};
+use super::requests::{Problem, Respond, is_not_leader, is_yes, read_page, refusal, refused, serve, served};
 use super::route::{Access, Patience, Route, shown};
 use super::sessions::Session;
 use super::tasks::{self, BATCH_TASKS_MAX, CANCELLATIONS_MAX};
@@ -661,9 +662,9 @@ async fn cancel_all(
 }
 
 /// This node's part of a list: the items as they are answered, or nothing where only their places count.
-pub(super) fn part_here(
-    service: &Service,
-    session: &Session,
+pub(super) async fn part_here(
+    service: &Arc<Service>,
+    session: &Arc<Session>,
     payload: &Payload,
     groups: &[GroupId],
 ) -> Result<Part<Bytes>, Problem> {
@@ -671,24 +672,25 @@ pub(super) fn part_here(
         let items = part.items.into_iter().map(|(place, item)| (place, encode(item))).collect();
         Part { items, more_behind: part.more_behind }
     }
-    let groups = groups.iter().copied();
-    tokio::task::block_in_place(|| match payload {
+    let (payload, groups) = (payload.clone(), groups.to_vec());
+    let part = read_page(service, Ok(session.clone()), move |service, session| match payload {
         Payload::ListTasksRequest(request) => {
-            Ok(encoded(list::part(service, session, request, groups)?, |task| task.encode_to_vec().into()))
+            Ok(encoded(list::part(service, session, &request, groups)?, |task| task.encode_to_vec().into()))
         }
         Payload::ListDeadLettersRequest(request) => {
-            Ok(encoded(letters::part(service, session, request, groups)?, |letter| letter.encode_to_vec().into()))
+            Ok(encoded(letters::part(service, session, &request, groups)?, |letter| letter.encode_to_vec().into()))
         }
         Payload::ReplayDeadLettersRequest(request) => {
-            let choice = Choice::from(request.clone());
+            let choice = Choice::from(request);
             Ok(encoded(letters::chosen_part(service, session, &choice, groups)?, |()| Bytes::new()))
         }
         Payload::PurgeDeadLettersRequest(request) => {
-            let choice = Choice::from(request.clone());
+            let choice = Choice::from(request);
             Ok(encoded(letters::chosen_part(service, session, &choice, groups)?, |()| Bytes::new()))
         }
         _ => Err(Problem::new(Status::InvalidRequest, "no part can be made of this")),
-    })
+    });
+    part.await
 }
 
 /// The parts of all shards, each from its leader. All of them, or a refusal that names one that is missing.
@@ -697,6 +699,10 @@ async fn gather(
     session: &Arc<Session>,
     payload: &Payload,
 ) -> Result<Vec<Part<Bytes>>, Problem> {
+    if let Some(busy) = service.readers.busy() {
+        // Before others do their parts for nothing.
+        return Err(busy);
+    }
     let mut patience = Patience::new();
     let mut missing: BTreeSet<GroupId> = service.router.all_shards().collect();
     let mut parts = Vec::new();
@@ -715,14 +721,23 @@ async fn gather(
         past = None;
         let asked = by_node.into_iter().map(async |(node_id, groups)| {
             let answer = match node_id {
-                None => Forwarded::Answer(part_here(service, session, payload, &groups)),
-                Some(node_id) => forward::part(service, node_id, session, payload.clone(), &groups).await,
+                None => Forwarded::Answer(part_here(service, session, payload, &groups).await),
+                Some(node_id) => {
+                    let (service, session, payload) = (service.clone(), session.clone(), payload.clone());
+                    let its = groups.clone();
+                    // Run to its end even if another part is refused meanwhile: a peer ends the connection of who takes
+                    // back many requests.
+                    let part = async move { forward::part(&service, node_id, &session, payload, &its).await };
+                    tokio::spawn(part).await.unwrap_or_else(|error| Forwarded::Unknown(error.to_string()))
+                }
             };
             (node_id, groups, answer)
         });
-        for (node_id, groups, answer) in join_all(asked).await {
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        while let Some((node_id, groups, answer)) = asked.next().await {
             match answer {
                 Forwarded::Answer(part) => {
+                    // Without one of them the others are worth nothing.
                     parts.push(part?);
                     missing.retain(|group| !groups.contains(group));
                 }

@@ -464,8 +464,11 @@ pub(super) async fn update(
             Err(problem) => refusal!(UpdateTaskResponse, problem),
         })
     };
-    let asked = wanted(service, session, &request.task_id)
-        .and_then(|wanted| Ok((wanted.id, wanted.group, edit(service, &wanted, request)?)));
+    let asked = wanted(service, session, &request.task_id).and_then(|wanted| {
+        // Before it is read.
+        service.proposer.admission().busy(wanted.group).map_or(Ok(()), Err)?;
+        Ok((wanted.id, wanted.group, edit(service, &wanted, request)?))
+    });
     let (id, group, ask) = match asked {
         Ok(asked) => asked,
         Err(problem) => return respond(message(Err(problem))),
