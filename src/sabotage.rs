@@ -43,7 +43,8 @@ pub enum Fault {
     LetGoUnasked,
     /// What a replica has stored stays where it was let go of (`places`).
     LeaveBehind,
-    /// Leases rest on what openraft hears alone, which waits behind work (no run has found it yet).
+    /// What leading hangs on runs among the work, proves nothing by itself, and no work is refused because of it
+    /// (`boomtool bench overload`).
     BeatsBehindWork,
     /// A lease that is lost and won back within a term forgets what is out (`duplicates`).
     ForgetOut,

@@ -1,17 +1,23 @@
 //! `boomtool bench` with nodes of its own: it starts and stops them, and reports what they counted.
 
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
+use boomerang::sabotage::{self, Fault};
 use serde_json::Value;
 
-/// The report of a bench that must succeed.
-fn bench(line: &str) -> Value {
+fn run(line: &str, variables: &[(&str, &str)]) -> (Output, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_boomtool"));
     command.args(["bench"]).args(line.split_whitespace()).args(["--quiet", "--json"]);
     // It is not the one that the bench starts.
     command.env("BOOMERANG_ADDR", "127.0.0.1:1").env("BOOMERANG_PEERS", "1=127.0.0.1:1").stdin(Stdio::null());
-    let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let output = command.envs(variables.iter().copied()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, said)
+}
+
+/// The report of a bench that must succeed.
+fn bench(line: &str) -> Value {
+    let (output, said) = run(line, &[]);
     assert!(output.status.success(), "{line}: {said}");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{line}: {error}: {said}"))
 }
@@ -40,4 +46,15 @@ fn one_node_is_alone() {
     assert_eq!((number(&report, "/fired"), number(&report, "/duplicates_without_a_fault")), (1000.0, 0.0));
     assert!(number(&report, "/registering_cost_per_1000/log_syncs") > 0.0, "{report}");
     assert_eq!(report["configuration"]["node_flags"], "--window=10m");
+}
+
+#[test]
+fn an_overload_finds_beats_that_wait_behind_work() {
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    let line = "overload --kinds single,batch,fire,edit,cancel --calibrate 1s --time 8s --wait 20s";
+    let (output, said) = run(line, &[(sabotage::VARIABLE, Fault::BeatsBehindWork.name())]);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("leases ran out"), "{said}");
 }

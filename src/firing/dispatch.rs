@@ -120,7 +120,10 @@ async fn be_suspended(
     let meant = group.is_given_away(term);
     match meant {
         true => tracing::debug!(group = %group.id, term, "given away; nothing is dispatched"),
-        false => tracing::warn!(group = %group.id, term, "the lease is not valid; nothing is dispatched until it is"),
+        false => {
+            parts.metrics.leases_lost.inc();
+            tracing::warn!(group = %group.id, term, "the lease is not valid; nothing is dispatched until it is");
+        }
     }
     let mut looks = tokio::time::interval_at(since + LEASE_LOOK_EVERY, LEASE_LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);

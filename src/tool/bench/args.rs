@@ -288,27 +288,73 @@ pub struct FailoverBench {
     pub load: LoadArgs,
 }
 
+/// What `bench overload` offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Kind {
+    /// Registrations, one with each request; due in an hour or two
+    Single,
+    /// The same, --batch with each request
+    Batch,
+    /// The same, one by one, with a deduplication key each
+    Keyed,
+    /// Registrations of tasks that are due within seconds
+    Fire,
+    /// Another payload and another time for tasks that were registered one by one
+    Edit,
+    /// The first page of all tasks that wait
+    List,
+    /// Cancellations of tasks that were registered one by one
+    Cancel,
+}
+
+impl Kind {
+    pub const COUNT: usize = 7;
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Single, Self::Batch, Self::Keyed, Self::Fire, Self::Edit, Self::List, Self::Cancel];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Single => "single",
+            Self::Batch => "batch",
+            Self::Keyed => "keyed",
+            Self::Fire => "fire",
+            Self::Edit => "edit",
+            Self::List => "list",
+            Self::Cancel => "cancel",
+        }
+    }
+
+    /// Whether it brings new tasks.
+    pub fn registers(self) -> bool {
+        matches!(self, Self::Single | Self::Batch | Self::Keyed | Self::Fire)
+    }
+}
+
 /// `bench overload`.
 #[derive(Debug, Args)]
 #[command(
     long_about = "Whether nodes keep their word that are offered twice what they carry.\n\n\
-        Starts a cluster of its own on this machine and finds out what it carries: registrations one by one and in \
-        batches, tasks that fire, and cancellations, all at once, with more and more requests under way until that \
-        brings nothing, or answers become slow. Then, for --time, all of them are offered at --factor times their rates, whatever is answered, and nothing is sent \
+        Starts a cluster of its own on this machine and finds out what it carries: registrations one by one, with \
+        deduplication keys and in batches, tasks that fire, edits, lists and cancellations, all at once, with more and \
+        more requests under way until that brings nothing, or answers become slow. Then, for --time, all of them are offered at --factor times their rates, whatever is answered, and nothing is sent \
         twice. What is refused with OVERLOADED is counted, and is no failure.\n\n\
         Exit code 1: an acknowledged task was lost, early or came twice; a request was neither accepted nor refused; \
-        the leader of a shard has changed; everything was carried; 99 of 100 accepted registrations took longer than 500 ms, or refusals longer \
-        than 50 ms; a node took more memory than --memory-max, or ended.",
+        the leader of a shard has changed, or more leases ran out than one in ten seconds; everything was carried; 99 of \
+        100 accepted registrations took longer than 500 ms, or refusals longer than 50 ms (of lists, 500 ms); a node took more memory than --memory-max, or ended.",
     after_help = "\
 Examples:
   boomtool bench overload --json
   boomtool bench overload --time 1m --factor 3 --shards 4
+  boomtool bench overload --kinds single,batch,fire --factor 4
   boomtool bench overload --time 30s --calibrate 2s --nodes 1"
 )]
 pub struct OverloadBench {
     /// So many times what is carried is offered
     #[arg(long, value_name = "X", default_value_t = 2.0, value_parser = parse_factor)]
     pub factor: f64,
+    /// What is offered, separated by commas
+    #[arg(long, value_name = "KIND", value_enum, value_delimiter = ',', default_values_t = Kind::ALL)]
+    pub kinds: Vec<Kind>,
     /// How long it is offered
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_timeout)]
     pub time: Duration,

@@ -15,6 +15,7 @@ const TICK_MS: u64 = 10;
 
 /// Counts of the log, and of what nodes say to each other: what begins so is reported, by whatever name it goes on.
 const COUNTED: [&str; 2] = ["boomerang_log_", "boomerang_peer_"];
+const LEASES_LOST: &str = "boomerang_leases_lost_total";
 
 /// What nodes have used and done since they were started, all of them together.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +24,7 @@ pub(super) struct Reading {
     pub tool_cpu_ms: u64,
     /// By the name that the node gives them.
     pub counts: BTreeMap<String, f64>,
+    pub leases_lost: u64,
     /// Of each group, as of this moment.
     pub leaders: Leaders,
 }
@@ -33,9 +35,11 @@ impl Reading {
         for (name, value) in counts(text) {
             *self.counts.entry(name.to_owned()).or_default() += value;
         }
+        self.leases_lost += metric(text, LEASES_LOST).unwrap_or(0);
     }
 
-    /// What happened from `before` until now: `cost_per_1000` of so many tasks, and how often another term began.
+    /// What happened from `before` until now: `cost_per_1000` of so many tasks, and how often another term began and a lease
+    /// ran out.
     pub fn since(&self, before: &Self, tasks: u64) -> Map<String, Value> {
         let each = |amount: f64| json!(rounded(amount * 1_000.0 / tasks.max(1) as f64, 3));
         let mut cost = Map::from_iter([
@@ -49,6 +53,7 @@ impl Reading {
         Map::from_iter([
             ("cost_per_1000".to_owned(), Value::Object(cost)),
             ("leader_changes".to_owned(), json!(changes(&before.leaders, &self.leaders))),
+            ("leases_lost".to_owned(), json!(self.leases_lost.saturating_sub(before.leases_lost))),
         ])
     }
 }
@@ -105,6 +110,7 @@ boomerang_peer_messages_total 7
 boomerang_peer_seconds_bucket{le=\"0.1\"} 3
 boomerang_lateness_seconds_sum 0.5
 boomerang_registrations_total 12
+boomerang_leases_lost_total 1
 # EOF";
 
     #[test]
@@ -121,7 +127,7 @@ boomerang_registrations_total 12
         let cost = json!({
             "node_cpu_ms": 250.0, "tool_cpu_ms": 125.0, "log_syncs": 20.0, "log_appends": 50.0, "peer_messages": 3.5,
         });
-        assert_eq!(found, json!({ "cost_per_1000": cost, "leader_changes": 4 }));
+        assert_eq!(found, json!({ "cost_per_1000": cost, "leader_changes": 4, "leases_lost": 1 }));
     }
 
     #[test]

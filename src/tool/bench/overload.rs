@@ -6,15 +6,13 @@
 //! ```
 //!
 //! In the second phase the loop is open: a request leaves when it is its turn, not when another has been answered. Nothing
-//! is sent twice. All kinds go at once:
+//! is sent twice. All kinds go at once, see [`Kind`].
 //!
-//! - `single`, `batch`: registrations, one or many with each request, due after the bench; a part of them soon after the
-//!   load, so that the receiver sees whether they are there
-//! - `fire`: registrations that are due within seconds, and come while the load goes on
-//! - `cancel`: takes back what `single` was answered
+//! Tasks of `single`, `batch` and `keyed` are due after the bench; a part of them soon after the load, so that the receiver
+//! sees whether they are there. `edit` and `cancel` take those of `single` and `keyed`.
 //!
 //! Of what is due after the bench, the nodes' own count of pending tasks tells whether it is there, and each
-//! cancellation, which must find its task.
+//! cancellation and edit, which must find its task.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,23 +28,31 @@ use tokio::time::MissedTickBehavior;
 use super::super::ToolError;
 use super::super::args::{Global, millis};
 use super::account::{histogram, rate, rounded};
-use super::args::{LoadArgs, OverloadBench};
+use super::args::{Kind, LoadArgs, OverloadBench};
 use super::load::{Payloads, count, merge, micros, now_ms, pause_if_overloaded};
 use super::local::LocalCluster;
 use super::report::{Counts, Report};
 use super::{Bench, configuration};
-use crate::client::{Cancelled, Client, ClientError, Due, Percentiles, Registered, Registration};
-use crate::task::{InstantMs, Protocol, TaskId};
+use crate::client::{
+    Cancelled, Client, ClientError, Dedup, Due, Percentiles, Registered, Registration, TaskFilter, TaskUpdate, Updated,
+};
+use crate::task::{InstantMs, Invalid, Protocol, TaskId};
 use crate::wire::proto::Status;
 
 /// An accepted registration is answered within this, 99 of 100.
 const ACCEPTED_WITHIN: Duration = Duration::from_millis(500);
 /// A refusal is told within this, 99 of 100.
 const REFUSED_WITHIN: Duration = Duration::from_millis(50);
+/// That of a list, which may come from another node.
+const LIST_REFUSED_WITHIN: Duration = Duration::from_millis(500);
+/// One in so many seconds may be lost, in all groups together: the system may take a processor away for as long as that.
+const LEASE_LOST_EVERY_SECS: u64 = 10;
 /// Requests of each kind under way at first, while it is found out what is carried; of `single`, one on each connection.
 const BATCHES_UNDER_WAY: usize = 2;
-const FIRING_UNDER_WAY: usize = 8;
-const CANCELS_UNDER_WAY: usize = 8;
+const SOME_UNDER_WAY: usize = 8;
+const LISTS_UNDER_WAY: usize = 1;
+/// Tasks in a page of `list`.
+const PAGE: u32 = 100;
 /// Looks at what is carried, each with twice as many under way as the one before.
 const LOOKS_MAX: u32 = 8;
 /// A look that finds less than so many times what the best one found is the last.
@@ -67,8 +73,8 @@ const FAR_MS: u64 = 3_600_000;
 /// One of so many far tasks is due after the load instead, within [`SHOWN_MS`].
 const SHOWN: u64 = 50;
 const SHOWN_MS: u64 = 60_000;
-/// Tasks that are kept for being cancelled.
-const CANCELLABLE_MAX: usize = 200_000;
+/// Tasks that are kept for being cancelled or edited.
+const CHANGEABLE_MAX: usize = 200_000;
 /// Followers apply what leaders have.
 const PENDING_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -79,28 +85,7 @@ const DELIVERIES_PER_SECOND: u64 = 5_000;
 /// What nodes said most often.
 const SAID_MAX: usize = 10;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Single,
-    Batch,
-    Fire,
-    Cancel,
-}
-
-impl Kind {
-    const ALL: [Self; 4] = [Self::Single, Self::Batch, Self::Fire, Self::Cancel];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Single => "single",
-            Self::Batch => "batch",
-            Self::Fire => "fire",
-            Self::Cancel => "cancel",
-        }
-    }
-}
-
-/// What became of the requests of one kind; counted in tasks.
+/// What became of the requests of one kind; counted in tasks, a page of a list as one.
 #[derive(Debug, Clone)]
 struct Tally {
     accepted: u64,
@@ -180,11 +165,12 @@ struct Books {
     /// Registrations and cancellations that may have been done.
     unknown: u64,
     cancels_unknown: u64,
-    /// A cancellation of an acknowledged task did not find it.
+    /// A cancellation or an edit of an acknowledged task did not find it.
     not_found: u64,
-    /// A cancellation of a task that is due in an hour came too late.
+    /// A cancellation or an edit of a task that is due in an hour came too late.
     too_late: u64,
-    cancellable: VecDeque<TaskId>,
+    /// To be cancelled or edited, and not under way to either.
+    changeable: VecDeque<TaskId>,
 }
 
 impl Books {
@@ -215,10 +201,11 @@ struct Rig {
     bench: Bench,
     payloads: Arc<Payloads>,
     batch: u64,
+    kinds: Vec<Kind>,
     /// From when on those far tasks are due that are to be seen; 0 while none is.
     shown_from_ms: AtomicU64,
     number: AtomicU64,
-    tallies: [Mutex<Tally>; 4],
+    tallies: [Mutex<Tally>; Kind::COUNT],
     books: Mutex<Books>,
 }
 
@@ -258,21 +245,27 @@ impl Rig {
     async fn ask(&self, kind: Kind) -> Option<ClientError> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         match kind {
-            Kind::Single => self.register(kind, number, self.far()).await,
+            Kind::Single | Kind::Keyed => self.register(kind, number, self.far()).await,
             Kind::Fire => {
                 let due = Due::In(NEAR_MS_MIN + rand::random_range(0..NEAR_MS));
                 self.register(kind, number, (due, true)).await
             }
             Kind::Batch => self.register_batch(number).await,
+            Kind::Edit => self.edit(number).await,
+            Kind::List => self.list(number).await,
             Kind::Cancel => self.cancel(number).await,
         }
     }
 
     async fn register(&self, kind: Kind, number: u64, (due, seen): (Due, bool)) -> Option<ClientError> {
+        let mut registration = self.registration(number, due);
+        if kind == Kind::Keyed {
+            registration.dedup = Some(Dedup { key: format!("{:016x}", rand::random::<u64>()), ttl_ms: None });
+        }
         let sent = Instant::now();
-        let result = self.client(number).register(self.registration(number, due)).await;
+        let result = self.client(number).register(registration).await;
         self.tally(kind).take(&result, micros(sent.elapsed()), 1);
-        self.book(&result, seen, kind == Kind::Single);
+        self.book(&result, seen, kind != Kind::Fire);
         result.err()
     }
 
@@ -294,28 +287,32 @@ impl Rig {
         refusal
     }
 
-    fn book(&self, result: &Result<Registered, ClientError>, seen: bool, cancellable: bool) {
+    fn book(&self, result: &Result<Registered, ClientError>, seen: bool, changeable: bool) {
         let mut books = self.books();
         match result {
             Ok(Registered { task_id, due_ms, .. }) if seen => books.expected.push((*task_id, *due_ms)),
             Ok(Registered { task_id, .. }) => {
                 books.far += 1;
-                if cancellable && books.cancellable.len() < CANCELLABLE_MAX {
-                    books.cancellable.push_back(*task_id);
+                if changeable && books.changeable.len() < CHANGEABLE_MAX {
+                    books.changeable.push_back(*task_id);
                 }
             }
             Err(error) => books.unknown += u64::from(error.is_unknown()),
         }
     }
 
-    /// Nothing is done when there is nothing to cancel.
-    async fn cancel(&self, number: u64) -> Option<ClientError> {
-        let task_id = self.books().cancellable.pop_front();
-        let Some(task_id) = task_id else {
+    /// `None`, after a moment, while there is nothing to cancel or to edit.
+    async fn changeable(&self) -> Option<TaskId> {
+        let task_id = self.books().changeable.pop_front();
+        if task_id.is_none() {
             // For whoever asks again and again.
             tokio::time::sleep(TICK).await;
-            return None;
-        };
+        }
+        task_id
+    }
+
+    async fn cancel(&self, number: u64) -> Option<ClientError> {
+        let task_id = self.changeable().await?;
         let sent = Instant::now();
         let result = self.client(number).cancel(task_id).await;
         self.tally(Kind::Cancel).take(&result, micros(sent.elapsed()), 1);
@@ -326,9 +323,34 @@ impl Rig {
             Ok(Cancelled::NotFound) => books.not_found += 1,
             Err(error) if error.is_unknown() => books.cancels_unknown += 1,
             // Nothing was done: somebody else may.
-            Err(_) => books.cancellable.push_back(task_id),
+            Err(_) => books.changeable.push_back(task_id),
         }
         drop(books);
+        result.err()
+    }
+
+    async fn edit(&self, number: u64) -> Option<ClientError> {
+        let task_id = self.changeable().await?;
+        let due = Due::In(FAR_MS + rand::random_range(0..FAR_MS));
+        let update = TaskUpdate { due: Some(due), payload: Some(self.payloads.get(number)), ..TaskUpdate::default() };
+        let sent = Instant::now();
+        let result = self.client(number).update(task_id, update).await;
+        self.tally(Kind::Edit).take(&result, micros(sent.elapsed()), 1);
+        let mut books = self.books();
+        match &result {
+            Ok(Updated::TooLate { .. }) => books.too_late += 1,
+            Ok(Updated::NotFound | Updated::Conflict { .. }) => books.not_found += 1,
+            // It is there, as it was or as it is to be.
+            Ok(Updated::Updated { .. }) | Err(_) => books.changeable.push_back(task_id),
+        }
+        drop(books);
+        result.err()
+    }
+
+    async fn list(&self, number: u64) -> Option<ClientError> {
+        let sent = Instant::now();
+        let result = self.client(number).list(TaskFilter { limit: PAGE, ..TaskFilter::default() }).await;
+        self.tally(Kind::List).take(&result, micros(sent.elapsed()), 1);
         result.err()
     }
 
@@ -350,10 +372,13 @@ impl Rig {
             for (kind, first) in [
                 (Kind::Single, self.bench.clients.len()),
                 (Kind::Batch, BATCHES_UNDER_WAY),
-                (Kind::Fire, FIRING_UNDER_WAY),
-                (Kind::Cancel, CANCELS_UNDER_WAY),
+                (Kind::Keyed, SOME_UNDER_WAY),
+                (Kind::Fire, SOME_UNDER_WAY),
+                (Kind::Edit, SOME_UNDER_WAY),
+                (Kind::List, LISTS_UNDER_WAY),
+                (Kind::Cancel, SOME_UNDER_WAY),
             ] {
-                for _ in 0..first * more {
+                for _ in 0..if self.kinds.contains(&kind) { first * more } else { 0 } {
                     let (rig, stop) = (self.clone(), stop.clone());
                     workers.spawn(async move { rig.keep_asking(kind, &stop).await });
                     under_way += 1;
@@ -364,9 +389,9 @@ impl Rig {
             let begun = Instant::now();
             tokio::time::sleep(look - look / WARM_UP).await;
             let took_us = micros(begun.elapsed());
-            let per_second = Kind::ALL.map(|kind| (kind, rate(self.tally(kind).accepted, took_us)));
+            let per_second = self.kinds.iter().map(|kind| (*kind, rate(self.tally(*kind).accepted, took_us))).collect();
             let in_time = too_slow(&Kind::ALL.map(|kind| (kind, self.tally(kind).clone()))).is_empty();
-            let found = Carried { under_way, per_second: per_second.into() };
+            let found = Carried { under_way, per_second };
             let worth = found.all() >= best.all() * WORTH_MORE;
             if found.all() > best.all() && in_time || number == 0 {
                 best = found;
@@ -450,6 +475,7 @@ impl Rig {
 pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, ToolError> {
     let OverloadBench {
         factor,
+        mut kinds,
         time,
         calibrate,
         batch,
@@ -462,6 +488,11 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
         mut server,
         quiet,
     } = args;
+    kinds.sort();
+    kinds.dedup();
+    if !kinds.iter().any(|kind| kind.registers()) {
+        return Err(Invalid::new("--kinds: none of them registers a task").into());
+    }
     server.node_nice.get_or_insert(NODE_NICE);
     let mut cluster = LocalCluster::start(nodes, server, global.timeout, quiet).await?;
     let load = LoadArgs {
@@ -476,6 +507,7 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
     };
     let own = json!({
         "factor": factor,
+        "kinds": kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(","),
         "time_ms": millis(time),
         "calibrate_ms": millis(calibrate),
         "batch": batch,
@@ -490,6 +522,7 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
         bench,
         payloads,
         batch: u64::from(batch),
+        kinds,
         shown_from_ms: AtomicU64::new(0),
         number: AtomicU64::new(0),
         tallies: Kind::ALL.map(|_| Mutex::new(Tally::new())),
@@ -509,7 +542,7 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
     let late_us = rig.offer(&offered, time, under_way_max).await;
     let took = begun.elapsed().min(time);
     let ended = cluster.ended();
-    let accepted: u64 = [Kind::Single, Kind::Batch, Kind::Fire].iter().map(|kind| rig.tally(*kind).accepted).sum();
+    let accepted: u64 = Kind::ALL.iter().filter(|kind| kind.registers()).map(|kind| rig.tally(*kind).accepted).sum();
     let mut wrong: Vec<String> = ended.iter().map(|node| format!("node {node} ended by itself")).collect();
     let mut more = match cluster.reading().await {
         Ok(reading) => reading.since(&before, accepted),
@@ -527,10 +560,13 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
     let missing = pending.map_or(0, |pending| least.saturating_sub(pending)).max(books.not_found);
 
     let tallies: Vec<_> =
-        Kind::ALL.iter().map(|kind| (*kind, std::mem::replace(&mut *rig.tally(*kind), Tally::new()))).collect();
+        rig.kinds.iter().map(|kind| (*kind, std::mem::replace(&mut *rig.tally(*kind), Tally::new()))).collect();
     let memory = cluster.memory_peaks();
     if let Some(changes) = more.get("leader_changes").and_then(Value::as_u64).filter(|changes| *changes > 0) {
         wrong.push(format!("{changes} changes of a leader"));
+    }
+    if let Some(lost) = more.get("leases_lost").and_then(Value::as_u64).filter(|lost| *lost > leases_lost_max(took)) {
+        wrong.push(format!("{lost} leases ran out, more than {}", leases_lost_max(took)));
     }
     wrong.extend(too_slow(&tallies));
     if all_was_carried(&tallies) {
@@ -542,7 +578,7 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
         }
     }
     if books.too_late > 0 {
-        wrong.push(format!("{} cancellations came too late, an hour before the task was due", books.too_late));
+        wrong.push(format!("{} cancellations or edits came too late, an hour before the task was due", books.too_late));
     }
 
     let mut latency_us = histogram();
@@ -559,7 +595,7 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
         counts.sent += tally.offered() - tally.held_back;
         counts.acknowledged += tally.accepted;
         counts.refused += tally.refused;
-        if *kind != Kind::Cancel {
+        if kind.registers() {
             latency_us.add(&tally.accepted_us).expect("histograms of one shape");
         }
     }
@@ -600,19 +636,24 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
     })
 }
 
+fn leases_lost_max(took: Duration) -> u64 {
+    took.as_secs() / LEASE_LOST_EVERY_SECS
+}
+
 /// Answers that took longer than they may.
 fn too_slow(tallies: &[(Kind, Tally)]) -> Vec<String> {
     let mut wrong = Vec::new();
     let ms = |us: u64| rounded(us as f64 / 1_000.0, 1);
     for (kind, tally) in tallies {
         let (accepted, refused) = (Percentiles::of(&tally.accepted_us).p99, Percentiles::of(&tally.refused_us).p99);
-        if *kind != Kind::Cancel && accepted > micros(ACCEPTED_WITHIN) {
+        if kind.registers() && accepted > micros(ACCEPTED_WITHIN) {
             let text = format!("p99 of an accepted registration ({}) is {} ms", kind.name(), ms(accepted));
             wrong.push(format!("{text}, more than {}", ACCEPTED_WITHIN.as_millis()));
         }
-        if refused > micros(REFUSED_WITHIN) {
+        let refused_within = if *kind == Kind::List { LIST_REFUSED_WITHIN } else { REFUSED_WITHIN };
+        if refused > micros(refused_within) {
             let text = format!("p99 of a refusal ({}) is {} ms", kind.name(), ms(refused));
-            wrong.push(format!("{text}, more than {}", REFUSED_WITHIN.as_millis()));
+            wrong.push(format!("{text}, more than {}", refused_within.as_millis()));
         }
     }
     wrong
