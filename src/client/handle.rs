@@ -121,7 +121,7 @@ enum State {
         /// Until then it is sent again where that does no harm.
         deadline: Instant,
     },
-    /// The session was gone, and a new one is being opened; or there was no room. The request goes out once more.
+    /// It was not done, for want of a session or of room, and goes out again.
     Again(Pin<Box<dyn Future<Output = AnswerResult> + Send>>),
     /// In a cluster: whoever follows it has the answer.
     Followed(oneshot::Receiver<AnswerResult>),

@@ -242,8 +242,18 @@ impl Hub {
             if !self.take_care_of(judgement, &connection, &sent, &mut sessions, deadline).await? {
                 return answer;
             }
-            let permit = self.inflight.clone().acquire_owned().await.map_err(|_| ClientError::Closed)?;
-            (connection, sent) = self.home.send(sent.payload, Some(permit)).await?;
+            if Instant::now() >= deadline {
+                return answer;
+            }
+            let sending = async {
+                let permit = self.inflight.clone().acquire_owned().await.ok()?;
+                self.home.send(sent.payload, Some(permit)).await.ok()
+            };
+            // That it was not done is worth more to the caller than that it could not be sent once more.
+            (connection, sent) = match timeout_at(deadline, sending).await {
+                Ok(Some(next)) => next,
+                Ok(None) | Err(_) => return answer,
+            };
             answer = match timeout_at(deadline, &mut sent.answer).await {
                 Ok(answer) => answer.unwrap_or(Err(ClientError::Closed)),
                 Err(_) => return Err(ClientError::Timeout { after: self.options.request_timeout }),
