@@ -40,7 +40,7 @@ use crate::wire::proto::{self, BoomerangEnvelope, boomerang_envelope::Payload};
 
 /// A leader stores an entry within ten seconds, or says that it does not know.
 const ANSWER_WITHIN: Duration = Duration::from_secs(12);
-/// A page is read within milliseconds.
+/// A page is read within milliseconds, or refused after some hundred of them.
 const PART_WITHIN: Duration = Duration::from_secs(3);
 /// Told to who asked for a list when another node has no room for its part.
 const BUSY_RETRY: Duration = Duration::from_millis(250);
@@ -177,7 +177,7 @@ fn written(problem: Problem) -> Bytes {
 fn read_problem(bytes: Bytes) -> Problem {
     let answer = proto::ErrorResponse::decode(bytes).unwrap_or_default();
     match proto::Status::try_from(answer.status).unwrap_or(proto::Status::Error) {
-        // It does not come with the time.
+        // The other node does not say when it will have room.
         proto::Status::Overloaded => Problem::overloaded(answer.error_message, BUSY_RETRY),
         status => Problem::new(status, answer.error_message),
     }
@@ -397,10 +397,14 @@ impl Requests for Forwarding {
 
     async fn list_part(&self, request: Request<peer::PartRequest>) -> Result<Response<peer::PartResponse>, Status> {
         let result = match self.asked() {
-            Some(asked) if let Some(busy) = asked.service.readers.busy() => {
-                part_response::Result::Problem(written(busy))
+            Some(asked) => {
+                asked.check(&request.get_ref().cluster)?;
+                match asked.service.readers.busy() {
+                    // Told at once: work is behind.
+                    Some(busy) => part_response::Result::Problem(written(busy)),
+                    None => self.serve(async move { asked.list_part(request.into_inner()).await }).await?,
+                }
             }
-            Some(asked) => self.serve(async move { asked.list_part(request.into_inner()).await }).await?,
             None => part_response::Result::Elsewhere(nothing_yet()),
         };
         Ok(Response::new(peer::PartResponse { result: Some(result) }))

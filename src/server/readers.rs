@@ -1,11 +1,12 @@
 //! Who reads pages: lists of tasks and of dead letters, as long as they may be.
 //!
 //! A page costs thousands of reads, as much processor time as some hundred registrations, and nothing is late because of
-//! it. So pages are read by a few threads of their own, which give way to all others, one after the other; and a page
-//! that would wait long for its turn is refused, with the time after which to ask again.
+//! it. So pages are read by a few threads of their own, which give way to all others, one after the other. A page that
+//! would wait long for its turn is refused, with the time after which to ask again; and so is one that has waited long,
+//! because those before it took longer than usual.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -17,12 +18,16 @@ use crate::wire::proto::Status;
 
 /// A page that would wait longer is refused.
 const WAIT_MAX: Duration = Duration::from_millis(250);
+/// A page that has waited longer is not read any more.
+const WAITED_MAX: Duration = Duration::from_millis(500);
 /// So many may always wait, for each thread: a single one that took long says little about the next.
 const FEW: usize = 4;
+/// So many may wait for each thread, however quick pages are.
+const MANY: usize = 128;
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// The part of the newest page in what pages are taken to cost: one of so many.
-const NEWEST: u32 = 8;
+const NEWEST: u64 = 8;
 
 /// The threads, and who waits for them; cheap to clone.
 #[derive(Clone)]
@@ -33,9 +38,11 @@ pub struct Readers {
 
 struct Line {
     threads: usize,
+    waited_max: Duration,
     /// Pages that are read, or wait for it.
     under_way: AtomicUsize,
-    took: Mutex<Duration>,
+    /// About how long a page takes, in microseconds; 0 until one was read.
+    took_us: AtomicU64,
 }
 
 /// In the line, until it is dropped.
@@ -50,7 +57,7 @@ impl Drop for Place {
 impl Readers {
     /// `threads` are those of the runtime behind `handle`, and nobody else has them.
     pub fn new(handle: Handle, threads: usize) -> Self {
-        Self { threads: handle, line: Arc::new(Line::new(threads)) }
+        Self { threads: handle, line: Arc::new(Line::new(threads, WAITED_MAX)) }
     }
 
     /// Why no page is read now, if none is.
@@ -58,7 +65,7 @@ impl Readers {
         self.line.busy()
     }
 
-    /// Reads a page, unless others wait already for longer than is useful.
+    /// Reads a page, unless it would wait, or has waited, for longer than is useful.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         page: impl FnOnce() -> Result<T, Problem> + Send + 'static,
@@ -70,21 +77,28 @@ impl Readers {
         if blocking::on_one_thread() {
             return page();
         }
+        let joined = Instant::now();
         let reading = async move {
             let begun = Instant::now();
+            let waited = begun - joined;
+            if waited > place.0.waited_max {
+                return Err(busy(waited));
+            }
             let read = page();
             place.0.has_taken(begun.elapsed());
             read
         };
-        let stopping = |_| Problem::new(Status::Error, "the node is stopping");
         // Nothing is read for whoever has gone before it was begun.
-        AbortOnDropHandle::new(self.threads.spawn(reading)).await.map_err(stopping)?
+        AbortOnDropHandle::new(self.threads.spawn(reading)).await.map_err(|error| match error.is_panic() {
+            true => Problem::new(Status::Error, "the node has failed to read this list; its log says why"),
+            false => Problem::new(Status::Error, "the node is stopping"),
+        })?
     }
 }
 
 impl Line {
-    fn new(threads: usize) -> Self {
-        Self { threads, under_way: AtomicUsize::new(0), took: Mutex::default() }
+    fn new(threads: usize, waited_max: Duration) -> Self {
+        Self { threads, waited_max, under_way: AtomicUsize::new(0), took_us: AtomicU64::new(0) }
     }
 
     fn join(line: &Arc<Self>) -> Place {
@@ -93,8 +107,13 @@ impl Line {
     }
 
     fn has_taken(&self, newest: Duration) {
-        let mut took = self.took.lock().expect("no panic under this lock");
-        *took = (*took * (NEWEST - 1) + newest) / NEWEST;
+        let newest_us = u64::try_from(newest.as_micros()).unwrap_or(u64::MAX / NEWEST).clamp(1, u64::MAX / NEWEST);
+        // Of two that end at once, one may be forgotten.
+        let took_us = match self.took_us.load(Ordering::Relaxed) {
+            0 => newest_us,
+            before_us => (before_us * (NEWEST - 1) + newest_us) / NEWEST,
+        };
+        self.took_us.store(took_us, Ordering::Relaxed);
     }
 
     fn busy(&self) -> Option<Problem> {
@@ -102,13 +121,16 @@ impl Line {
         if under_way < FEW * self.threads {
             return None;
         }
-        let rounds = u32::try_from(under_way / self.threads).unwrap_or(u32::MAX);
-        let wait = self.took.lock().expect("no panic under this lock").saturating_mul(rounds);
-        (wait > WAIT_MAX).then(|| {
-            let text = format!("lists wait {} ms for their turn; ask again later", wait.as_millis());
-            Problem::overloaded(text, wait.clamp(RETRY_MIN, RETRY_MAX))
-        })
+        let rounds = u64::try_from(under_way / self.threads).unwrap_or(u64::MAX);
+        let wait = Duration::from_micros(self.took_us.load(Ordering::Relaxed).saturating_mul(rounds));
+        (wait > WAIT_MAX || under_way >= MANY * self.threads).then(|| busy(wait))
     }
+}
+
+/// Nothing was read, for lists wait so long for their turn.
+fn busy(wait: Duration) -> Problem {
+    let text = format!("lists wait {} ms for their turn; ask again later", wait.as_millis());
+    Problem::overloaded(text, wait.clamp(RETRY_MIN, RETRY_MAX))
 }
 
 #[cfg(test)]
@@ -117,14 +139,13 @@ mod tests {
 
     #[test]
     fn a_page_is_refused_that_would_wait_long() {
-        let line = Arc::new(Line::new(2));
+        let line = Arc::new(Line::new(2, WAITED_MAX));
         let places: Vec<Place> = (0..20).map(|_| Line::join(&line)).collect();
         assert!(line.busy().is_none(), "nobody knows how long a page takes");
-        (0..100).for_each(|_| line.has_taken(Duration::from_millis(30)));
+        line.has_taken(Duration::from_millis(30));
         let busy = line.busy().unwrap();
         assert_eq!(busy.status, Status::Overloaded);
-        let wait_ms = busy.detail.unwrap().retry_after_ms;
-        assert!((280..=300).contains(&wait_ms), "ten rounds of nearly 30 ms: {wait_ms}");
+        assert_eq!(busy.detail.unwrap().retry_after_ms, 300, "ten rounds of 30 ms");
         (0..100).for_each(|_| line.has_taken(Duration::from_millis(5)));
         assert!(line.busy().is_none(), "50 ms");
         (0..100).for_each(|_| line.has_taken(Duration::from_secs(9)));
@@ -132,6 +153,27 @@ mod tests {
         drop(places);
         let _few: Vec<Place> = (1..FEW * 2).map(|_| Line::join(&line)).collect();
         assert!(line.busy().is_none(), "so few may always wait");
+    }
+
+    #[test]
+    fn the_line_is_bounded_however_quick_pages_are() {
+        let line = Arc::new(Line::new(2, WAITED_MAX));
+        let mut places: Vec<Place> = (1..2 * MANY).map(|_| Line::join(&line)).collect();
+        line.has_taken(Duration::ZERO);
+        assert!(line.busy().is_none());
+        places.push(Line::join(&line));
+        assert_eq!(line.busy().unwrap().detail.unwrap().retry_after_ms, 50);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_page_whose_turn_comes_late_is_not_read() {
+        let threads = crate::threads::Threads::readers().unwrap();
+        // Everything takes longer than no time.
+        let line = Arc::new(Line::new(2, Duration::ZERO));
+        let readers = Readers { threads: threads.handle().clone(), line };
+        let late = readers.read(|| -> Result<(), Problem> { panic!("it is read") }).await.unwrap_err();
+        assert_eq!(late.status, Status::Overloaded);
+        assert_eq!(readers.line.under_way.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -142,6 +184,8 @@ mod tests {
         assert_eq!(readers.read(name).await.unwrap(), "readers");
         let refusal = readers.read(|| Err::<(), _>(Problem::new(Status::InvalidRequest, "no"))).await.unwrap_err();
         assert_eq!(refusal.status, Status::InvalidRequest);
+        let panics = readers.read(|| -> Result<(), Problem> { panic!("on purpose") }).await.unwrap_err();
+        assert!(panics.text.contains("failed to read"), "{}", panics.text);
         assert_eq!(readers.line.under_way.load(Ordering::Relaxed), 0);
     }
 }

@@ -197,18 +197,25 @@ pub(super) async fn serve(
             }));
         }
         Payload::ListTasksRequest(request) => {
-            let answer = read_page(service, session, move |service, session| list::page(service, session, &request));
-            respond(Payload::ListTasksResponse(match answer.await {
-                Ok(answer) => answer,
-                Err(problem) => refusal!(ListTasksResponse, problem),
-            }));
+            let service = service.clone();
+            // What this connection asks for next does not wait for it.
+            tokio::spawn(async move {
+                let page = move |service: &Service, session: &Session| list::page(service, session, &request);
+                respond(Payload::ListTasksResponse(match read_page(&service, session, page).await {
+                    Ok(answer) => answer,
+                    Err(problem) => refusal!(ListTasksResponse, problem),
+                }));
+            });
         }
         Payload::ListDeadLettersRequest(request) => {
-            let answer = read_page(service, session, move |service, session| letters::page(service, session, &request));
-            respond(Payload::ListDeadLettersResponse(match answer.await {
-                Ok(answer) => answer,
-                Err(problem) => refusal!(ListDeadLettersResponse, problem),
-            }));
+            let service = service.clone();
+            tokio::spawn(async move {
+                let page = move |service: &Service, session: &Session| letters::page(service, session, &request);
+                respond(Payload::ListDeadLettersResponse(match read_page(&service, session, page).await {
+                    Ok(answer) => answer,
+                    Err(problem) => refusal!(ListDeadLettersResponse, problem),
+                }));
+            });
         }
         Payload::GetDeadLetterRequest(request) => {
             let answer = read(session, |session| letters::get(service, session, &request));
