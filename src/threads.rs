@@ -14,6 +14,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::sync::OnceLock;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
@@ -33,14 +34,27 @@ const GIVES_WAY: i32 = 3;
 const NICE_MAX: i32 = 19;
 
 /// From now on, this thread lets others of this process go first: what is at work is more than what is urgent, and need not
-/// be as quick. Threads that it starts do so as well.
+/// be as quick. Threads that it starts do so as well, and no more than it.
 pub fn give_way() {
-    // On Linux, which has a niceness for each thread, nobody means the thread that asks.
+    be_nicer(GIVES_WAY);
+}
+
+/// The same, even to threads that give way.
+fn give_way_to_all() {
+    be_nicer(2 * GIVES_WAY);
+}
+
+/// By so many steps than the first thread of this process that asked.
+fn be_nicer(steps: i32) {
+    static FIRST: OnceLock<i32> = OnceLock::new();
+    // Only on Linux a thread has a niceness of its own; there, nobody means the thread that asks.
     if cfg!(target_os = "linux")
         && let Ok(nice) = getpriority_process(None)
-        && let Err(error) = setpriority_process(None, NICE_MAX.min(nice + GIVES_WAY))
+        && let wanted = NICE_MAX.min(FIRST.get_or_init(|| nice) + steps)
+        && wanted > nice
+        && let Err(error) = setpriority_process(None, wanted)
     {
-        tracing::debug!(%error, "a thread at work does not give way");
+        tracing::debug!(%error, "a thread does not give way");
     }
 }
 
@@ -64,7 +78,7 @@ impl Threads {
     }
 
     pub fn readers() -> io::Result<Self> {
-        Self::start("readers", READERS, || (0..2).for_each(|_| give_way()))
+        Self::start("readers", READERS, give_way_to_all)
     }
 
     /// Each of them does `begin` first.
@@ -115,18 +129,21 @@ mod tests {
     #[test]
     fn who_gives_way_is_nicer_than_the_others() {
         let before = nice();
-        let at_work = std::thread::spawn(|| {
-            give_way();
-            let own = nice();
-            (own, std::thread::spawn(nice).join().unwrap())
-        });
-        let expected = NICE_MAX.min(before + GIVES_WAY);
-        assert_eq!(at_work.join().unwrap(), (expected, expected), "and so is a thread that it starts");
-        assert_eq!(nice(), before, "of all others nothing has changed");
-        let nicest = std::thread::spawn(|| {
-            (0..=NICE_MAX).for_each(|_| give_way());
+        let given = |give: fn()| {
+            give();
             nice()
+        };
+        let at_work = std::thread::spawn(move || {
+            let own = given(give_way);
+            let started = std::thread::spawn(move || (nice(), given(give_way), given(give_way_to_all)));
+            (own, started.join().unwrap())
         });
-        assert_eq!(nicest.join().unwrap(), NICE_MAX);
+        let [once, twice] = [1, 2].map(|times| NICE_MAX.min(before + times * GIVES_WAY));
+        assert_eq!(
+            at_work.join().unwrap(),
+            (once, (once, once, twice)),
+            "a thread that it starts is as nice, not nicer"
+        );
+        assert_eq!(nice(), before, "of all others nothing has changed");
     }
 }
