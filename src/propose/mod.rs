@@ -289,7 +289,7 @@ impl Proposer {
         }
         let inner = Inner {
             queues,
-            pressure: Pressure::start(parts.groups.clone()),
+            pressure: Pressure::start(parts.groups.clone(), waiting_everywhere),
             room: Arc::new(Semaphore::new(PAYLOAD_BYTES_WAITING_MAX)),
             disk: parts.disk.clone(),
             shards: parts.shards,

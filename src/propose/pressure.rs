@@ -26,6 +26,8 @@ const LEASE_AGE_MAX: Duration = Duration::from_millis(250);
 /// So few may always wait in a line, or a group whose entries take long would take on hardly anything.
 const FEW: usize = 64;
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// The same while nobody waits.
+const LOOK_IDLE_EVERY: Duration = Duration::from_millis(50);
 /// How long it counts how long an entry took.
 const ROUND_KNOWN_FOR: Duration = Duration::from_secs(1);
 /// How long it is remembered how late the runtime was.
@@ -39,6 +41,8 @@ pub struct Pressure {
 
 struct Inner {
     groups: Groups,
+    /// Requests that are not in an entry yet, in all lines of the node.
+    waiting: Arc<AtomicUsize>,
     since: Instant,
     /// When the runtime should look again, in milliseconds since `since`.
     look_at_ms: AtomicU64,
@@ -184,9 +188,9 @@ impl fmt::Display for Why {
 }
 
 impl Pressure {
-    /// Measures until the returned handle and its clones are gone.
-    pub fn start(groups: Groups) -> Self {
-        let inner = Arc::new(Inner::new(groups));
+    /// Measures until the returned handle and its clones are gone. `waiting` is what all lines have in common.
+    pub fn start(groups: Groups, waiting: Arc<AtomicUsize>) -> Self {
+        let inner = Arc::new(Inner::new(groups, waiting));
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             while let Some(due) = weak.upgrade().map(|inner| inner.looks_again()) {
@@ -208,14 +212,15 @@ impl Pressure {
 }
 
 impl Inner {
-    fn new(groups: Groups) -> Self {
+    fn new(groups: Groups, waiting: Arc<AtomicUsize>) -> Self {
         let ms = || AtomicU64::new(0);
-        Self { groups, since: Instant::now(), look_at_ms: ms(), late_ms: ms(), late_at_ms: ms() }
+        Self { groups, waiting, since: Instant::now(), look_at_ms: ms(), late_ms: ms(), late_at_ms: ms() }
     }
 
     /// When it will look again.
     fn looks_again(&self) -> Instant {
-        let due = Instant::now() + LOOK_EVERY;
+        let idle = self.waiting.load(Ordering::Relaxed) == 0;
+        let due = Instant::now() + if idle { LOOK_IDLE_EVERY } else { LOOK_EVERY };
         let due_ms = due.duration_since(self.since).as_millis();
         self.look_at_ms.store(u64::try_from(due_ms).unwrap_or(u64::MAX), Ordering::Relaxed);
         due
