@@ -238,6 +238,21 @@ mod tests {
         assert_eq!(first.await.unwrap().due_ms, 7);
     }
 
+    #[tokio::test]
+    async fn what_was_not_done_waits_for_its_turn_no_longer_than_its_deadline() {
+        let fake = Fake::start().await;
+        let request_timeout = Duration::from_millis(200);
+        let (client, mut peer) = fake.connect(Options { inflight_max: 1, request_timeout, ..fake.options() }).await;
+        let first = tokio::spawn(client.register_nowait(in_a_second()).await.unwrap());
+        let mut second = Box::pin(client.register_nowait(in_a_second()));
+        assert!(poll_once(second.as_mut()).await.is_none(), "it is next, and stays so");
+        let request = peer.next().await.unwrap();
+        let detail = Some(proto::Detail { retry_after_ms: 1, ..Default::default() });
+        let no_room = proto::RegistrationResponse { status: Status::Overloaded.into(), detail, ..Default::default() };
+        peer.send(request.request_id, Payload::RegistrationResponse(no_room)).await;
+        assert_eq!(first.await.unwrap().unwrap_err().status(), Some(Status::Overloaded), "as it was told");
+    }
+
     async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
         std::future::poll_fn(|context| match future.as_mut().poll(context) {
             Poll::Ready(output) => Poll::Ready(Some(output)),

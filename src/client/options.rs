@@ -59,9 +59,9 @@ pub struct Options {
     /// In a cluster, a registration without a deduplication key gets a number, so that it can be sent again when no answer
     /// comes, and is stored once.
     pub retry_registrations: bool,
-    /// A registration, an edit or a list that a node has no room for is sent again by itself, if the node says that it will
-    /// have some within half a second, as a busy node does. Without this, and when `request_timeout` is over, the refusal is what the caller
-    /// gets.
+    /// A registration, an edit or a list that a node has no room for is sent again by itself, if the node says that it
+    /// will have some within half a second, as a busy node does. Without this, and when `request_timeout` is over, the
+    /// refusal is what the caller gets.
     pub wait_for_room: bool,
     /// The largest request that is sent. A node ends the connection at a larger one, and with it all other requests.
     pub frame_bytes_max: usize,

@@ -336,11 +336,13 @@ impl Kind {
     long_about = "Whether nodes keep their word that are offered twice what they carry.\n\n\
         Starts a cluster of its own on this machine and finds out what it carries: registrations one by one, with \
         deduplication keys and in batches, tasks that fire, edits, lists and cancellations, all at once, with more and \
-        more requests under way until that brings nothing, or answers become slow. Then, for --time, all of them are offered at --factor times their rates, whatever is answered, and nothing is sent \
-        twice. What is refused with OVERLOADED is counted, and is no failure.\n\n\
+        more requests under way until that brings nothing, or answers become slow. Then, for --time, all of them are \
+        offered at --factor times their rates, whatever is answered, and nothing is sent twice. What is refused with \
+        OVERLOADED is counted, and is no failure.\n\n\
         Exit code 1: an acknowledged task was lost, early or came twice; a request was neither accepted nor refused; \
         the leader of a shard has changed, or more leases ran out than one in ten seconds; everything was carried; 99 of \
-        100 accepted registrations took longer than 500 ms, or refusals longer than 50 ms (of lists, 500 ms); a node took more memory than --memory-max, or ended.",
+        100 accepted registrations took longer than 500 ms, or refusals longer than 50 ms (of lists, 500 ms); a node \
+        took more memory than --memory-max, or ended.",
     after_help = "\
 Examples:
   boomtool bench overload --json
