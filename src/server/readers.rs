@@ -17,9 +17,9 @@ use crate::blocking;
 use crate::wire::proto::Status;
 
 /// A page that would wait longer is refused.
-const WAIT_MAX: Duration = Duration::from_millis(250);
+const WAIT_MAX: Duration = Duration::from_millis(150);
 /// A page that has waited longer is not read any more.
-const WAITED_MAX: Duration = Duration::from_millis(500);
+const WAITED_MAX: Duration = Duration::from_millis(300);
 /// So many may always wait, for each thread: a single one that took long says little about the next.
 const FEW: usize = 4;
 /// So many may wait for each thread, however quick pages are.
