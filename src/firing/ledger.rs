@@ -400,13 +400,14 @@ impl Ledger {
     /// One turn of the driver: hands over what is due and armed. `arm` asks for a higher watermark in a term; it must not
     /// block.
     pub(super) fn turn(&self, arm: &dyn Fn(GroupId, u64, InstantMs)) -> Turn {
+        let early_ms = if Fault::FireEarly.is_on() { EARLY_MS } else { 0 };
+        // Before the lock is taken: whoever panics with it has others panic, who would be told of instead.
+        let now_ms = self.clock.now_ms() + early_ms;
         let mut guard = self.lock();
         let state = &mut *guard;
         if state.stopped {
             return Turn::Stop;
         }
-        let early_ms = if Fault::FireEarly.is_on() { EARLY_MS } else { 0 };
-        let now_ms = self.clock.now_ms() + early_ms;
         let mut sleep_until_ms = InstantMs::MAX;
         state.first = state.first.wrapping_add(1);
         let mut order: Vec<GroupId> = state.leading.keys().copied().collect();
@@ -459,11 +460,17 @@ impl Ledger {
                 state = self.wake.thread.wait(state).expect("no panic under this lock");
                 continue;
             }
+            // Without the lock, as in a turn.
+            drop(state);
             let left = self.clock.until(until_ms);
             if left.is_zero() {
                 return;
             }
-            state = self.wake.thread.wait_timeout(state, left).expect("no panic under this lock").0;
+            state = self.lock();
+            // It may have been woken meanwhile.
+            if !state.stopped && state.sleeping_until_ms == until_ms {
+                state = self.wake.thread.wait_timeout(state, left).expect("no panic under this lock").0;
+            }
         }
     }
 

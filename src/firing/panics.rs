@@ -137,7 +137,10 @@ async fn a_panic_of_the_driver_is_the_end_of_the_node() {
     let node = Node::start().await;
     node.of_driver.fail_from_now_on();
     node.ledger.clock_moved();
+    let ledger = node.ledger.clone();
     node.ends_by("the driver of the wheels has panicked").await;
+    // Nobody else panics because of it, and is told of instead.
+    ledger.counts();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
