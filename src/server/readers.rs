@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::requests::Problem;
@@ -18,7 +20,7 @@ use crate::wire::proto::Status;
 
 /// A page that would wait longer is refused.
 const WAIT_MAX: Duration = Duration::from_millis(150);
-/// A page that has waited longer is not read any more.
+/// A page that has waited longer is refused, and not read any more.
 const WAITED_MAX: Duration = Duration::from_millis(300);
 /// So many may always wait, for each thread: a single one that took long says little about the next.
 const FEW: usize = 4;
@@ -34,11 +36,12 @@ const NEWEST: u64 = 8;
 pub struct Readers {
     threads: Handle,
     line: Arc<Line>,
+    /// A page that has not been begun with after this time is refused.
+    waited_max: Duration,
 }
 
 struct Line {
     threads: usize,
-    waited_max: Duration,
     /// Pages that are read, or wait for it.
     under_way: AtomicUsize,
     /// About how long a page takes, in microseconds; 0 until one was read.
@@ -57,7 +60,7 @@ impl Drop for Place {
 impl Readers {
     /// `threads` are those of the runtime behind `handle`, and nobody else has them.
     pub fn new(handle: Handle, threads: usize) -> Self {
-        Self { threads: handle, line: Arc::new(Line::new(threads, WAITED_MAX)) }
+        Self { threads: handle, line: Arc::new(Line::new(threads)), waited_max: WAITED_MAX }
     }
 
     /// Why no page is read now, if none is.
@@ -77,19 +80,22 @@ impl Readers {
         if blocking::on_one_thread() {
             return page();
         }
-        let joined = Instant::now();
+        let (begins, has_begun) = oneshot::channel();
         let reading = async move {
             let begun = Instant::now();
-            let waited = begun - joined;
-            if waited > place.0.waited_max {
-                return Err(busy(waited));
-            }
+            // Whoever waits may be gone.
+            let _ = begins.send(());
             let read = page();
             place.0.has_taken(begun.elapsed());
             read
         };
         // Nothing is read for whoever has gone before it was begun.
-        AbortOnDropHandle::new(self.threads.spawn(reading)).await.map_err(|error| match error.is_panic() {
+        let reading = AbortOnDropHandle::new(self.threads.spawn(reading));
+        // Told here and not by a reader: they come to it late, for they give way to all others.
+        if timeout(self.waited_max, has_begun).await.is_err() {
+            return Err(busy(self.waited_max));
+        }
+        reading.await.map_err(|error| match error.is_panic() {
             true => Problem::new(Status::Error, "the node has failed to read this list; its log says why"),
             false => Problem::new(Status::Error, "the node is stopping"),
         })?
@@ -97,8 +103,8 @@ impl Readers {
 }
 
 impl Line {
-    fn new(threads: usize, waited_max: Duration) -> Self {
-        Self { threads, waited_max, under_way: AtomicUsize::new(0), took_us: AtomicU64::new(0) }
+    fn new(threads: usize) -> Self {
+        Self { threads, under_way: AtomicUsize::new(0), took_us: AtomicU64::new(0) }
     }
 
     fn join(line: &Arc<Self>) -> Place {
@@ -135,11 +141,13 @@ fn busy(wait: Duration) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
 
     #[test]
     fn a_page_is_refused_that_would_wait_long() {
-        let line = Arc::new(Line::new(2, WAITED_MAX));
+        let line = Arc::new(Line::new(2));
         let places: Vec<Place> = (0..20).map(|_| Line::join(&line)).collect();
         assert!(line.busy().is_none(), "nobody knows how long a page takes");
         line.has_taken(Duration::from_millis(30));
@@ -157,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_line_is_bounded_however_quick_pages_are() {
-        let line = Arc::new(Line::new(2, WAITED_MAX));
+        let line = Arc::new(Line::new(2));
         let mut places: Vec<Place> = (1..2 * MANY).map(|_| Line::join(&line)).collect();
         line.has_taken(Duration::ZERO);
         assert!(line.busy().is_none());
@@ -168,12 +176,34 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_page_whose_turn_comes_late_is_not_read() {
         let threads = crate::threads::Threads::readers().unwrap();
-        // Everything takes longer than no time.
-        let line = Arc::new(Line::new(2, Duration::ZERO));
-        let readers = Readers { threads: threads.handle().clone(), line };
-        let late = readers.read(|| -> Result<(), Problem> { panic!("it is read") }).await.unwrap_err();
+        let readers = Readers::new(threads.handle().clone(), 2);
+        let hasty = Readers { waited_max: Duration::from_millis(1), ..readers.clone() };
+        let (on, both) = (Arc::new(Barrier::new(3)), Arc::new(Barrier::new(3)));
+        // Both threads have a page, until they are let go.
+        let busy = [(); 2].map(|()| {
+            let (readers, on, both) = (readers.clone(), on.clone(), both.clone());
+            tokio::spawn(async move {
+                let page = move || {
+                    both.wait();
+                    on.wait();
+                    Ok(())
+                };
+                readers.read(page).await
+            })
+        });
+        blocking::in_place(|| both.wait());
+        let late = hasty.read(|| -> Result<(), Problem> { panic!("it is read") }).await.unwrap_err();
+        blocking::in_place(|| on.wait());
+        for busy in busy {
+            busy.await.unwrap().unwrap();
+        }
         assert_eq!(late.status, Status::Overloaded);
-        assert_eq!(readers.line.under_way.load(Ordering::Relaxed), 0);
+        let left = async {
+            while readers.line.under_way.load(Ordering::Relaxed) > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(20), left).await.expect("all three leave the line");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
