@@ -79,8 +79,7 @@ pub(super) fn target(service: &Service, session: &Session, payload: &Payload) ->
         Payload::CancellationBatch(batch) if (1..=CANCELLATIONS_MAX).contains(&batch.task_ids.len()) => {
             Target::Cancellations
         }
-        // It reads what the task is now.
-        Payload::UpdateTaskRequest(request) => by_task(&request.task_id, Access::Read),
+        Payload::UpdateTaskRequest(request) => by_task(&request.task_id, Access::Write),
         Payload::PauseTaskRequest(request) => by_task(&request.task_id, Access::Write),
         Payload::GetTaskRequest(request) => by_task(&request.task_id, Access::Read),
         Payload::GetDeadLetterRequest(request) => by_letter(&request.dead_letter_id, Access::Read),

@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::Service;
 use super::requests::{Problem, Respond, refusal};
 use super::sessions::{Session, SessionError};
-use crate::blocking::in_place;
 use crate::propose::{Admission, Ask, Due, Refused};
 use crate::shard::{self, Change, Numbered, Reply};
 use crate::store::StoreError;
@@ -15,7 +14,7 @@ use crate::store::codec;
 use crate::store::keys::{HISTORY_BUCKET_MS, Key, Parsed, parse_state};
 use crate::store::overlay::get_row;
 use crate::store::rows::{CursorRow, Ended, HistoryRow, PolicyRow, TaskRow};
-use crate::task::{ClientId, DedupHash, GroupId, InstantMs, Invalid, Policy, Protocol, ShardId, Tags, TaskId};
+use crate::task::{ClientId, DedupHash, GroupId, InstantMs, Invalid, ShardId, Tags, TaskId};
 use crate::wire::convert::{
     callback_from, callback_shown, dead_letter_from, dead_letter_to, failure_to, policy_over, recurrence_from,
     recurrence_to, retry_from, retry_to,
@@ -33,8 +32,6 @@ const NUMBER_MAX: u64 = 1 << 62;
 pub(super) const CANCELLATIONS_MAX: usize = 10_000;
 const DEDUP_TTL_MS_DEFAULT: u64 = 24 * 3600 * 1000;
 const DEDUP_TTL_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
-/// What fits into a datagram with everything else.
-const UDP_PAYLOAD_BYTES_MAX: usize = 60_000;
 /// Shown of one task.
 const HISTORY_MAX: usize = 100;
 
@@ -274,7 +271,7 @@ fn registration(
              handshake, or register the client with one",
         )
     })?;
-    check_datagram(&policy, task.payload.len())?;
+    policy.check_payload(task.payload.len())?;
     let mut dedup = None;
     let Place { mut group, mut numbered } = place;
     if !task.dedup_key.is_empty() {
@@ -312,18 +309,6 @@ fn due(service: &Service, session: &Session, delay_ms: Option<u64>, due_ms: Inst
         }
         _ => Err(Invalid::new("due_ms: cannot be given together with delay_ms").into()),
     }
-}
-
-/// What could never be sent is refused now, not when it is due.
-fn check_datagram(policy: &Policy, payload_bytes: usize) -> Result<(), Invalid> {
-    let by_udp = |policy: &Policy| policy.callback.protocol == Protocol::Udp;
-    let any = by_udp(policy) || policy.for_copy().as_ref().is_some_and(by_udp);
-    if any && payload_bytes > UDP_PAYLOAD_BYTES_MAX {
-        return Err(Invalid::new(format!(
-            "payload: {payload_bytes} bytes, a datagram carries at most {UDP_PAYLOAD_BYTES_MAX}"
-        )));
-    }
-    Ok(())
 }
 
 /// The group that holds a task.
@@ -464,11 +449,8 @@ pub(super) async fn update(
             Err(problem) => refusal!(UpdateTaskResponse, problem),
         })
     };
-    let asked = wanted(service, session, &request.task_id).and_then(|wanted| {
-        // Before it is read.
-        service.proposer.admission().busy(wanted.group).map_or(Ok(()), Err)?;
-        Ok((wanted.id, wanted.group, edit(service, &wanted, request)?))
-    });
+    let asked = wanted(service, session, &request.task_id)
+        .and_then(|wanted| Ok((wanted.id, wanted.group, edit(service, &wanted, request)?)));
     let (id, group, ask) = match asked {
         Ok(asked) => asked,
         Err(problem) => return respond(message(Err(problem))),
@@ -481,6 +463,7 @@ pub(super) async fn update(
             Ok(Reply::TooLate { occurrence, attempt }) => {
                 Err(too_late(occurrence, attempt, "nothing was changed; try again when it is settled"))
             }
+            Ok(Reply::Unfit(why)) => Err(why.into()),
             Ok(Reply::Conflict { version }) => Err(Problem {
                 status: Status::Conflict,
                 text: format!("the task has version {version}; nothing was changed"),
@@ -494,7 +477,7 @@ pub(super) async fn update(
 }
 
 fn edit(service: &Service, wanted: &Wanted, request: proto::UpdateTaskRequest) -> Result<Ask, Problem> {
-    let Wanted { id, group, owner, session } = wanted;
+    let Wanted { id, owner, session, .. } = wanted;
     let due = due(service, session, request.delay_ms, request.due_ms.map_or(0, |due_ms| due_ms.max(1)))?;
     if let Some(payload) = &request.payload {
         service.limits.with(session.limits).check_payload(payload.len())?;
@@ -508,23 +491,6 @@ fn edit(service: &Service, wanted: &Wanted, request: proto::UpdateTaskRequest) -
     };
     if due.is_none() && change == Change::default() {
         return Err(Invalid::new("nothing to change: give a due instant, a payload, or part of a policy").into());
-    }
-    // By what the task is now; it is there to keep people from mistakes, and not decided by it.
-    if let Some((task, _)) = in_place(|| shard::read_task(&service.store, *group, *id))?
-        && owner.as_ref().is_none_or(|owner| *owner == task.client)
-    {
-        let policy: Option<PolicyRow> = get_row(&service.store, "a policy", &Key::policy(*group, task.policy))?;
-        if let Some(PolicyRow { policy, .. }) = policy {
-            let policy = Policy {
-                callback: change.callback.clone().unwrap_or(policy.callback),
-                retry: policy.retry,
-                dead_letter: change.dead_letter.clone().unwrap_or(policy.dead_letter),
-            };
-            check_datagram(&policy, change.payload.as_ref().unwrap_or(&task.payload).len())?;
-        }
-        if let (Some(recurrence), Some(due)) = (&task.recurrence, due) {
-            recurrence.validate(Some(due.at(service.clock.now_ms())))?;
-        }
     }
     let version = (request.expected_version > 0).then_some(request.expected_version);
     Ok(Ask::Edit { id: *id, owner: owner.clone(), version, due, change })

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::store::rows::{ApiKeyRow, ClientRow};
 use crate::store::{StoreError, codec};
 use crate::task::{
-    Callback, ClientId, ClientLimits, DeadLetterId, DedupHash, InstantMs, Outcome, Policy, Recurrence, Retry, Tags,
-    TaskId,
+    Callback, ClientId, ClientLimits, DeadLetterId, DedupHash, InstantMs, Invalid, Outcome, Policy, Recurrence, Retry,
+    Tags, TaskId,
 };
 
 /// One log entry: everything that reached a shard while the entry before it was under way.
@@ -251,6 +251,8 @@ pub enum Reply {
         version: u64,
         due_ms: InstantMs,
     },
+    /// The change does not go with what the task is; nothing was changed.
+    Unfit(Invalid),
     /// The task has this version; nothing was changed.
     Conflict {
         version: u64,

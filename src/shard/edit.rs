@@ -1,11 +1,11 @@
 //! Changes to a task that a client asks for: edit, pause, resume. Touches: task, timeline, cursor, policy, history.
 //!
-//! An edit happens only if no attempt is out, and says so otherwise: then nothing is changed.
+//! An edit happens only if no attempt is out and the task can do with it, and says so otherwise: then nothing is changed.
 
 use super::{Change, Claim, Edit, Effect, Pause, Reply, Shard};
 use crate::store::StoreError;
-use crate::store::rows::{CursorRow, NEVER};
-use crate::task::Policy;
+use crate::store::rows::{CursorRow, NEVER, TaskRow};
+use crate::task::{Invalid, Policy};
 
 impl Shard<'_, '_> {
     pub(super) fn edit(&mut self, edit: Edit) -> Result<Reply, StoreError> {
@@ -13,6 +13,9 @@ impl Shard<'_, '_> {
         let Some(before) = self.owned(id, owner.as_ref())? else { return Ok(Reply::NotFound) };
         if version.is_some_and(|version| version != before.version) {
             return Ok(Reply::Conflict { version: before.version });
+        }
+        if let Err(why) = self.check(&before, &change)? {
+            return Ok(Reply::Unfit(why));
         }
         let at = self.cursor(id, &before)?;
         if let Some((occurrence, attempt)) = self.may_be_out(claim, &at) {
@@ -46,6 +49,23 @@ impl Shard<'_, '_> {
         self.schedule(id, &task, &to);
         self.effects.push(Effect::Scheduled { id, due_ms: to.due_ms });
         Ok(Reply::Edited { version: task.version, due_ms: to.due_ms })
+    }
+
+    /// Whether the task could still be delivered, and end, as it would be then.
+    fn check(&self, task: &TaskRow, change: &Change) -> Result<Result<(), Invalid>, StoreError> {
+        if let (Some(recurrence), Some(due_ms)) = (&task.recurrence, change.due_ms)
+            && let Err(why) = recurrence.validate(Some(due_ms))
+        {
+            return Ok(Err(why));
+        }
+        let payload_bytes = change.payload.as_ref().unwrap_or(&task.payload).len();
+        if Policy::takes_any(payload_bytes) {
+            return Ok(Ok(()));
+        }
+        let mut policy = self.policy(task.policy)?;
+        policy.callback = change.callback.clone().unwrap_or(policy.callback);
+        policy.dead_letter = change.dead_letter.clone().unwrap_or(policy.dead_letter);
+        Ok(policy.check_payload(payload_bytes))
     }
 
     pub(super) fn pause(&mut self, pause: Pause) -> Result<Reply, StoreError> {

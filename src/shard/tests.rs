@@ -316,6 +316,7 @@ fn show(reply: &Reply, effects: &[Effect]) -> String {
         Reply::Registered { due_ms, duplicate: false, .. } => format!("due {due_ms}"),
         Reply::Registered { id, due_ms, duplicate: true } => format!("{} before, due {due_ms}", name_of(*id)),
         Reply::Edited { version, due_ms } => format!("version {version} due {}", instant(*due_ms)),
+        Reply::Unfit(why) => format!("unfit: {why}"),
         Reply::Conflict { version } => format!("conflict {version}"),
         Reply::Paused { out: None } => "paused".into(),
         Reply::Paused { out: Some((occurrence, attempt)) } => format!("paused, {occurrence}.{attempt} out"),
@@ -841,6 +842,36 @@ fn a_paused_task_remembers_that_an_attempt_may_be_out() {
     assert_eq!(since(&format!("{paused} 2010 resume a out=0.1 -> resumed due 2000")), None);
     assert_eq!(since(&format!("{paused} 2010 edit a payload=new held -> version 2 due never, a at never")), None);
     assert_eq!(since("1000 register a due=2000 -> due 2000, a at 2000\n 1500 pause a held -> paused"), None);
+}
+
+#[test]
+fn an_edit_that_the_task_cannot_do_with_changes_nothing() {
+    script(
+        three_tries(),
+        "
+        1000 register a due=2000 every=100 until=5000 -> due 2000, a at 2000
+        1100 edit a due=5001 held -> unfit: recurrence.until_ms: is before the first due instant
+        # Whose it is, and which version, is looked at before; whether it is out, after.
+        1100 edit a by=other due=5001 held -> notfound
+        1100 edit a version=7 due=5001 held -> conflict 1
+        2000 edit a due=5001 out=0.1 -> unfit: recurrence.until_ms: is before the first due instant
+        1100 edit a due=5000 held -> version 2 due 5000, a at 5000
+        ",
+    );
+    let by_udp = Policy { callback: Callback::new(Protocol::Udp, "h:1").unwrap(), ..three_tries() };
+    let (fits, large) = ("x".repeat(60_000), "x".repeat(60_001));
+    let unfit = "unfit: payload: 60001 bytes, a datagram carries at most 60000";
+    script(
+        by_udp,
+        &format!(
+            "
+            1000 register a due=2000 -> due 2000, a at 2000
+            1100 edit a payload={large} held -> {unfit}
+            1100 edit a payload={fits} held -> version 2 due 2000, a at 2000
+            1100 edit a payload={large} to=elsewhere:1 held -> version 3 due 2000, a at 2000
+            "
+        ),
+    );
 }
 
 #[test]

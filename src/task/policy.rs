@@ -20,6 +20,8 @@ const RETRY_INTERVAL_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 /// No receiver is waited for longer.
 const TIMEOUT_MS_MAX: u64 = 3600 * 1000;
 const SECRET_BYTES_MAX: usize = 256;
+/// What fits into a datagram with everything else.
+const UDP_PAYLOAD_BYTES_MAX: usize = 60_000;
 
 /// How a callback travels. Append only: the number is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -335,6 +337,22 @@ impl Policy {
     pub fn bytes(&self) -> usize {
         let secret = self.callback.options.secret.as_ref().map_or(0, |secret| secret.expose().len());
         self.callback.endpoint.as_str().len() + self.dead_letter.as_ref().map_or(0, String::len) + secret
+    }
+
+    /// Whether a payload of so many bytes goes by any protocol.
+    pub fn takes_any(payload_bytes: usize) -> bool {
+        payload_bytes <= UDP_PAYLOAD_BYTES_MAX
+    }
+
+    /// What could never be sent is refused when it is asked for, not when it is due.
+    pub fn check_payload(&self, payload_bytes: usize) -> Result<(), Invalid> {
+        let by_udp = |policy: &Policy| policy.callback.protocol == Protocol::Udp;
+        if !Self::takes_any(payload_bytes) && (by_udp(self) || self.for_copy().as_ref().is_some_and(by_udp)) {
+            return Err(Invalid::new(format!(
+                "payload: {payload_bytes} bytes, a datagram carries at most {UDP_PAYLOAD_BYTES_MAX}"
+            )));
+        }
+        Ok(())
     }
 
     pub fn id(&self) -> PolicyId {
