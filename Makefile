@@ -72,7 +72,7 @@ fix: ## Format, and apply what clippy can mend by itself
 	cargo fmt --all
 
 release: setup ## Build what is shipped (not jepsen, whose simulation wants another tokio)
-	cargo build --release -p boomerang --bins
+	cargo build --release -p boomerang -p boomtool --bins
 
 bench: release ## Measure: scripts/bench.sh, release build, results as JSON lines
 	@BIN=$(BENCH_BIN) scripts/bench.sh

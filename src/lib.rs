@@ -1,4 +1,4 @@
-//! Boomerang: a durable, replicated scheduler.
+//! The server of Boomerang, a durable, replicated scheduler.
 //!
 //! `docs/ARCHITECTURE.md` gives the reading order and the life of one task. The rooms, each with a head comment that
 //! says what it is for and what it must not do:
@@ -18,14 +18,11 @@
 //! | [`node`] | the rooms put together |
 //! | [`threads`] | threads of their own for what must not wait behind work |
 //! | [`sabotage`] | what is broken on purpose, to see that it is found |
-//! | [`client`], [`tool`] | the Rust client, and `boomtool` on top of it |
 
 #![forbid(unsafe_code)]
 
-pub mod address;
 pub mod blocking;
 pub mod callback;
-pub mod client;
 pub mod clock;
 pub mod disk;
 pub mod firing;
@@ -36,15 +33,12 @@ pub mod propose;
 pub mod raft;
 pub mod random;
 pub mod sabotage;
-#[cfg(test)]
-mod seed;
 pub mod server;
 pub mod settings;
 pub mod shard;
 pub mod store;
-pub mod task;
 pub mod threads;
-pub mod tool;
 pub mod wheel;
-pub mod when;
-pub mod wire;
+
+pub use boomerang_task as task;
+pub use boomerang_wire as wire;

@@ -18,8 +18,8 @@ use crate::callback::CallbackSettings;
 use crate::firing::FiringSettings;
 use crate::server::auth::PASSWORD_BYTES_MAX;
 use crate::server::tcp::TcpSettings;
+use crate::task::when::parse_duration;
 use crate::task::{Limits, SHARDS_MAX};
-use crate::when::parse_duration;
 
 const SHARDS_DEFAULT: u16 = 16;
 const REPLICAS_DEFAULT: u16 = 3;

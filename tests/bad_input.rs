@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use boomerang::wire::proto::{self, BoomerangEnvelope, Status, boomerang_envelope::Payload};
+use boomerang_wire::proto::{self, BoomerangEnvelope, Status, boomerang_envelope::Payload};
 use common::legacy::{
     self, CallbackConfig, Client, ClientRegistrationRequest, DlqPolicy, ERROR, INVALID_REQUEST, OK, RetryPolicy,
     SESSION_EXPIRED, TCP, UNAUTHORIZED, password_of,
@@ -77,7 +77,7 @@ impl World {
 
     /// A session that understands everything there is.
     fn login(&self, raw: &mut Raw, handshake: proto::AuthHandshake) -> proto::AuthResponse {
-        let handshake = proto::AuthHandshake { protocol: boomerang::wire::PROTOCOL, ..handshake };
+        let handshake = proto::AuthHandshake { protocol: boomerang_wire::PROTOCOL, ..handshake };
         match raw.ask("", Payload::AuthHandshake(handshake)) {
             Payload::AuthResponse(answer) => answer,
             other => panic!("{other:?}"),

@@ -1,12 +1,14 @@
 //! `boomtool bench` with nodes of its own: it starts and stops them, and reports what they counted.
 
-use std::process::{Command, Output, Stdio};
+mod common;
+
+use std::process::{Output, Stdio};
 
 use boomerang::sabotage::{self, Fault};
 use serde_json::Value;
 
 fn run(line: &str, variables: &[(&str, &str)]) -> (Output, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_boomtool"));
+    let mut command = common::node::boomtool();
     command.args(["bench"]).args(line.split_whitespace()).args(["--quiet", "--json"]);
     // It is not the one that the bench starts.
     command.env("BOOMERANG_ADDR", "127.0.0.1:1").env("BOOMERANG_PEERS", "1=127.0.0.1:1").stdin(Stdio::null());

@@ -8,8 +8,8 @@ mod common;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use boomerang::wire::peer::nodes_client::NodesClient;
-use boomerang::wire::peer::{NodeStatus, StatusRequest};
+use boomerang_wire::peer::nodes_client::NodesClient;
+use boomerang_wire::peer::{NodeStatus, StatusRequest};
 use common::cluster::Cluster;
 use common::etcd::Etcd;
 use common::{eventually, eventually_within, http_get, one_of_three};

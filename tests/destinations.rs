@@ -5,8 +5,9 @@ mod common;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use boomerang::client::{Client, Credentials, Due, Options, OwnSettings, Receiver, Registration, TaskFilter};
-use boomerang::task::{Backoff, Callback, Protocol, Retry, TaskId};
+use boomerang_client::{Client, Credentials, Due, Options, OwnSettings, Registration, TaskFilter};
+use boomerang_receiver::Receiver;
+use boomerang_task::{Backoff, Callback, Protocol, Retry, TaskId};
 use common::node::{ADMIN_PASSWORD, NodeProcess};
 use common::{PATIENCE, one_of_three};
 use tokio::sync::mpsc;
@@ -53,7 +54,7 @@ async fn register_many(client: &Client, callback: &Callback, delays: impl Iterat
 /// How late they came, in milliseconds, sorted.
 async fn lateness_ms(
     mut ids: HashSet<TaskId>,
-    deliveries: &mut mpsc::Receiver<boomerang::client::Received>,
+    deliveries: &mut mpsc::Receiver<boomerang_receiver::Received>,
 ) -> Vec<f64> {
     let mut late = Vec::new();
     while !ids.is_empty() {
@@ -219,7 +220,7 @@ async fn every_protocol_brings_the_same() {
         let endpoint = if protocol == Protocol::Http { format!("http://{address}/hook") } else { address.to_string() };
         let mut callback = Callback::new(protocol, &endpoint).unwrap();
         callback.options.acknowledge = protocol == Protocol::Udp;
-        let tags = boomerang::task::Tags::new("nightly", []).unwrap();
+        let tags = boomerang_task::Tags::new("nightly", []).unwrap();
         let registered = client.register(Registration { tags, ..task(&callback, 100) }).await.unwrap();
         let received = tokio::time::timeout(PATIENCE, deliveries.recv()).await.expect("it comes").unwrap();
         assert_eq!((received.protocol, received.task_id), (protocol, registered.task_id));

@@ -5,8 +5,9 @@ mod common;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use boomerang::client::{Cancelled, Client, ClientSettings, Credentials, Due, Options, Receiver, Registration};
-use boomerang::task::{Callback, Protocol};
+use boomerang_client::{Cancelled, Client, ClientSettings, Credentials, Due, Options, Registration};
+use boomerang_receiver::Receiver;
+use boomerang_task::{Callback, Protocol};
 use common::PATIENCE;
 use common::node::{ADMIN_PASSWORD, NodeProcess};
 

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use boomerang::client::{Client, ClientError, Credentials, Due, Options, Received, Receiver, Registration};
 use boomerang::store::space::DiskSpace;
-use boomerang::task::{Callback, Protocol, TaskId};
-use boomerang::wire::proto::Status;
+use boomerang_client::{Client, ClientError, Credentials, Due, Options, Registration};
+use boomerang_receiver::{Received, Receiver};
+use boomerang_task::{Callback, Protocol, TaskId};
+use boomerang_wire::proto::Status;
 use common::node::{ADMIN_PASSWORD, NodeProcess};
 use common::{eventually_within, http_get};
 use rustix::fs::{FallocateFlags, fallocate};

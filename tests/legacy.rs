@@ -443,8 +443,8 @@ fn a_receiver_of_many_connections_keeps_them() {
 /// The original named a receiver of four protocols by number; each of them is called back.
 #[test]
 fn callbacks_come_by_every_protocol_of_the_original() {
-    use boomerang::client::Receiver as Modern;
-    use boomerang::task::Protocol;
+    use boomerang_receiver::Receiver as Modern;
+    use boomerang_task::Protocol;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let node = NodeProcess::start(&[]);
     for (number, protocol) in [(0, Protocol::Tcp), (1, Protocol::Grpc), (2, Protocol::Http), (3, Protocol::Udp)] {

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use boomerang::client::{
-    Answer, Client, ClientSettings, Credentials, DeadLetter, DeadLetterChoice, DeadLetterFilter, Dedup, Due, Options,
-    OwnSettings, PastOccurrence, Received, Receiver, Registered, Registration, Reply, TaskFilter, TaskUpdate, TaskView,
-    Updated,
+use boomerang_client::{
+    Client, ClientSettings, Credentials, DeadLetter, DeadLetterChoice, DeadLetterFilter, Dedup, Due, Options,
+    OwnSettings, PastOccurrence, Registered, Registration, TaskFilter, TaskUpdate, TaskView, Updated,
 };
-use boomerang::task::{
+use boomerang_receiver::{Answer, Received, Receiver, Reply};
+use boomerang_task::{
     Backoff, Callback, ClientLimits, FailureClass, Missed, Protocol, Recurrence, Retry, Tags, TaskId,
 };
-use boomerang::wire::proto::occurrence::Outcome;
-use boomerang::wire::proto::{Status, TaskState};
+use boomerang_wire::proto::occurrence::Outcome;
+use boomerang_wire::proto::{Status, TaskState};
 use bytes::Bytes;
 use common::node::{ADMIN_PASSWORD, NodeProcess};
 use common::{LATENESS_MAX_MS, PATIENCE, now_ms, until};

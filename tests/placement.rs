@@ -7,17 +7,16 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use boomerang::client::{
+use boomerang_client::{
     Client, ClusterGroups, ClusterNodes, Credentials, Due, Options, OwnSettings, Registered, Registration,
 };
-use boomerang::task::{Callback, Protocol};
-use boomerang::wire::proto::cluster_group::State;
+use boomerang_task::{Callback, Protocol};
+use boomerang_wire::proto::cluster_group::State;
 use common::etcd::Etcd;
 use common::eventually_within;
 use common::node::{ADMIN_PASSWORD, Ended, NodeProcess, free_address, serve_to_its_end};
@@ -87,7 +86,7 @@ impl World {
 }
 
 fn shown(groups: &ClusterGroups) -> Vec<String> {
-    let replicas = |group: &boomerang::client::ClusterGroup| -> Vec<String> {
+    let replicas = |group: &boomerang_client::ClusterGroup| -> Vec<String> {
         group
             .replicas
             .iter()
@@ -95,7 +94,7 @@ fn shown(groups: &ClusterGroups) -> Vec<String> {
             .collect()
     };
     let line = |group| -> String {
-        let group: &boomerang::client::ClusterGroup = group;
+        let group: &boomerang_client::ClusterGroup = group;
         format!("g{} {:?} leader {} {:?}", group.group, group.state(), group.leader_node, replicas(group))
     };
     groups.groups.iter().map(line).collect()
@@ -127,7 +126,7 @@ async fn connect(address: SocketAddr) -> Option<Client> {
 
 /// `boomtool`, at the node with this address.
 fn boomtool(address: SocketAddr, args: &[&str]) -> Ended {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_boomtool"));
+    let mut command = common::node::boomtool();
     command.args(args).args(["--addr", &address.to_string(), "--password", ADMIN_PASSWORD]);
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

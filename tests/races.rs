@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use boomerang::client::{
-    Answer, Cancelled, Client, Credentials, Due, Options, Received, Receiver, Registration, Reply, TaskUpdate, Updated,
-};
-use boomerang::task::{Callback, Fence, Protocol, Recurrence, Retry, TaskId};
+use boomerang_client::{Cancelled, Client, Credentials, Due, Options, Registration, TaskUpdate, Updated};
+use boomerang_receiver::{Answer, Received, Receiver, Reply};
+use boomerang_task::{Callback, Fence, Protocol, Recurrence, Retry, TaskId};
+use boomerang_testkit::seed;
 use common::node::{ADMIN_PASSWORD, NodeProcess};
-use common::{now_ms, seed, until};
+use common::{now_ms, until};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 const TASKS: usize = 3_000;

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use boomerang::client::{Client, Credentials, Due, Options, Received, Receiver, Registration};
-use boomerang::task::{Callback, Fence, Protocol, Retry, TaskId};
+use boomerang_client::{Client, Credentials, Due, Options, Registration};
+use boomerang_receiver::{Received, Receiver};
+use boomerang_task::{Callback, Fence, Protocol, Retry, TaskId};
+use boomerang_testkit::seed;
 use common::node::{ADMIN_PASSWORD, NodeProcess};
-use common::{PATIENCE, now_ms, seed};
+use common::{PATIENCE, now_ms};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::sync::mpsc;
 

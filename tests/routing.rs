@@ -8,11 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boomerang::client::{
-    Cancelled, Client, ClientError, Credentials, Dedup, Due, Options, Receiver, Registration, TaskFilter,
-};
-use boomerang::task::{Callback, DedupHash, Protocol, TaskId};
-use boomerang::wire::proto::{self, Status, boomerang_envelope::Payload};
+use boomerang_client::{Cancelled, Client, ClientError, Credentials, Dedup, Due, Options, Registration, TaskFilter};
+use boomerang_receiver::Receiver;
+use boomerang_task::{Callback, DedupHash, Protocol, TaskId};
+use boomerang_wire::proto::{self, Status, boomerang_envelope::Payload};
 use common::cluster::SHARDS;
 use common::legacy::{self, ERROR, ListTasksRequest, OK, SESSION_EXPIRED};
 use common::node::ADMIN_PASSWORD;

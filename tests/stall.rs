@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use boomerang::client::{Client, Credentials, Due, Options, OwnSettings, Registration};
-use boomerang::task::{Callback, Protocol};
+use boomerang_client::{Client, Credentials, Due, Options, OwnSettings, Registration};
+use boomerang_task::{Callback, Protocol};
 use common::cluster::SHARDS;
 use common::node::{ADMIN_PASSWORD, NodeProcess, free_address};
 use common::one_of_three;

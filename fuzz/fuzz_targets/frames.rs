@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    boomerang::wire::fuzz::frames(data);
+    boomerang_wire::fuzz::frames(data);
 });

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use boomerang::task::{Fence, TaskId};
+use boomerang_task::{Fence, TaskId};
 
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -32,7 +32,7 @@ impl Effects {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use boomerang::task::ShardId;
+    use boomerang_task::ShardId;
 
     #[test]
     fn an_effect_is_had_once_and_never_by_what_was_overtaken() {

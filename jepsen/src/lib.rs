@@ -26,7 +26,4 @@ mod patience;
 pub mod payload;
 pub mod report;
 pub mod run;
-#[cfg(test)]
-#[path = "../../src/seed.rs"]
-mod seed;
 pub mod sim;

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use boomerang::sabotage::Fault;
-use boomerang::task::SHARDS_MAX;
-use boomerang::when::{format_duration, parse_duration};
+use boomerang_task::SHARDS_MAX;
+use boomerang_task::when::{format_duration, parse_duration};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, value_parser};
 use jepsen::check::{self, Limits, Verdict};

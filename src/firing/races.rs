@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use boomerang_testkit::seed;
 use rand::{RngExt, rngs::StdRng};
 use tokio::sync::mpsc;
 
@@ -21,7 +22,6 @@ use crate::callback::{Ticket, Waiters};
 use crate::clock::{Clock, ManualClock};
 use crate::propose::{ARM_AHEAD_MS, Dispatches};
 use crate::raft::Observer;
-use crate::seed;
 use crate::shard::{
     self, Batch, Cancel, CatchUp, Change, Claim, Detach, Edit, Pause, Register, Reply, Request, Settle,
 };

@@ -414,12 +414,12 @@ impl<'a> Planner<'a> {
 
 #[cfg(test)]
 mod tests {
+    use boomerang_testkit::seed;
     use rand::RngExt;
     use rand::rngs::StdRng;
 
     use super::*;
     use crate::placement::ReplicaAt;
-    use crate::seed;
 
     const SHARDS: u16 = 12;
 

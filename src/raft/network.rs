@@ -834,17 +834,12 @@ async fn send_parts(
 
 /// False when the call is over; its answer says why.
 async fn send_part(parts: &mpsc::Sender<peer::SnapshotRequest>, part: Part) -> Result<bool, Unreachable<TypeConfig>> {
-    let sent = timeout(SNAPSHOT_STALLED_AFTER, parts.send(part.into())).await;
+    let request = peer::SnapshotRequest { part: Some(part) };
+    let sent = timeout(SNAPSHOT_STALLED_AFTER, parts.send(request)).await;
     let stalled = |_| unreachable(format!("nothing of the snapshot was taken for {SNAPSHOT_STALLED_AFTER:?}"));
     sent.map(|sent| sent.is_ok()).map_err(stalled)
 }
 
 fn read_failed(error: StoreError) -> StreamingError<TypeConfig> {
     StorageError::read_snapshot(None, ErrorSource::from_error(&error)).into()
-}
-
-impl From<Part> for peer::SnapshotRequest {
-    fn from(part: Part) -> Self {
-        Self { part: Some(part) }
-    }
 }

@@ -183,10 +183,10 @@ pub(super) fn place_behind(index: char, token: &str) -> Option<Place> {
 
 #[cfg(test)]
 mod tests {
+    use boomerang_testkit::seed;
     use rand::RngExt;
 
     use super::*;
-    use crate::seed;
 
     #[test]
     fn a_cursor_is_a_place_of_its_index_and_nothing_else_is_a_cursor() {

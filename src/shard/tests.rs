@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use boomerang_testkit::seed;
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 
 use super::*;
-use crate::seed;
 use crate::store::codec;
 use crate::store::keys::{Parsed, parse_state};
 use crate::store::overlay::MemoryRows;

@@ -413,8 +413,8 @@ pub fn parse_log(bytes: &[u8]) -> Option<(GroupId, ParsedLog)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seed;
     use crate::task::ShardId;
+    use boomerang_testkit::seed;
     use rand::RngExt;
 
     #[test]

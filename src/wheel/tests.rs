@@ -1,12 +1,12 @@
 //! Exact tests of the wheel: boundaries, order, bounded work and memory. What goes wrong only in
 //! some long sequence of calls is for the random walks in `twin`.
 
+use boomerang_testkit::seed;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use super::{TICK_MS_MAX, TimerId, Wheel, WheelConfig, WheelConfigError};
-use crate::seed;
 
 /// An id as in production.
 type Id = [u8; 16];

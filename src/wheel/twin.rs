@@ -14,11 +14,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use boomerang_testkit::seed;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::{Wheel, WheelConfig};
-use crate::seed;
 
 /// How long a walk is, and how often the inside of the wheel is checked, which looks at all of it.
 struct Scale {

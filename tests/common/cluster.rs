@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::eventually_within;
-use super::node::{ADMIN_PASSWORD, Ended, NodeProcess, free_address};
+use super::node::{ADMIN_PASSWORD, Ended, NodeProcess, boomtool, free_address};
 
 /// Few, so that each node leads some and a test build is quick.
 pub const SHARDS: u16 = 6;
@@ -51,7 +51,7 @@ impl Cluster {
     }
 
     fn tool(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_boomtool"));
+        let mut command = boomtool();
         command.args(["--json", "--addr", &self.addresses(), "--client", "admin"]).args(args);
         command.env("BOOMERANG_PASSWORD", ADMIN_PASSWORD).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());

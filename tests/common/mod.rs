@@ -11,8 +11,6 @@ pub mod legacy;
 pub mod node;
 pub mod raw;
 pub mod receiver;
-#[path = "../../src/seed.rs"]
-pub mod seed;
 pub mod trio;
 
 use std::fmt::Display;

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use boomerang::address::OwnAddress;
+use boomerang_testkit::OwnAddress;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -300,6 +300,13 @@ pub fn serve_to_its_end(folder: &Path, flags: &[&str]) -> Ended {
 }
 
 const ANY_PORTS: [&str; 6] = ["--tcp-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"];
+
+/// `boomtool`, which cargo builds beside the server.
+pub fn boomtool() -> Command {
+    let path = Path::new(env!("CARGO_BIN_EXE_boomerang")).with_file_name("boomtool");
+    assert!(path.exists(), "{} is missing; `cargo build` makes it", path.display());
+    Command::new(path)
+}
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_boomerang"));

@@ -4,7 +4,7 @@ use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use boomerang::wire::proto::{BoomerangEnvelope, boomerang_envelope::Payload};
+use boomerang_wire::proto::{BoomerangEnvelope, boomerang_envelope::Payload};
 use prost::Message;
 
 use super::PATIENCE;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use boomerang::wire::proto::{self, Status, boomerang_envelope::Payload};
+use boomerang_wire::proto::{self, Status, boomerang_envelope::Payload};
 
 use super::cluster::{Cluster, SHARDS};
 use super::eventually_within;
@@ -52,7 +52,7 @@ impl Trio {
         let handshake = proto::AuthHandshake {
             client_id: "admin".into(),
             password: ADMIN_PASSWORD.into(),
-            protocol: boomerang::wire::PROTOCOL,
+            protocol: boomerang_wire::PROTOCOL,
             redirects,
             ..Default::default()
         };

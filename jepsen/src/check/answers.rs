@@ -220,7 +220,7 @@ fn edited(task: &Task<'_>, edit: &Edit<'_>, limits: &Limits, findings: &mut Find
 
 #[cfg(test)]
 mod tests {
-    use boomerang::task::Missed;
+    use boomerang_task::Missed;
 
     use super::*;
     use crate::check::hand_made::*;

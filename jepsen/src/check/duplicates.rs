@@ -91,7 +91,7 @@ fn each<'a, 'h>(tasks: &'a Tasks<'h>) -> Vec<Attempt<'a, 'h>> {
 
 #[cfg(test)]
 mod tests {
-    use boomerang::task::{Fence, Missed};
+    use boomerang_task::{Fence, Missed};
 
     use super::*;
     use crate::check::hand_made::*;

@@ -98,7 +98,7 @@ fn assumed(task: &Task<'_>) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use boomerang::task::Missed;
+    use boomerang_task::Missed;
 
     use super::*;
     use crate::check::hand_made::*;

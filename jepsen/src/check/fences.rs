@@ -149,7 +149,7 @@ fn in_order(task: &Task<'_>, limits: &Limits, findings: &mut Findings) {
 
 #[cfg(test)]
 mod tests {
-    use boomerang::task::{Fence, Missed};
+    use boomerang_task::{Fence, Missed};
 
     use super::*;
     use crate::check::hand_made::*;

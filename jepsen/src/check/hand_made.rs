@@ -3,7 +3,7 @@
 //! Instants are milliseconds since the run began; the run begins at [`BEGAN`], so `due(5)` is what the cluster would say of
 //! the fifth millisecond.
 
-use boomerang::task::{Fence, Missed};
+use boomerang_task::{Fence, Missed};
 
 use super::{Checker, Limits, Verdict};
 use crate::history::{

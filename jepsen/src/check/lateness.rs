@@ -119,7 +119,7 @@ fn since_us(task: &Task<'_>, version: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use boomerang::task::Missed;
+    use boomerang_task::Missed;
 
     use super::*;
     use crate::check::hand_made::*;

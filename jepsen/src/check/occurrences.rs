@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use boomerang::task::Missed;
+use boomerang_task::Missed;
 
 use super::tasks::{Acknowledged, Arrival, Base, Task, Tasks};
 use super::{Findings, Limits, Verdict};
@@ -247,7 +247,7 @@ impl<'h> Recurring<'_, 'h> {
 
 #[cfg(test)]
 mod tests {
-    use boomerang::task::Fence;
+    use boomerang_task::Fence;
 
     use super::*;
     use crate::check::hand_made::*;

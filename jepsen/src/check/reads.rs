@@ -414,7 +414,7 @@ fn explain(task: &Task<'_>, stuck: &Move) -> String {
 
 #[cfg(test)]
 mod tests {
-    use boomerang::task::Missed;
+    use boomerang_task::Missed;
 
     use super::*;
     use crate::check::hand_made::*;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use boomerang::task::{Fence, Missed};
+use boomerang_task::{Fence, Missed};
 
 use super::Limits;
 use super::clocks::WrongClocks;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use boomerang::address::OwnAddress;
+use boomerang_testkit::OwnAddress;
 use tappers::{Interface, Tun};
 
 use super::keeper::{Mark, Run, hold};

@@ -21,7 +21,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use boomerang::task::{Fence, Missed};
+use boomerang_task::{Fence, Missed};
 
 use value::{Fields, Value};
 

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use boomerang::task::{Fence, Missed};
+use boomerang_task::{Fence, Missed};
 use tokio::sync::watch;
 
 pub mod edn;

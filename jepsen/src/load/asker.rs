@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use boomerang::client::{
+use boomerang_client::{
     Cancelled, Client, ClientError, Dedup, Due as ClientDue, Registered, Registration as Request, TaskFilter,
     TaskUpdate, Updated,
 };
-use boomerang::task::{ClientId, TaskId};
+use boomerang_task::{ClientId, TaskId};
 
 use crate::history::{Answer, Call, Due, End, Process, Recorder, Registration, What};
 use crate::payload::Payload;

@@ -1,7 +1,7 @@
 //! A receiver of real effects: whatever comes again, each effect is had once.
 
-use boomerang::client::Registration as Request;
-use boomerang::task::Recurrence;
+use boomerang_client::Registration as Request;
+use boomerang_task::Recurrence;
 use rand::RngExt;
 
 use super::Worker;

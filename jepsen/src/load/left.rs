@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use boomerang::client::{Client, ClientError, DeadLetterFilter, TaskFilter, TaskView};
+use boomerang_client::{Client, ClientError, DeadLetterFilter, TaskFilter, TaskView};
 
 use super::LoadError;
 use crate::history::{Left, LeftAs, Recorder, What};

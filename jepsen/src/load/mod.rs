@@ -27,10 +27,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use boomerang::client::{
+use boomerang_client::{
     Client, ClientError, ClientSettings, Credentials, Options, OwnSettings, Registration as Request,
 };
-use boomerang::task::{Callback, CallbackOptions, ClientId, Invalid, Missed, Protocol, Retry};
+use boomerang_task::{Callback, CallbackOptions, ClientId, Invalid, Missed, Protocol, Retry};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;

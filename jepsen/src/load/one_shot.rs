@@ -1,6 +1,6 @@
 //! Tasks that are due once, soon or in a while, looked at by get and list on their way.
 
-use boomerang::task::TaskId;
+use boomerang_task::TaskId;
 use rand::RngExt;
 
 use super::Worker;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use boomerang::client::{Cancelled, Updated};
+use boomerang_client::{Cancelled, Updated};
 use rand::RngExt;
 
 use super::Worker;

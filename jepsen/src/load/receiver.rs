@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use boomerang::client::receiver::Receiver;
-use boomerang::client::{Answer, Received, Reply};
-use boomerang::task::{Callback, Protocol};
+use boomerang_receiver::Receiver;
+use boomerang_receiver::{Answer, Received, Reply};
+use boomerang_task::{Callback, Protocol};
 
 use super::ANSWER_WITHIN_MS;
 use crate::effects::Effects;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use boomerang::client::Registration as Request;
-use boomerang::task::{Missed, Recurrence};
+use boomerang_client::Registration as Request;
+use boomerang_task::{Missed, Recurrence};
 use rand::RngExt;
 
 use super::Worker;

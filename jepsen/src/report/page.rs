@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use boomerang::when::format_instant;
+use boomerang_task::when::format_instant;
 
 use super::COMMAND;
 use super::chart::{charts, clock, span};

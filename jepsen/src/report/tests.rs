@@ -1,6 +1,7 @@
 //! A page of a made-up run: it is well-formed, says what the checkers said, and its pictures have numbers that can be drawn.
 
-use boomerang::task::Fence;
+use boomerang_task::Fence;
+use boomerang_testkit::seed;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -9,7 +10,6 @@ use crate::check::hand_made::{delivery, one_shot};
 use crate::check::{self, Limits, Violation};
 use crate::history::edn::tests::any_history;
 use crate::history::{Answer, Call, Delivery, Due, End, Event, FaultNote, Registration, Stage, What};
-use crate::seed;
 
 const BEGAN: u64 = 1_700_000_000_000;
 

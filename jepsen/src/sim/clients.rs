@@ -14,7 +14,7 @@ use boomerang::store::StoreError;
 use boomerang::store::codec;
 use boomerang::store::keys::{Key, Parsed, parse_state};
 use boomerang::store::rows::{Role, TaskRow};
-use boomerang::task::{
+use boomerang_task::{
     Backoff, Callback, ClientId, DedupHash, GroupId, Missed, Policy, Protocol, Recurrence, Retry, TaskId,
 };
 use rand::RngExt;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boomerang::firing::hand_over::hand_over;
-use boomerang::task::GroupId;
+use boomerang_task::GroupId;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::task::JoinSet;

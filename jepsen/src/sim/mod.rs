@@ -46,7 +46,7 @@ use boomerang::store::codec;
 use boomerang::store::dump::{Digest, digest};
 use boomerang::store::keys::{Key, Parsed, parse_state};
 use boomerang::store::rows::DeadLetterRow;
-use boomerang::task::GroupId;
+use boomerang_task::GroupId;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;

@@ -27,7 +27,7 @@ use boomerang::store::memory::MemoryDisk;
 use boomerang::store::rows::ShardMetaRow;
 use boomerang::store::syncer::Rounds;
 use boomerang::store::writer::Writer;
-use boomerang::task::GroupId;
+use boomerang_task::GroupId;
 use futures::future::BoxFuture;
 use futures::{FutureExt, stream};
 use tokio::sync::{Notify, watch};

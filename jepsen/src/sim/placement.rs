@@ -16,7 +16,7 @@ use boomerang::placement::plan::{self, NodeState, Nodes, move_replica};
 use boomerang::placement::{Cluster, GroupRow, Table};
 use boomerang::random;
 use boomerang::store::dump::digest;
-use boomerang::task::GroupId;
+use boomerang_task::GroupId;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::sync::Notify;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boomerang::callback;
-use boomerang::task::{Delivery, Failure, FailureClass};
+use boomerang_task::{Delivery, Failure, FailureClass};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rand::RngExt;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use boomerang::raft::groups::GroupError;
 use boomerang::store::memory::MemoryDisk;
-use boomerang::task::GroupId;
+use boomerang_task::GroupId;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::Notify;

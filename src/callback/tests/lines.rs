@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use boomerang_testkit::seed;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, timeout};
 
 use super::super::gate::{CoolDowns, Evidence, Gate, Pass};
 use super::*;
-use crate::seed;
 
 const MS: Duration = Duration::from_millis(1);
 

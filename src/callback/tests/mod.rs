@@ -15,8 +15,8 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::client::fake::dead_address;
 use crate::task::{CallbackOptions, Fence, Policy, Retry, ShardId};
+use boomerang_client::fake::dead_address;
 
 /// Longer than anything takes that works.
 const PATIENCE: Duration = Duration::from_secs(20);

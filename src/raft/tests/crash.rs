@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use boomerang_testkit::seed;
 use futures::StreamExt;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
@@ -18,7 +19,6 @@ use super::bench::{Bench, append, apply, copy};
 use super::log::whole_log;
 use super::world::{TERM, World, rows_of};
 use crate::raft::types::{TypeConfig, Vote, log_id};
-use crate::seed;
 use crate::store::Store;
 use crate::store::export::Staging;
 use crate::store::rows::Applied;

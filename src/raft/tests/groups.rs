@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boomerang_testkit::seed;
 use futures::future::join_all;
 use openraft::rt::WatchReceiver as _;
 use openraft::storage::RaftLogStorage;
@@ -15,7 +16,6 @@ use super::world::{TERM, World};
 use crate::raft::groups::{Group, GroupError, Groups, Parts};
 use crate::raft::types::{Command, Replies, log_id};
 use crate::raft::{Begin, PeerNetwork};
-use crate::seed;
 use crate::shard::Batch;
 use crate::store::Store;
 use crate::store::dump::{Digest, digest, dump};

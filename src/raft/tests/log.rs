@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use boomerang_testkit::seed;
 use futures::{StreamExt, TryStreamExt, poll};
 use openraft::entry::{Entry, EntryPayload};
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftStateMachine};
@@ -15,7 +16,6 @@ use super::bench::{Bench, PowerCut, append, apply, copy, wal_files};
 use super::world::{TERM, World, rows_of};
 use crate::raft::log_store::LogStore;
 use crate::raft::types::{Command, LogEntry, TypeConfig, Vote, log_id};
-use crate::seed;
 use crate::store::LogWrite;
 use crate::store::keys::Key;
 use crate::task::GroupId;

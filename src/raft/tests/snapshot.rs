@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use boomerang_testkit::seed;
 use futures::FutureExt;
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use rand::RngExt;
@@ -12,7 +13,6 @@ use super::bench::{Bench, apply};
 use super::world::{TERM, World, membership, rows_of};
 use crate::raft::state_machine::{SnapshotData, decode_membership};
 use crate::raft::types::{SnapshotMeta, StoredMembership, log_id};
-use crate::seed;
 use crate::store::dump::{digest, dump};
 use crate::store::export::{Export, Staged, Staging, export};
 use crate::store::keys::Key;

@@ -1,10 +1,10 @@
 //! What is written is read back the same, whatever it is; and what is not, is refused.
 
+use boomerang_testkit::seed;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
-use crate::seed;
 
 /// A history of events that need not make sense together: everything of every kind, with odd texts and large numbers.
 pub(crate) fn any_history(seed: u64, events: usize) -> History {

@@ -1,0 +1,251 @@
+//! Everything that can go wrong between a caller and a node, told apart by what the caller can do about it.
+//!
+//! Errors are cloneable, because one broken connection is the answer to thousands of requests. Every text says whether
+//! the request can have taken effect: after [`ClientError::ConnectionLost`], [`ClientError::Timeout`],
+//! [`ClientError::Protocol`] and a refusal that is `maybe_done` it can, after all others it did not. [`ClientError::is_unknown`] tells them apart.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boomerang_task::Invalid;
+use boomerang_wire::proto::{CancellationResponse, Detail, RegistrationResponse, Status, boomerang_envelope::Payload};
+
+/// Why a request has no good answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ClientError {
+    /// The node understood the request and said no.
+    #[error("{}: {message}", status.as_str_name())]
+    Server {
+        /// What kind of refusal it is.
+        status: Status,
+        /// The node's own words.
+        message: String,
+        /// With `OVERLOADED`: wait this long before the next try.
+        retry_after: Option<Duration>,
+        /// The node does not know either: the request may have taken effect, or may still.
+        maybe_done: bool,
+    },
+    /// The request was sent and not answered in time.
+    #[error("no answer within {after:?}; the outcome is unknown: the request may still take effect")]
+    Timeout {
+        /// The timeout of requests in [`super::Options`].
+        after: Duration,
+    },
+    /// The connection broke while the request was under way.
+    #[error(
+        "the connection to {address} was lost before the answer came ({reason}); the outcome is unknown: a registration \
+         may have been stored, so look for it before you send it again"
+    )]
+    ConnectionLost {
+        /// The node at the other end.
+        address: String,
+        /// What was seen on this side.
+        reason: String,
+    },
+    /// There is no connection, and none could be made. The request was not sent.
+    #[error("cannot connect to {address}")]
+    Connect {
+        /// The last address that was tried.
+        address: String,
+        /// What the operating system said.
+        source: Arc<io::Error>,
+    },
+    /// The other end does not speak this protocol as it should.
+    #[error("unexpected answer: {0}; is it a Boomerang node, and as new as this client?")]
+    Protocol(String),
+    /// The request is larger than a node takes; it was not sent.
+    #[error("the request has {bytes} bytes, a frame holds at most {bytes_max}; it was not sent")]
+    TooLarge {
+        /// The size of the envelope.
+        bytes: usize,
+        /// `frame_bytes_max` in [`super::Options`].
+        bytes_max: usize,
+    },
+    /// A value was refused on this side; nothing was sent.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// [`super::Client::close`] was called.
+    #[error("the client is closed; nothing was sent")]
+    Closed,
+}
+
+impl ClientError {
+    /// What the node answered, if it answered.
+    pub fn status(&self) -> Option<Status> {
+        match self {
+            ClientError::Server { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// Whether the request may have taken effect all the same, or may still.
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            ClientError::ConnectionLost { .. } | ClientError::Timeout { .. } | ClientError::Protocol(_) => true,
+            ClientError::Server { maybe_done, .. } => *maybe_done,
+            _ => false,
+        }
+    }
+
+    pub(super) fn connect(address: &str, source: io::Error) -> Self {
+        ClientError::Connect { address: address.to_owned(), source: Arc::new(source) }
+    }
+
+    /// The caller or its credentials are at fault, so another try or another node would end alike.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            ClientError::Server { status, .. } => matches!(status, Status::Unauthorized | Status::InvalidRequest),
+            ClientError::Invalid(_) | ClientError::TooLarge { .. } | ClientError::Closed => true,
+            _ => false,
+        }
+    }
+}
+
+/// The status of an answer, whichever kind of answer it is.
+pub(super) struct Verdict<'a> {
+    pub status: i32,
+    pub message: &'a str,
+    pub detail: Option<&'a Detail>,
+}
+
+impl<'a> Verdict<'a> {
+    /// `None` when `payload` is not an answer at all.
+    pub fn of(payload: &'a Payload) -> Option<Self> {
+        macro_rules! verdict {
+            ($answer:expr) => {
+                Self { status: $answer.status, message: &$answer.error_message, detail: None }
+            };
+            ($answer:expr, detail) => {
+                Self { status: $answer.status, message: &$answer.error_message, detail: $answer.detail.as_ref() }
+            };
+        }
+        Some(match payload {
+            Payload::AuthResponse(answer) => verdict!(answer, detail),
+            Payload::RegistrationResponse(answer) => return Some(Self::of_registration(answer)),
+            Payload::CancellationResponse(answer) => verdict!(answer, detail),
+            Payload::SessionRefreshResponse(answer) => verdict!(answer),
+            Payload::ClientRegistrationResponse(answer) => verdict!(answer, detail),
+            Payload::ClientDeregistrationResponse(answer) => verdict!(answer, detail),
+            Payload::ListTasksResponse(answer) => verdict!(answer, detail),
+            Payload::GetTaskResponse(answer) => verdict!(answer, detail),
+            Payload::ErrorResponse(answer) => verdict!(answer),
+            Payload::ApiKeyResponse(answer) => verdict!(answer, detail),
+            Payload::ApiKeyRevocationResponse(answer) => verdict!(answer, detail),
+            Payload::RegistrationBatchResponse(answer) => verdict!(answer, detail),
+            Payload::CancellationBatchResponse(answer) => verdict!(answer, detail),
+            Payload::UpdateTaskResponse(answer) => verdict!(answer, detail),
+            Payload::PauseTaskResponse(answer) => verdict!(answer, detail),
+            Payload::ListDeadLettersResponse(answer) => verdict!(answer, detail),
+            Payload::GetDeadLetterResponse(answer) => verdict!(answer, detail),
+            Payload::ReplayDeadLettersResponse(answer) => verdict!(answer, detail),
+            Payload::PurgeDeadLettersResponse(answer) => verdict!(answer, detail),
+            Payload::ShardMapResponse(answer) => verdict!(answer),
+            Payload::ClusterResponse(answer) => verdict!(answer, detail),
+            _ => return None,
+        })
+    }
+
+    /// Of a registration by itself, or of one in a batch.
+    pub fn of_registration(answer: &'a RegistrationResponse) -> Self {
+        Self { status: answer.status, message: &answer.error_message, detail: answer.detail.as_ref() }
+    }
+
+    /// Of a cancellation by itself, or of one in a batch.
+    pub fn of_cancellation(answer: &'a CancellationResponse) -> Self {
+        Self { status: answer.status, message: &answer.error_message, detail: answer.detail.as_ref() }
+    }
+
+    /// The node does not know the session, so it did not execute the request.
+    ///
+    /// `UNAUTHORIZED` also means "this client may not do that", where a new session would not help; the original
+    /// protocol has no other mark than the text to tell the two apart.
+    pub fn session_is_gone(&self) -> bool {
+        self.status == Status::SessionExpired as i32
+            || self.status == Status::Unauthorized as i32 && self.message.to_ascii_lowercase().contains("session")
+    }
+
+    /// Nothing was done for want of room, and there will be some after this time.
+    pub fn room_within(&self) -> Option<Duration> {
+        let detail = self.detail.filter(|detail| detail.retry_after_ms > 0 && !detail.maybe_done)?;
+        (self.status == Status::Overloaded as i32).then(|| Duration::from_millis(detail.retry_after_ms))
+    }
+
+    pub fn check(&self) -> Result<(), ClientError> {
+        if self.status == Status::Ok as i32 {
+            return Ok(());
+        }
+        let retry_after = self.detail.filter(|detail| detail.retry_after_ms > 0);
+        let maybe_done = self.detail.is_some_and(|detail| detail.maybe_done);
+        let retry_after = retry_after.map(|detail| Duration::from_millis(detail.retry_after_ms));
+        Err(match Status::try_from(self.status) {
+            Ok(status) => {
+                let message = if self.message.is_empty() { "the node gave no reason" } else { self.message };
+                ClientError::Server { status, message: message.to_owned(), retry_after, maybe_done }
+            }
+            Err(_) => ClientError::Server {
+                status: Status::Error,
+                message: format!("status {}, unknown to this client: {}", self.status, self.message),
+                retry_after,
+                maybe_done,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use boomerang_wire::proto::ErrorResponse;
+
+    fn refusal(status: Status, message: &str) -> Payload {
+        Payload::ErrorResponse(ErrorResponse { status: status.into(), error_message: message.to_owned() })
+    }
+
+    #[test]
+    fn only_an_unknown_session_is_worth_a_new_one() {
+        for (status, message, gone) in [
+            (Status::SessionExpired, "", true),
+            (Status::Unauthorized, "Unknown session", true),
+            (Status::Unauthorized, "needs an administrator", false),
+            (Status::Error, "session store is full", false),
+            (Status::Ok, "", false),
+        ] {
+            let payload = refusal(status, message);
+            assert_eq!(Verdict::of(&payload).unwrap().session_is_gone(), gone, "{status:?} {message}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_keeps_what_the_node_said() {
+        let detail = Detail { retry_after_ms: 250, ..Default::default() };
+        let payload = Payload::RegistrationResponse(RegistrationResponse {
+            status: Status::Overloaded.into(),
+            error_message: "queue is full".into(),
+            detail: Some(detail),
+            ..Default::default()
+        });
+        let error = Verdict::of(&payload).unwrap().check().unwrap_err();
+        assert_eq!(error.to_string(), "OVERLOADED: queue is full");
+        assert!(matches!(error, ClientError::Server { retry_after: Some(after), .. } if after.as_millis() == 250));
+        assert!(!error.is_unknown());
+
+        let payload = Payload::ErrorResponse(ErrorResponse { status: 99, error_message: "new".into() });
+        let text = Verdict::of(&payload).unwrap().check().unwrap_err().to_string();
+        assert!(text.contains("99") && text.contains("new"), "{text}");
+    }
+
+    #[test]
+    fn unknown_outcomes_say_so() {
+        let lost = ClientError::ConnectionLost { address: "h:1".into(), reason: "reset".into() }.to_string();
+        assert!(lost.contains("h:1") && lost.contains("outcome is unknown"), "{lost}");
+        let maybe = Payload::CancellationResponse(CancellationResponse {
+            status: Status::Error.into(),
+            error_message: "no answer in time".into(),
+            detail: Some(Detail { maybe_done: true, ..Default::default() }),
+        });
+        assert!(Verdict::of(&maybe).unwrap().check().unwrap_err().is_unknown());
+        let slow = ClientError::Timeout { after: Duration::from_secs(3) }.to_string();
+        assert!(slow.contains("3s") && slow.contains("outcome is unknown"), "{slow}");
+    }
+}
