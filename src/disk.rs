@@ -20,7 +20,6 @@ use tokio::time::MissedTickBehavior;
 
 use crate::metrics::Metrics;
 use crate::propose::DiskState;
-use crate::settings::Settings;
 use crate::store::Store;
 use crate::store::space::{DiskSpace, Reserve};
 
@@ -40,11 +39,11 @@ pub struct DiskGuard {
 }
 
 impl DiskGuard {
-    pub fn new(settings: &Settings, folder: &Path, store: Store) -> Self {
-        let low_bytes = settings.disk_free_min_bytes;
+    /// Below `low_bytes` of free room new tasks are refused; of so many more, `reserve_bytes` are kept back in a file.
+    pub fn new(folder: &Path, low_bytes: u64, reserve_bytes: u64, store: Store) -> Self {
         Self {
             space: DiskSpace { path: folder.to_owned() },
-            reserve: Reserve::find(folder.join(RESERVE_FILE), settings.disk_reserve_bytes),
+            reserve: Reserve::find(folder.join(RESERVE_FILE), reserve_bytes),
             store,
             low_bytes,
             stop_bytes: STOP_BYTES.min(low_bytes / 2),

@@ -30,7 +30,7 @@ use crate::firing::{Firing, Ledger};
 use crate::metrics::Metrics;
 use crate::placement::clock_guard;
 use crate::placement::verify::Marks;
-use crate::placement::{self, Cluster, NodeInfo, NodesService, PlacementError};
+use crate::placement::{self, Cluster, NodeInfo, NodesService, Placement, PlacementError};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::{GroupError, Parts as GroupParts};
 use crate::raft::peer_tls::{PeerTls, PeerTlsError};
@@ -42,7 +42,7 @@ use crate::server::route::Router;
 use crate::server::sessions::{Ending, Sessions};
 use crate::server::tcp::TcpSettings;
 use crate::server::{Service, http, tcp};
-use crate::settings::{Placement, Settings};
+use crate::settings::Settings;
 use crate::shard::{PutClient, Request};
 use crate::store::folder::{DataFolder, FORMAT, FolderError, Identity};
 use crate::store::writer::{Writer, WriterThreads};
@@ -216,7 +216,8 @@ impl Node {
             hand_over: Arc::new(HandOvers { groups: groups.clone(), ledger: ledger.clone() }),
         })
         .await?;
-        let mut guard = DiskGuard::new(&settings, folder.path(), store.clone());
+        let mut guard =
+            DiskGuard::new(folder.path(), settings.disk_free_min_bytes, settings.disk_reserve_bytes, store.clone());
         let (disk_out, disk) = watch::channel(guard.look().0);
         let proposer = Proposer::start(crate::propose::Parts {
             groups: groups.clone(),

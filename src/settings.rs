@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::callback::CallbackSettings;
 use crate::firing::FiringSettings;
+use crate::placement::Placement;
 use crate::server::auth::PASSWORD_BYTES_MAX;
 use crate::server::tcp::TcpSettings;
 use crate::task::when::parse_duration;
@@ -226,24 +227,6 @@ impl Given {
             test_clock,
         ))
     }
-}
-
-/// What decides where replicas are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Placement {
-    /// One node holds everything.
-    Alone,
-    /// A fixed list of nodes, by their numbers.
-    Static {
-        peers: BTreeMap<u64, String>,
-        replicas: u16,
-    },
-    Etcd {
-        endpoints: Vec<String>,
-        replicas: u16,
-        bootstrap_expect: u16,
-        node_grace: Duration,
-    },
 }
 
 /// PEM files.

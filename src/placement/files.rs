@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use data_encoding::HEXLOWER;
 use rand::Rng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -57,7 +58,7 @@ pub fn folder_id(data_dir: &Path) -> Result<String, FileError> {
     }
     let mut bytes = [0; FOLDER_BYTES];
     rand::rng().fill_bytes(&mut bytes);
-    let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = HEXLOWER.encode(&bytes);
     write(&path, &id)?;
     Ok(id)
 }

@@ -47,7 +47,6 @@ use etcd::register::{self, Registration};
 use crate::clock::Clock;
 use crate::raft::groups::GroupError;
 use crate::raft::{Begin, ReplicaId};
-use crate::settings::Placement;
 use crate::task::GroupId;
 
 /// A node as it announces itself; addresses are `host:port`, as others reach it.
@@ -130,6 +129,24 @@ pub enum PlacementError {
     Etcd(#[from] etcd::EtcdError),
     #[error("the data folder belongs to a node of a cluster; give {0} as before, or choose an empty --data-dir")]
     NotAlone(&'static str),
+}
+
+/// What decides where replicas are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    /// One node holds everything.
+    Alone,
+    /// A fixed list of nodes, by their numbers.
+    Static {
+        peers: BTreeMap<u64, String>,
+        replicas: u16,
+    },
+    Etcd {
+        endpoints: Vec<String>,
+        replicas: u16,
+        bootstrap_expect: u16,
+        node_grace: Duration,
+    },
 }
 
 /// What placement works with.

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use argon2::password_hash::PasswordHasher;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Argon2, PasswordVerifier};
+use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
 use rand::Rng;
 use sha2::{Digest, Sha256};
@@ -251,13 +252,9 @@ pub fn new_key() -> NewKey {
 
 /// `bytes` random bytes in hexadecimal.
 pub fn random_hex(bytes: usize) -> String {
-    use std::fmt::Write;
     let mut random = vec![0; bytes];
     rand::rng().fill_bytes(&mut random);
-    random.iter().fold(String::with_capacity(2 * bytes), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    HEXLOWER.encode(&random)
 }
 
 #[cfg(test)]

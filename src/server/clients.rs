@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Service;
 use super::auth::new_key;
-use super::requests::Problem;
+use super::problem::Problem;
 use super::sessions::{Session, SessionError};
 use crate::propose::Ask;
 use crate::shard::{PutApiKey, PutClient, Reply, Request};

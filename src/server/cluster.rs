@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::Service;
 use super::clients::administrator;
-use super::requests::Problem;
+use super::problem::Problem;
 use super::sessions::{Session, SessionError};
 use crate::placement::agent::has_followed;
 use crate::placement::nodes::own_status;

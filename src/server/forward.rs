@@ -21,10 +21,11 @@ use tonic::{Code, Request, Response, Status};
 
 use super::Service;
 use super::auth::{AuthError, Identity};
-use super::requests::{Problem, is_not_leader, served};
-use super::route::{Access, Route};
+use super::parts::part_here;
+use super::problem::Problem;
+use super::requests::served;
+use super::route::Route;
 use super::sessions::Session;
-use super::spread::{self, Target, target};
 use super::walk::Part;
 use crate::placement::LeaderAt;
 use crate::store::StoreError;
@@ -33,10 +34,12 @@ use crate::store::keys::Key;
 use crate::store::overlay::get_row;
 use crate::store::rows::{Applied, ClientRow};
 use crate::task::{ClientId, ClientLimits, GroupId, Policy};
+use crate::wire::answers::is_not_leader;
 use crate::wire::peer::requests_client::RequestsClient;
 use crate::wire::peer::requests_server::{Requests, RequestsServer};
 use crate::wire::peer::{self, forward_response, identify_response, part_response};
 use crate::wire::proto::{self, BoomerangEnvelope, boomerang_envelope::Payload};
+use crate::wire::routing::{self, Access, Target};
 
 /// A leader stores an entry within ten seconds, or says that it does not know.
 const ANSWER_WITHIN: Duration = Duration::from_secs(12);
@@ -325,15 +328,15 @@ impl Asked {
     async fn forward(&self, request: peer::ForwardRequest) -> Result<forward_response::Result, Status> {
         let peer::ForwardRequest { cluster, caller, envelope: bytes } = request;
         let (session, payload) = self.read(&cluster, &caller, bytes)?;
-        let target = target(&self.service, &session, &payload);
-        if let Target::Group(group, access) = target
+        let target = routing::target(&payload, Some(&session.client), self.service.shards);
+        if let Target::Leader(group, access) = target
             && !self.service.router.can_serve(group, access).await
         {
             return Ok(forward_response::Result::Elsewhere(self.elsewhere(group)));
         }
         let answer = served(&self.service, session, payload).await;
         Ok(match target {
-            Target::Group(group, _) if is_not_leader(&answer) => {
+            Target::Leader(group, _) if is_not_leader(&answer) => {
                 forward_response::Result::Elsewhere(self.elsewhere(group))
             }
             _ => forward_response::Result::Envelope(envelope(answer)),
@@ -348,7 +351,7 @@ impl Asked {
         if let Some(group) = self.not_led(&groups).await {
             return Ok(part_response::Result::Elsewhere(self.elsewhere(group)));
         }
-        let part = spread::part_here(&self.service, &session, &payload, &groups).await;
+        let part = part_here(&self.service, &session, &payload, &groups).await;
         // Read while it led: what another leader has stored since then is not missing.
         let lost = groups.into_iter().find(|group| !self.service.router.may_serve(*group, Access::Read));
         Ok(match (lost, part) {

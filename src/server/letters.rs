@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::Service;
 use super::list::{ITEM_BYTES, page_bytes, whose};
-use super::requests::{Problem, read_page};
+use super::problem::Problem;
 use super::sessions::{Session, SessionError};
 use super::walk::{Part, Place, Range, Room, Walk, place_behind, token};
 use crate::propose::Ask;
@@ -183,7 +183,7 @@ async fn choose(service: &Arc<Service>, session: &Arc<Session>, choice: Choice) 
         return Ok(chosen);
     }
     let (bound_ms, _) = bound(service, &choice)?;
-    let part = read_page(service, Ok(session.clone()), move |service, session| {
+    let part = service.read_page(Ok(session.clone()), move |service, session| {
         chosen_part(service, session, &choice, service.router.all_shards())
     });
     chosen(bound_ms, part.await?)

@@ -8,7 +8,7 @@
 use prost::Message;
 
 use super::Service;
-use super::requests::Problem;
+use super::problem::Problem;
 use super::sessions::Session;
 use super::tasks::details;
 use super::walk::{Part, Place, Range, Room, Walk, after, place_behind, token};

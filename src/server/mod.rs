@@ -5,8 +5,10 @@
 //! [`route`] who leads and whether this node's state may be read.
 //!
 //! - [`tcp`]: one connection: frames in, frames out, bounds on both
-//! - [`requests`]: where each message goes; [`tasks`], [`letters`], [`clients`], [`cluster`]: what it does
-//! - [`list`]: pages of tasks; [`walk`]: an index of all shards as one; [`readers`]: who reads them
+//! - [`envelopes`]: who asks, and where that goes; [`requests`]: what it means on this node; [`tasks`], [`letters`],
+//!   [`clients`], [`cluster`]: what it does; [`problem`]: what went wrong
+//! - [`list`]: pages of tasks; [`walk`]: an index of all shards as one; [`parts`]: what of it is read here; [`readers`]: by
+//!   whom
 //! - [`route`]: which node leads what; [`forward`]: from one node to another; [`spread`]: a request in a cluster
 //! - [`sessions`]: who is who until when; [`auth`]: passwords and API keys
 //! - [`http`]: health, readiness, metrics, where shards are led
@@ -14,10 +16,13 @@
 pub mod auth;
 mod clients;
 mod cluster;
+mod envelopes;
 pub mod forward;
 pub mod http;
 mod letters;
 mod list;
+mod parts;
+mod problem;
 pub mod readers;
 mod requests;
 pub mod route;
@@ -36,10 +41,21 @@ use crate::placement::{Cluster, Control};
 use crate::propose::{Dispatches, Proposer};
 use crate::store::Store;
 use crate::task::{GroupId, Limits};
+use crate::wire::proto::boomerang_envelope::Payload;
+use crate::wire::proto::{self, Status};
 use auth::Auth;
+use problem::Problem;
 use readers::Readers;
 use route::Router;
-use sessions::Sessions;
+use sessions::{Session, SessionError, Sessions};
+
+/// Sends the answer to one request; called once, from any task.
+type Respond = Box<dyn FnOnce(Payload) + Send>;
+
+/// The answer to what is no request.
+fn misunderstood(text: impl Into<String>) -> Payload {
+    Payload::ErrorResponse(proto::ErrorResponse { status: Status::InvalidRequest as i32, error_message: text.into() })
+}
 
 /// What every connection shares.
 pub struct Service {
@@ -72,5 +88,15 @@ impl Service {
             true => self.proposer.any_shard(tasks),
             false => self.router.shard_here(tasks).unwrap_or_else(|| self.proposer.any_shard(tasks)),
         }
+    }
+
+    /// What is long to read is read by those who do nothing else.
+    async fn read_page<T: Send + 'static>(
+        self: &Arc<Self>,
+        session: Result<Arc<Session>, SessionError>,
+        page: impl FnOnce(&Service, &Session) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (service, session) = (self.clone(), session?);
+        self.readers.read(move || page(&service, &session)).await
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::requests::Problem;
+use super::problem::Problem;
 use crate::blocking;
 use crate::wire::proto::Status;
 

@@ -20,13 +20,14 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::requests::Problem;
+use super::problem::Problem;
 use crate::placement::{Cluster, LeaderAt};
 use crate::propose::Turns;
 use crate::random;
 use crate::sabotage::Fault;
-use crate::task::GroupId;
+use crate::task::{GroupId, Pauses};
 use crate::wire::proto::{self, Status};
+use crate::wire::routing::Access;
 
 /// A failover takes about a second. Whoever does not follow redirects waits as long as this, and then is refused.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,13 +48,6 @@ pub(super) enum Route {
     Here,
     At(u64),
     Nobody,
-}
-
-/// What a request needs of the node that answers it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    Read,
-    Write,
 }
 
 pub struct Router {
@@ -299,12 +293,12 @@ pub struct ShownMap {
 /// How long somebody is kept waiting, with pauses that grow and differ.
 pub(super) struct Patience {
     until: Instant,
-    pause: Duration,
+    pauses: Pauses,
 }
 
 impl Patience {
     pub fn new() -> Self {
-        Self { until: Instant::now() + PATIENCE, pause: PAUSE_MIN }
+        Self { until: Instant::now() + PATIENCE, pauses: Pauses::new(PAUSE_MIN, PAUSE_MAX) }
     }
 
     /// Waits for news of `group`. False when it has been long enough.
@@ -313,8 +307,7 @@ impl Patience {
         if left.is_zero() {
             return false;
         }
-        router.changed(group, self.pause.mul_f64(rand::random_range(0.5..1.0)).min(left)).await;
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        router.changed(group, self.pauses.next(rand::random()).min(left)).await;
         true
     }
 }

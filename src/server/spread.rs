@@ -24,19 +24,23 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use prost::Message;
 
-use super::Service;
 use super::auth::random_hex;
 use super::forward::{self, Forwarded};
 use super::letters::{self, Choice};
 use super::list::{self, ITEM_BYTES};
-use super::requests::{Problem, Respond, is_not_leader, is_yes, read_page, refusal, refused, serve, served};
-use super::route::{Access, Patience, Route, shown};
+use super::parts::part_here;
+use super::problem::Problem;
+use super::requests::{serve, served};
+use super::route::{Patience, Route, shown};
 use super::sessions::Session;
-use super::tasks::{self, BATCH_TASKS_MAX, CANCELLATIONS_MAX};
+use super::tasks;
 use super::walk::{Part, Room, merge};
-use crate::task::{DeadLetterId, DedupHash, GroupId, ShardId};
+use super::{Respond, Service};
+use crate::task::{DeadLetterId, GroupId};
+use crate::wire::answers::{Answer, answer_mut, is_done, is_not_leader, refused};
 use crate::wire::proto::boomerang_envelope::Payload;
 use crate::wire::proto::{self, Status};
+use crate::wire::routing::{self, Access, Nowhere, Target, is_known_again};
 
 /// How long the keys are remembered that this node gives to what it may have to send twice.
 const OWN_KEY_TTL_MS: u64 = 10 * 60_000;
@@ -44,80 +48,8 @@ const OWN_KEY_BYTES: usize = 16;
 /// Dead letters replayed or purged at a time, for one request.
 const LETTERS_AT_A_TIME: usize = 32;
 
-/// Whose answer a request needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Target {
-    /// Any node's.
-    Any,
-    /// That of the group's leader.
-    Group(GroupId, Access),
-    /// That of any leader of a shard.
-    AnyShard,
-    Batch,
-    Cancellations,
-    Tasks,
-    DeadLetters,
-    /// Of those who lead what it names.
-    Letters,
-}
-
-/// What cannot be understood is refused by any node.
-pub(super) fn target(service: &Service, session: &Session, payload: &Payload) -> Target {
-    let by_task =
-        |id: &str, access| tasks::group_of(service, id).map_or(Target::Any, |(_, group)| Target::Group(group, access));
-    let by_letter = |id: &str, access| {
-        letters::group_of(service, id).map_or(Target::Any, |(_, group)| Target::Group(group, access))
-    };
-    match payload {
-        Payload::RegistrationRequest(task) => match group_of_key(service, session, task) {
-            Ok(Some(group)) => Target::Group(group, Access::Write),
-            Ok(None) => Target::AnyShard,
-            Err(()) => Target::Any,
-        },
-        Payload::RegistrationBatch(batch) if (1..=BATCH_TASKS_MAX).contains(&batch.tasks.len()) => Target::Batch,
-        Payload::CancellationRequest(request) => by_task(&request.task_id, Access::Write),
-        Payload::CancellationBatch(batch) if (1..=CANCELLATIONS_MAX).contains(&batch.task_ids.len()) => {
-            Target::Cancellations
-        }
-        Payload::UpdateTaskRequest(request) => by_task(&request.task_id, Access::Write),
-        Payload::PauseTaskRequest(request) => by_task(&request.task_id, Access::Write),
-        Payload::GetTaskRequest(request) => by_task(&request.task_id, Access::Read),
-        Payload::GetDeadLetterRequest(request) => by_letter(&request.dead_letter_id, Access::Read),
-        Payload::ReplayDeadLettersRequest(request) => match &request.dead_letter_ids[..] {
-            [id] => by_letter(id, Access::Write),
-            _ => Target::Letters,
-        },
-        Payload::PurgeDeadLettersRequest(request) => match &request.dead_letter_ids[..] {
-            [id] => by_letter(id, Access::Write),
-            _ => Target::Letters,
-        },
-        Payload::ListTasksRequest(_) => Target::Tasks,
-        Payload::ListDeadLettersRequest(_) => Target::DeadLetters,
-        Payload::ClientRegistration(_)
-        | Payload::ClientDeregistration(_)
-        | Payload::ApiKeyRequest(_)
-        | Payload::ApiKeyRevocation(_) => Target::Group(GroupId::CLUSTER, Access::Write),
-        _ => Target::Any,
-    }
-}
-
-/// Where the key of a registration lives, or where its sender says; `Err` when it is nowhere.
-fn group_of_key(service: &Service, session: &Session, task: &proto::Task) -> Result<Option<GroupId>, ()> {
-    if task.dedup_key.is_empty() {
-        return task.origin.as_ref().map(|origin| group_of_origin(service, origin)).transpose();
-    }
-    let hash = DedupHash::new(&session.client, &task.dedup_key).map_err(drop)?;
-    Ok(Some(service.proposer.shard_of(hash)))
-}
-
-fn group_of_origin(service: &Service, origin: &proto::Origin) -> Result<GroupId, ()> {
-    let shard = u16::try_from(origin.shard).ok().filter(|shard| *shard < service.shards);
-    shard.map(|shard| GroupId::of_shard(ShardId(shard))).ok_or(())
-}
-
-/// It may be sent again when no answer comes, and is stored once.
-fn is_known_again(task: &proto::Task) -> bool {
-    !task.dedup_key.is_empty() || task.origin.is_some()
+fn group_of(service: &Service, session: &Session, task: &proto::Task) -> Result<Option<GroupId>, Nowhere> {
+    routing::group_of_task(task, Some(&session.client), service.shards)
 }
 
 /// Gives each task of a batch what its batch says of all of them, so that they can go different ways.
@@ -136,15 +68,6 @@ fn give_key(task: &mut proto::Task) {
     task.dedup_ttl_ms = OWN_KEY_TTL_MS;
 }
 
-/// Done twice, it has the same effect and the same answer as done once.
-fn may_be_done_twice(payload: &Payload) -> bool {
-    match payload {
-        Payload::RegistrationRequest(task) => is_known_again(task),
-        Payload::GetTaskRequest(_) | Payload::GetDeadLetterRequest(_) | Payload::ClientRegistration(_) => true,
-        _ => false,
-    }
-}
-
 /// Whether a client that follows redirects is sent to the leader. What administrators ask is rare, and goes there by
 /// itself.
 fn is_redirected(session: &Session, group: GroupId) -> bool {
@@ -153,19 +76,19 @@ fn is_redirected(session: &Session, group: GroupId) -> bool {
 
 /// Answers a request; returns when the next one may be read.
 pub(super) async fn ask(service: &Arc<Service>, session: Arc<Session>, payload: Payload, respond: Respond) {
-    match target(service, &session, &payload) {
+    match routing::target(&payload, Some(&session.client), service.shards) {
         Target::Any => serve(service, Ok(session), payload, respond).await,
-        Target::Group(group, access) => ask_group(service, session, payload, group, access, respond).await,
-        Target::AnyShard => ask_any(service, session, payload, respond).await,
+        Target::Leader(group, access) => ask_group(service, session, payload, group, access, respond).await,
+        Target::AnyLeader => ask_any(service, session, payload, respond).await,
         Target::Batch => ask_batch(service, session, payload, respond).await,
         Target::Cancellations => ask_cancellations(service, session, payload, respond).await,
-        Target::Tasks | Target::DeadLetters => {
+        Target::Page => {
             in_the_background(service, respond, move |service| {
                 async move { page(&service, &session, payload).await }.boxed()
             })
             .await;
         }
-        Target::Letters => {
+        Target::DeadLetters => {
             in_the_background(service, respond, move |service| {
                 async move { change_letters(&service, &session, payload).await }.boxed()
             })
@@ -245,17 +168,9 @@ fn unless_led_elsewhere(
 
 /// Puts into a refusal what is known by now.
 fn name_leader(service: &Service, answer: &mut Payload, group: GroupId) {
-    let Problem { text, detail, .. } = service.router.not_leader(group);
-    let (message, found) = match answer {
-        Payload::RegistrationResponse(answer) => (&mut answer.error_message, &mut answer.detail),
-        Payload::CancellationResponse(answer) => (&mut answer.error_message, &mut answer.detail),
-        Payload::UpdateTaskResponse(answer) => (&mut answer.error_message, &mut answer.detail),
-        Payload::PauseTaskResponse(answer) => (&mut answer.error_message, &mut answer.detail),
-        Payload::ReplayDeadLettersResponse(answer) => (&mut answer.error_message, &mut answer.detail),
-        Payload::PurgeDeadLettersResponse(answer) => (&mut answer.error_message, &mut answer.detail),
-        _ => return,
-    };
-    (*message, *found) = (text, detail);
+    if let Some(answer) = answer_mut(answer) {
+        answer.refuse(service.router.not_leader(group).into());
+    }
 }
 
 /// Brings a request to the leader of its group, wherever that is by then.
@@ -268,37 +183,34 @@ async fn seek(
 ) -> Payload {
     let mut patience = Patience::new();
     let mut past = None;
-    // Once nobody knows whether it was done, only a yes says more than that.
     let mut unknown = None;
-    let worth_more = |answer: Payload, unknown: Option<Problem>| match unknown {
-        Some(problem) if !is_yes(&answer) => refused(&payload, problem),
-        _ => answer,
+    let tell = |answer: Payload, unknown: Option<Problem>| {
+        routing::what_to_tell(answer, is_done, unknown.map(|problem| refused(&payload, problem)))
     };
     loop {
         match service.router.route(group, past) {
             Route::Here if service.router.can_serve(group, access).await => {
                 let answer = served(service, session.clone(), payload.clone()).await;
                 if !is_not_leader(&answer) {
-                    return worth_more(answer, unknown);
+                    return tell(answer, unknown);
                 }
             }
             Route::Here | Route::Nobody => past = None,
             Route::At(node_id) => match forward::send(service, node_id, session, payload.clone()).await {
-                Forwarded::Answer(answer) => return worth_more(answer, unknown),
+                Forwarded::Answer(answer) => return tell(answer, unknown),
                 Forwarded::Elsewhere => past = None,
                 Forwarded::NotSent => past = Some(node_id),
                 Forwarded::Unknown(why) => {
-                    if !may_be_done_twice(&payload) {
+                    if !routing::may_be_repeated(&payload) {
                         return refused(&payload, lost(node_id, &why));
                     }
-                    // A question that is asked twice has one answer.
-                    unknown = access.eq(&Access::Write).then(|| lost(node_id, &why));
+                    unknown = routing::changes_something(&payload).then(|| lost(node_id, &why));
                     past = Some(node_id);
                 }
             },
         }
         if !patience.wait(&service.router, group).await {
-            return worth_more(refused(&payload, service.router.not_leader(group)), unknown);
+            return tell(refused(&payload, service.router.not_leader(group)), unknown);
         }
     }
 }
@@ -333,7 +245,7 @@ async fn ask_any(service: &Arc<Service>, session: Arc<Session>, payload: Payload
 async fn register_elsewhere(service: &Arc<Service>, session: &Arc<Session>, payload: Payload) -> Payload {
     let Payload::RegistrationRequest(mut task) = payload else { unreachable!("only registrations go anywhere") };
     give_key(&mut task);
-    let group = group_of_key(service, session, &task).ok().flatten().expect("a short key");
+    let group = group_of(service, session, &task).ok().flatten().expect("a short key");
     let mut answer = seek(service, session, Payload::RegistrationRequest(task), group, Access::Write).await;
     if let Payload::RegistrationResponse(answer) = &mut answer {
         // The key was not the client's.
@@ -347,17 +259,17 @@ async fn ask_batch(service: &Arc<Service>, session: Arc<Session>, mut payload: P
     if let Some(origin) = &batch.origin
         && let Err(problem) = tasks::Place::of(service, &session, origin)
     {
-        return respond(Payload::RegistrationBatchResponse(refusal!(RegistrationBatchResponse, problem)));
+        return respond(Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse::refusing(problem)));
     }
     if !session.redirects {
         number_tasks(batch);
     }
     let any_here = service.router.leads_any();
-    let is_here = |task: &proto::Task| match group_of_key(service, &session, task) {
+    let is_here = |task: &proto::Task| match group_of(service, &session, task) {
         Ok(Some(group)) => service.router.leads(group).is_some(),
         Ok(None) => any_here,
         // Refused wherever it goes.
-        Err(()) => true,
+        Err(Nowhere) => true,
     };
     let direct = if session.redirects {
         any_here || batch.origin.is_some() || batch.tasks.iter().all(is_known_again)
@@ -396,7 +308,7 @@ fn finish_batch(
         for answer in answer.responses.iter_mut().filter(|answer| missed(answer)) {
             let shard = answer.detail.as_ref().map_or(0, |detail| detail.shard);
             let group = GroupId(u16::try_from(shard + 1).unwrap_or(1));
-            *answer = refusal!(RegistrationResponse, service.router.not_leader(group));
+            *answer = proto::RegistrationResponse::refusing(service.router.not_leader(group));
         }
         service.metrics.redirected.inc();
         return respond(Payload::RegistrationBatchResponse(answer));
@@ -463,12 +375,12 @@ impl Batch {
                 }
             }
             let Some(task) = self.open.values().next() else { break };
-            let open = group_of_key(service, session, task).ok().flatten();
+            let open = group_of(service, session, task).ok().flatten();
             let group = waits_for.take().or(open).unwrap_or(GroupId(1));
             if !patience.wait(&service.router, group).await {
                 for (place, task) in std::mem::take(&mut self.open) {
-                    let group = group_of_key(service, session, &task).ok().flatten().unwrap_or(group);
-                    self.done.insert(place, refusal!(RegistrationResponse, service.router.not_leader(group)));
+                    let group = group_of(service, session, &task).ok().flatten().unwrap_or(group);
+                    self.done.insert(place, proto::RegistrationResponse::refusing(service.router.not_leader(group)));
                 }
                 break;
             }
@@ -477,7 +389,7 @@ impl Batch {
             let answer = self.done.get_mut(&place).expect("everything is answered by now");
             // That it was refused later does not say that it was not done before.
             if answer.status != Status::Ok as i32 {
-                *answer = refusal!(RegistrationResponse, problem);
+                *answer = proto::RegistrationResponse::refusing(problem);
             }
         }
         for place in &self.keyed_here {
@@ -503,7 +415,7 @@ impl Batch {
                 give_key(task);
                 self.keyed_here.insert(*place);
             }
-            let route = match group_of_key(service, session, task) {
+            let route = match group_of(service, session, task) {
                 Ok(Some(group)) => {
                     let route = *routes.entry(group).or_insert_with(|| service.router.route(group, past));
                     if route == Route::Nobody {
@@ -546,7 +458,7 @@ impl Batch {
         for place in places {
             if !is_known_again(&self.open[place]) {
                 self.open.remove(place);
-                self.done.insert(*place, refusal!(RegistrationResponse, lost(node_id, why)));
+                self.done.insert(*place, proto::RegistrationResponse::refusing(lost(node_id, why)));
             } else {
                 self.unknown.insert(*place, lost(node_id, why));
             }
@@ -571,7 +483,7 @@ async fn ask_cancellations(service: &Arc<Service>, session: Arc<Session>, payloa
         let missed = missed.map(|answer| {
             let shard = answer.detail.as_ref().map_or(0, |detail| detail.shard);
             let group = GroupId(u16::try_from(shard + 1).unwrap_or(1));
-            *answer = refusal!(CancellationResponse, other.router.not_leader(group));
+            *answer = proto::CancellationResponse::refusing(other.router.not_leader(group));
         });
         if missed.count() > 0 {
             other.router.look_again();
@@ -643,7 +555,7 @@ async fn cancel_all(
                     for place in places {
                         open.remove(&place);
                         let problem = lost(node_id.unwrap_or_default(), &why);
-                        done.insert(place, refusal!(CancellationResponse, problem));
+                        done.insert(place, proto::CancellationResponse::refusing(problem));
                     }
                 }
             }
@@ -652,44 +564,12 @@ async fn cancel_all(
         if !patience.wait(&service.router, group).await {
             for (place, id) in std::mem::take(&mut open) {
                 let group = tasks::group_of(service, &id).map_or(group, |(_, group)| group);
-                done.insert(place, refusal!(CancellationResponse, service.router.not_leader(group)));
+                done.insert(place, proto::CancellationResponse::refusing(service.router.not_leader(group)));
             }
             break;
         }
     }
     tasks::answers(done.into_values().collect())
-}
-
-/// This node's part of a list: the items as they are answered, or nothing where only their places count.
-pub(super) async fn part_here(
-    service: &Arc<Service>,
-    session: &Arc<Session>,
-    payload: &Payload,
-    groups: &[GroupId],
-) -> Result<Part<Bytes>, Problem> {
-    fn encoded<T>(part: Part<T>, encode: impl Fn(T) -> Bytes) -> Part<Bytes> {
-        let items = part.items.into_iter().map(|(place, item)| (place, encode(item))).collect();
-        Part { items, more_behind: part.more_behind }
-    }
-    let (payload, groups) = (payload.clone(), groups.to_vec());
-    let part = read_page(service, Ok(session.clone()), move |service, session| match payload {
-        Payload::ListTasksRequest(request) => {
-            Ok(encoded(list::part(service, session, &request, groups)?, |task| task.encode_to_vec().into()))
-        }
-        Payload::ListDeadLettersRequest(request) => {
-            Ok(encoded(letters::part(service, session, &request, groups)?, |letter| letter.encode_to_vec().into()))
-        }
-        Payload::ReplayDeadLettersRequest(request) => {
-            let choice = Choice::from(request);
-            Ok(encoded(letters::chosen_part(service, session, &choice, groups)?, |()| Bytes::new()))
-        }
-        Payload::PurgeDeadLettersRequest(request) => {
-            let choice = Choice::from(request);
-            Ok(encoded(letters::chosen_part(service, session, &choice, groups)?, |()| Bytes::new()))
-        }
-        _ => Err(Problem::new(Status::InvalidRequest, "no part can be made of this")),
-    });
-    part.await
 }
 
 /// The parts of all shards, each from its leader. All of them, or a refusal that names one that is missing.

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::Service;
-use super::requests::{Problem, Respond, refusal};
+use super::problem::Problem;
 use super::sessions::{Session, SessionError};
+use super::{Respond, Service};
 use crate::propose::{Admission, Ask, Due, Refused};
 use crate::shard::{self, Change, Numbered, Reply};
 use crate::store::StoreError;
@@ -15,21 +15,19 @@ use crate::store::keys::{HISTORY_BUCKET_MS, Key, Parsed, parse_state};
 use crate::store::overlay::get_row;
 use crate::store::rows::{CursorRow, Ended, HistoryRow, PolicyRow, TaskRow};
 use crate::task::{ClientId, DedupHash, GroupId, InstantMs, Invalid, ShardId, Tags, TaskId};
+use crate::wire::answers::Answer;
 use crate::wire::convert::{
     callback_from, callback_shown, dead_letter_from, dead_letter_to, failure_to, policy_over, recurrence_from,
     recurrence_to, retry_from, retry_to,
 };
 use crate::wire::proto::boomerang_envelope::Payload;
 use crate::wire::proto::{self, Status, TaskState};
+use crate::wire::routing::{BATCH_TASKS_MAX, CANCELLATIONS_MAX};
 
-/// A batch is one message; its tasks are as many requests.
-pub(super) const BATCH_TASKS_MAX: usize = 1_000;
 /// Of the name a sender of registrations gives itself.
 const SENDER_BYTES_MAX: usize = 64;
 /// No sender gets that far, and what counts on from there fits.
 const NUMBER_MAX: u64 = 1 << 62;
-/// Cancellations in one message: they are smaller than tasks.
-pub(super) const CANCELLATIONS_MAX: usize = 10_000;
 const DEDUP_TTL_MS_DEFAULT: u64 = 24 * 3600 * 1000;
 const DEDUP_TTL_MS_MAX: u64 = 366 * 24 * 3600 * 1000;
 /// Shown of one task.
@@ -54,7 +52,7 @@ pub(super) async fn register(
         }
         Err(error) => {
             service.metrics.refusals.inc();
-            answer(refusal!(RegistrationResponse, error.into()));
+            answer(proto::RegistrationResponse::refusing(Problem::from(error)));
         }
     }
 }
@@ -105,7 +103,8 @@ pub(super) async fn register_batch(
     batch: proto::RegistrationBatch,
     respond: Respond,
 ) {
-    let refuse = |problem: Problem| Payload::RegistrationBatchResponse(refusal!(RegistrationBatchResponse, problem));
+    let refuse =
+        |problem: Problem| Payload::RegistrationBatchResponse(proto::RegistrationBatchResponse::refusing(problem));
     let session = match session {
         Ok(session) => session,
         Err(error) => return respond(refuse(error.into())),
@@ -201,7 +200,7 @@ async fn register_one(
         Ok(found) => found,
         Err(problem) => {
             service.metrics.refusals.inc();
-            return answer(refusal!(RegistrationResponse, problem));
+            return answer(proto::RegistrationResponse::refusing(problem));
         }
     };
     let arrived_us = service.clock.now_us();
@@ -223,7 +222,7 @@ async fn register_one(
             Ok(Reply::GivenUp) => {
                 metrics.refusals.inc();
                 let text = "origin.number: its sender has given it up, or had an answer to it; nothing was stored";
-                refusal!(RegistrationResponse, Problem::new(Status::InvalidRequest, text))
+                proto::RegistrationResponse::refusing(Problem::new(Status::InvalidRequest, text))
             }
             Ok(Reply::TooManyOpen { open_max }) => {
                 metrics.refusals.inc();
@@ -231,12 +230,12 @@ async fn register_one(
                     "origin: {open_max} registrations of this sender wait in this shard for origin.answered_below to \
                      pass them; raise it, or register by another sender"
                 );
-                refusal!(RegistrationResponse, Problem::new(Status::Overloaded, text))
+                proto::RegistrationResponse::refusing(Problem::new(Status::Overloaded, text))
             }
             Ok(other) => unreachable!("a registration is never answered with {other:?}"),
             Err(refused) => {
                 metrics.refusals.inc();
-                refusal!(RegistrationResponse, refused.into())
+                proto::RegistrationResponse::refusing(Problem::from(refused))
             }
         });
     };
@@ -366,7 +365,8 @@ pub(super) async fn cancel_batch(
     batch: proto::CancellationBatch,
     respond: Respond,
 ) {
-    let refuse = |problem: Problem| Payload::CancellationBatchResponse(refusal!(CancellationBatchResponse, problem));
+    let refuse =
+        |problem: Problem| Payload::CancellationBatchResponse(proto::CancellationBatchResponse::refusing(problem));
     let session = match session {
         Ok(session) => session,
         Err(error) => return respond(refuse(error.into())),
@@ -410,7 +410,7 @@ async fn cancel_one(
 ) {
     let message = |result: Result<(), Problem>| match result {
         Ok(()) => proto::CancellationResponse { status: Status::Ok as i32, ..Default::default() },
-        Err(problem) => refusal!(CancellationResponse, problem),
+        Err(problem) => proto::CancellationResponse::refusing(problem),
     };
     let Wanted { id, group, owner, .. } = match wanted(service, session, id) {
         Ok(wanted) => wanted,
@@ -446,7 +446,7 @@ pub(super) async fn update(
                 scheduled_time_ms,
                 ..Default::default()
             },
-            Err(problem) => refusal!(UpdateTaskResponse, problem),
+            Err(problem) => proto::UpdateTaskResponse::refusing(problem),
         })
     };
     let asked = wanted(service, session, &request.task_id)
@@ -505,7 +505,7 @@ pub(super) async fn pause(
     let message = move |result: Result<proto::PauseTaskResponse, Problem>| {
         Payload::PauseTaskResponse(match result {
             Ok(answer) => answer,
-            Err(problem) => refusal!(PauseTaskResponse, problem),
+            Err(problem) => proto::PauseTaskResponse::refusing(problem),
         })
     };
     let Wanted { id, group, owner, .. } = match wanted(service, session, &request.task_id) {

@@ -30,8 +30,8 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodecError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Service;
-use super::requests::{handle, misunderstood};
+use super::envelopes::handle;
+use super::{Service, misunderstood};
 use crate::wire::proto::boomerang_envelope::Payload;
 use crate::wire::proto::{BoomerangEnvelope, Status};
 use crate::wire::{decode_envelope, encode_frame, frame_codec};

@@ -10,6 +10,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use data_encoding::HEXLOWER;
+
 use crate::store::keys::Key;
 use crate::store::{Store, StoreError};
 use crate::task::GroupId;
@@ -158,22 +160,12 @@ pub(super) fn after(prefix: &[u8]) -> Option<Vec<u8>> {
 
 /// A cursor: which index, and the place that was looked at last.
 pub(super) fn token(index: char, place: &[u8]) -> String {
-    use std::fmt::Write;
-    place.iter().fold(String::from(index), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String grows");
-        text
-    })
+    format!("{index}{}", HEXLOWER.encode(place))
 }
 
 /// Where to go on from; `None` when it is no cursor of this index.
 pub(super) fn place_behind(index: char, token: &str) -> Option<Place> {
-    let digits = token.strip_prefix(index)?.as_bytes();
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let mut place = Vec::with_capacity(digits.len() / 2 + 1);
-    for pair in digits.chunks(2) {
-        let &[high, low] = pair else { return None };
-        place.push(u8::try_from(digit(high)? * 16 + digit(low)?).expect("two digits"));
-    }
+    let mut place = HEXLOWER.decode(token.strip_prefix(index)?.as_bytes()).ok()?;
     // Every place ends with an id.
     (place.len() >= 16).then(|| {
         place.push(0);

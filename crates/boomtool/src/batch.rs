@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::ValueEnum;
+use data_encoding::HEXLOWER_PERMISSIVE;
 use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -158,12 +159,8 @@ impl Line {
 }
 
 fn from_hex(digits: &str) -> Result<Vec<u8>, String> {
-    let wrong = || format!("payload_hex: '{digits}' is not pairs of hexadecimal digits");
-    if !digits.len().is_multiple_of(2) || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(wrong());
-    }
-    let pair = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| wrong());
-    (0..digits.len()).step_by(2).map(pair).collect()
+    let bytes = HEXLOWER_PERMISSIVE.decode(digits.as_bytes());
+    bytes.map_err(|_| format!("payload_hex: '{digits}' is not pairs of hexadecimal digits"))
 }
 
 /// A task and the number of its line.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use super::args::cluster::{ClusterCommand, MoveArgs};
@@ -207,12 +208,11 @@ async fn verify(client: &Client, context: &Context) -> Result<(), ToolError> {
         different += u32::from(result == DIFFERENT);
         unknown += u32::from(result != EQUAL && result != DIFFERENT);
         let shard = shard_of(group).map_or_else(|| "-".to_owned(), |shard| shard.to_string());
-        let hex = |digest: &[u8]| digest.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
         let replica = |replica: &ReplicaDigest| {
             json!({
                 "replica": replica.replica,
                 "node_id": replica.node_id,
-                "digest": hex(&replica.digest),
+                "digest": HEXLOWER.encode(&replica.digest),
                 "rows": replica.rows,
                 "applied_index": replica.applied_index,
                 "failed": (!replica.failed.is_empty()).then_some(&replica.failed),

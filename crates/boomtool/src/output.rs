@@ -3,11 +3,11 @@
 //! A reader that has seen enough (`boomtool task list | head -1`) closes the pipe. That is no failure: the error of the
 //! write travels up as [`ToolError::Output`], and the program ends quietly.
 
-use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 
@@ -80,7 +80,7 @@ pub fn payload_text(payload: &[u8], width: usize) -> String {
     };
     let shown = match text {
         Some(text) => format!("\"{}\"", text.chars().flat_map(shown_char).collect::<String>()),
-        None => format!("0x{}", hex(head)),
+        None => format!("0x{}", HEXLOWER.encode(head)),
     };
     if head.len() == payload.len() && shown.chars().count() <= width {
         return shown;
@@ -100,15 +100,8 @@ fn shown_char(c: char) -> impl Iterator<Item = char> {
 pub fn payload_into(object: &mut Map<String, Value>, payload: &[u8]) {
     match std::str::from_utf8(payload) {
         Ok(text) => object.insert("payload".into(), text.into()),
-        Err(_) => object.insert("payload_hex".into(), hex(payload).into()),
+        Err(_) => object.insert("payload_hex".into(), HEXLOWER.encode(payload).into()),
     };
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Rows as aligned columns, the last one as long as it likes. The first row is the head.

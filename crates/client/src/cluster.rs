@@ -2,7 +2,7 @@
 //!
 //! What a node shows of the cluster has no other form than the message: it is looked at, and nothing is made of it.
 
-use super::requests::unexpected;
+use super::error::unexpected;
 use super::{Client, ClientError};
 use boomerang_wire::proto::cluster_request::Ask;
 use boomerang_wire::proto::cluster_response::Answer;

@@ -3,7 +3,7 @@
 //! Replay and purge work page by page: a node does a bounded part with each request and says where to go on. Nothing is
 //! done twice when a page is asked for again, for what was replayed or purged is gone.
 
-use super::requests::unexpected;
+use super::error::unexpected;
 use super::{Client, ClientError, DeadLetter};
 use boomerang_task::{ClientId, DeadLetterId, FailureClass, InstantMs, Invalid, TaskId};
 use boomerang_wire::convert;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boomerang_task::Invalid;
-use boomerang_wire::proto::{CancellationResponse, Detail, RegistrationResponse, Status, boomerang_envelope::Payload};
+use boomerang_wire::answers::Verdict;
+use boomerang_wire::proto::Status;
 
 /// Why a request has no good answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -102,118 +103,40 @@ impl ClientError {
     }
 }
 
-/// The status of an answer, whichever kind of answer it is.
-pub(super) struct Verdict<'a> {
-    pub status: i32,
-    pub message: &'a str,
-    pub detail: Option<&'a Detail>,
+pub(super) fn unexpected(what: &str) -> ClientError {
+    ClientError::Protocol(what.to_owned())
 }
 
-impl<'a> Verdict<'a> {
-    /// `None` when `payload` is not an answer at all.
-    pub fn of(payload: &'a Payload) -> Option<Self> {
-        macro_rules! verdict {
-            ($answer:expr) => {
-                Self { status: $answer.status, message: &$answer.error_message, detail: None }
-            };
-            ($answer:expr, detail) => {
-                Self { status: $answer.status, message: &$answer.error_message, detail: $answer.detail.as_ref() }
-            };
+/// An error unless the answer says that all is well.
+pub(super) fn check(verdict: Verdict<'_>) -> Result<(), ClientError> {
+    if verdict.status == Status::Ok as i32 {
+        return Ok(());
+    }
+    let retry_after = verdict.detail.filter(|detail| detail.retry_after_ms > 0);
+    let retry_after = retry_after.map(|detail| Duration::from_millis(detail.retry_after_ms));
+    let maybe_done = verdict.detail.is_some_and(|detail| detail.maybe_done);
+    Err(match Status::try_from(verdict.status) {
+        Ok(status) => {
+            let message = if verdict.text.is_empty() { "the node gave no reason" } else { verdict.text };
+            ClientError::Server { status, message: message.to_owned(), retry_after, maybe_done }
         }
-        Some(match payload {
-            Payload::AuthResponse(answer) => verdict!(answer, detail),
-            Payload::RegistrationResponse(answer) => return Some(Self::of_registration(answer)),
-            Payload::CancellationResponse(answer) => verdict!(answer, detail),
-            Payload::SessionRefreshResponse(answer) => verdict!(answer),
-            Payload::ClientRegistrationResponse(answer) => verdict!(answer, detail),
-            Payload::ClientDeregistrationResponse(answer) => verdict!(answer, detail),
-            Payload::ListTasksResponse(answer) => verdict!(answer, detail),
-            Payload::GetTaskResponse(answer) => verdict!(answer, detail),
-            Payload::ErrorResponse(answer) => verdict!(answer),
-            Payload::ApiKeyResponse(answer) => verdict!(answer, detail),
-            Payload::ApiKeyRevocationResponse(answer) => verdict!(answer, detail),
-            Payload::RegistrationBatchResponse(answer) => verdict!(answer, detail),
-            Payload::CancellationBatchResponse(answer) => verdict!(answer, detail),
-            Payload::UpdateTaskResponse(answer) => verdict!(answer, detail),
-            Payload::PauseTaskResponse(answer) => verdict!(answer, detail),
-            Payload::ListDeadLettersResponse(answer) => verdict!(answer, detail),
-            Payload::GetDeadLetterResponse(answer) => verdict!(answer, detail),
-            Payload::ReplayDeadLettersResponse(answer) => verdict!(answer, detail),
-            Payload::PurgeDeadLettersResponse(answer) => verdict!(answer, detail),
-            Payload::ShardMapResponse(answer) => verdict!(answer),
-            Payload::ClusterResponse(answer) => verdict!(answer, detail),
-            _ => return None,
-        })
-    }
-
-    /// Of a registration by itself, or of one in a batch.
-    pub fn of_registration(answer: &'a RegistrationResponse) -> Self {
-        Self { status: answer.status, message: &answer.error_message, detail: answer.detail.as_ref() }
-    }
-
-    /// Of a cancellation by itself, or of one in a batch.
-    pub fn of_cancellation(answer: &'a CancellationResponse) -> Self {
-        Self { status: answer.status, message: &answer.error_message, detail: answer.detail.as_ref() }
-    }
-
-    /// The node does not know the session, so it did not execute the request.
-    ///
-    /// `UNAUTHORIZED` also means "this client may not do that", where a new session would not help; the original
-    /// protocol has no other mark than the text to tell the two apart.
-    pub fn session_is_gone(&self) -> bool {
-        self.status == Status::SessionExpired as i32
-            || self.status == Status::Unauthorized as i32 && self.message.to_ascii_lowercase().contains("session")
-    }
-
-    /// Nothing was done for want of room, and there will be some after this time.
-    pub fn room_within(&self) -> Option<Duration> {
-        let detail = self.detail.filter(|detail| detail.retry_after_ms > 0 && !detail.maybe_done)?;
-        (self.status == Status::Overloaded as i32).then(|| Duration::from_millis(detail.retry_after_ms))
-    }
-
-    pub fn check(&self) -> Result<(), ClientError> {
-        if self.status == Status::Ok as i32 {
-            return Ok(());
-        }
-        let retry_after = self.detail.filter(|detail| detail.retry_after_ms > 0);
-        let maybe_done = self.detail.is_some_and(|detail| detail.maybe_done);
-        let retry_after = retry_after.map(|detail| Duration::from_millis(detail.retry_after_ms));
-        Err(match Status::try_from(self.status) {
-            Ok(status) => {
-                let message = if self.message.is_empty() { "the node gave no reason" } else { self.message };
-                ClientError::Server { status, message: message.to_owned(), retry_after, maybe_done }
-            }
-            Err(_) => ClientError::Server {
-                status: Status::Error,
-                message: format!("status {}, unknown to this client: {}", self.status, self.message),
-                retry_after,
-                maybe_done,
-            },
-        })
-    }
+        Err(_) => ClientError::Server {
+            status: Status::Error,
+            message: format!("status {}, unknown to this client: {}", verdict.status, verdict.text),
+            retry_after,
+            maybe_done,
+        },
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use boomerang_wire::proto::ErrorResponse;
+    use boomerang_wire::proto::boomerang_envelope::Payload;
+    use boomerang_wire::proto::{CancellationResponse, Detail, ErrorResponse, RegistrationResponse};
 
-    fn refusal(status: Status, message: &str) -> Payload {
-        Payload::ErrorResponse(ErrorResponse { status: status.into(), error_message: message.to_owned() })
-    }
-
-    #[test]
-    fn only_an_unknown_session_is_worth_a_new_one() {
-        for (status, message, gone) in [
-            (Status::SessionExpired, "", true),
-            (Status::Unauthorized, "Unknown session", true),
-            (Status::Unauthorized, "needs an administrator", false),
-            (Status::Error, "session store is full", false),
-            (Status::Ok, "", false),
-        ] {
-            let payload = refusal(status, message);
-            assert_eq!(Verdict::of(&payload).unwrap().session_is_gone(), gone, "{status:?} {message}");
-        }
+    fn error_of(answer: &Payload) -> ClientError {
+        check(Verdict::of(answer).unwrap()).unwrap_err()
     }
 
     #[test]
@@ -225,13 +148,13 @@ mod tests {
             detail: Some(detail),
             ..Default::default()
         });
-        let error = Verdict::of(&payload).unwrap().check().unwrap_err();
+        let error = error_of(&payload);
         assert_eq!(error.to_string(), "OVERLOADED: queue is full");
         assert!(matches!(error, ClientError::Server { retry_after: Some(after), .. } if after.as_millis() == 250));
         assert!(!error.is_unknown());
 
         let payload = Payload::ErrorResponse(ErrorResponse { status: 99, error_message: "new".into() });
-        let text = Verdict::of(&payload).unwrap().check().unwrap_err().to_string();
+        let text = error_of(&payload).to_string();
         assert!(text.contains("99") && text.contains("new"), "{text}");
     }
 
@@ -244,7 +167,7 @@ mod tests {
             error_message: "no answer in time".into(),
             detail: Some(Detail { maybe_done: true, ..Default::default() }),
         });
-        assert!(Verdict::of(&maybe).unwrap().check().unwrap_err().is_unknown());
+        assert!(error_of(&maybe).is_unknown());
         let slow = ClientError::Timeout { after: Duration::from_secs(3) }.to_string();
         assert!(slow.contains("3s") && slow.contains("outcome is unknown"), "{slow}");
     }

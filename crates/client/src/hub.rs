@@ -10,7 +10,8 @@
 //! not lead, when a connection was lost, and when it is old. It may be wrong at any time: a node that does not lead says
 //! so, and says who does. With one node none of this happens.
 //!
-//! What a request may be sent again for is decided in [`Judgement::of`], and nowhere else.
+//! What a request may be sent again for is decided in [`Judgement::of`], by the rules of [`boomerang_wire::routing`] that the
+//! nodes keep as well.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,12 +22,13 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::connection::{AnswerResult, Connection, Sent};
-use super::error::Verdict;
 use super::link::{Link, Seen};
 use super::senders::{Numbers, Senders};
 use super::{ClientError, Options, session};
-use boomerang_task::{DeadLetterId, DedupHash, ShardId, TaskId};
+use boomerang_task::{GroupId, Pauses, ShardId, TaskId};
+use boomerang_wire::answers::{Proof, Refused, Verdict};
 use boomerang_wire::proto::{self, Detail, Status, boomerang_envelope::Payload};
+use boomerang_wire::routing::{self, Target};
 
 /// A failover takes about a second: the first tries come quickly, the later ones do not add to the load.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -72,6 +74,10 @@ impl Map {
         };
         let shards = message.shards.into_iter().map(lead).collect();
         Self { shards, addresses: addresses.into_values().collect(), fetched }
+    }
+
+    fn shards_count(&self) -> u16 {
+        u16::try_from(self.shards.len()).unwrap_or(u16::MAX)
     }
 
     fn leader(&self, shard: ShardId) -> Option<&str> {
@@ -314,7 +320,8 @@ impl Hub {
         mut unknown: Option<AnswerResult>,
     ) -> (AnswerResult, Option<AnswerResult>) {
         let (mut connection, mut sent) = first;
-        let mut pauses = Pauses::new();
+        let mut pauses = pauses();
+        let mut redirected = false;
         let mut sessions = 0;
         loop {
             let sent_at = Instant::now();
@@ -326,16 +333,16 @@ impl Hub {
                 Judgement::Final => return (answer, unknown),
                 Judgement::Redirected(detail) => {
                     // The first news is followed at once, unless two nodes take each other for the leader.
-                    if !self.learn(&detail) || pauses.count > 0 {
-                        pauses.wait(detail.retry_after_ms, deadline).await;
+                    if !self.learn(&detail) || redirected {
+                        let at_most = Some(detail.retry_after_ms).filter(|ms| *ms > 0).map(Duration::from_millis);
+                        pause(&mut pauses, at_most, deadline).await;
                         self.refresh_map(sent_at, deadline).await;
                     }
-                    pauses.count += 1;
+                    redirected = true;
                 }
                 Judgement::Again => {
-                    // A question that was asked twice has one answer.
-                    unknown = is_registration(&sent.payload).then(|| answer.clone());
-                    pauses.wait(0, deadline).await;
+                    unknown = routing::changes_something(&sent.payload).then(|| answer.clone());
+                    pause(&mut pauses, None, deadline).await;
                     self.refresh_map(sent_at, deadline).await;
                 }
                 refused => match self.take_care_of(refused, &connection, &sent, &mut sessions, deadline).await {
@@ -375,7 +382,7 @@ impl Hub {
         payload: &Payload,
         deadline: Instant,
     ) -> Result<Arc<Connection>, ClientError> {
-        let mut pauses = Pauses::new();
+        let mut pauses = pauses();
         loop {
             let asked_at = Instant::now();
             let map = self.map(deadline).await?;
@@ -399,50 +406,37 @@ impl Hub {
             if Instant::now() >= deadline {
                 return Err(why.unwrap_or_else(|| no_leader(&self.options)));
             }
-            pauses.wait(0, deadline).await;
+            pause(&mut pauses, None, deadline).await;
             self.refresh_map(asked_at, deadline).await;
         }
     }
 
     fn wish(&self, payload: &Payload, map: &Map) -> Wish {
-        let of_task = |id: &str| id.parse().map_or(Wish::Any, |id: TaskId| Wish::Shard(id.shard()));
-        let of_letter = |id: &str| id.parse().map_or(Wish::Any, |id: DeadLetterId| Wish::Shard(id.task.shard()));
-        let wish = match payload {
-            Payload::RegistrationRequest(task) => self.shard_of(task, map).map_or(Wish::AnyLeader, Wish::Shard),
-            Payload::RegistrationBatch(batch) => {
-                let said = batch.origin.as_ref().and_then(shard_of_origin);
-                let keyed = || batch.tasks.iter().find_map(|task| self.shard_of(task, map));
-                said.or_else(keyed).map_or(Wish::AnyLeader, Wish::Shard)
+        let of_group = |group: GroupId| group.shard().map_or(Wish::Any, Wish::Shard);
+        match (routing::target(payload, self.seen.client_id.get(), map.shards_count()), payload) {
+            (Target::Leader(group, _), _) => of_group(group),
+            (Target::AnyLeader, _) => Wish::AnyLeader,
+            // Those of one node are in one batch, as far as that is known: see `split`.
+            (Target::Batch, Payload::RegistrationBatch(batch)) => {
+                let said =
+                    batch.origin.as_ref().and_then(|origin| routing::group_of_origin(origin, map.shards_count()).ok());
+                let shard = said.and_then(GroupId::shard);
+                let of_tasks = || batch.tasks.iter().find_map(|task| self.shard_of(task, map));
+                shard.or_else(of_tasks).map_or(Wish::AnyLeader, Wish::Shard)
             }
-            Payload::CancellationRequest(request) => of_task(&request.task_id),
-            Payload::CancellationBatch(batch) => batch.task_ids.first().map_or(Wish::Any, |id| of_task(id)),
-            Payload::UpdateTaskRequest(request) => of_task(&request.task_id),
-            Payload::PauseTaskRequest(request) => of_task(&request.task_id),
-            Payload::GetTaskRequest(request) => of_task(&request.task_id),
-            Payload::GetDeadLetterRequest(request) => of_letter(&request.dead_letter_id),
-            Payload::ReplayDeadLettersRequest(request) if request.dead_letter_ids.len() == 1 => {
-                of_letter(&request.dead_letter_ids[0])
-            }
-            Payload::PurgeDeadLettersRequest(request) if request.dead_letter_ids.len() == 1 => {
-                of_letter(&request.dead_letter_ids[0])
+            (Target::Cancellations, Payload::CancellationBatch(batch)) => {
+                let first = batch.task_ids.first().and_then(|id| id.parse().ok());
+                let shard = first.map(|id: TaskId| id.shard()).filter(|shard| shard.0 < map.shards_count());
+                shard.map_or(Wish::Any, Wish::Shard)
             }
             _ => Wish::Any,
-        };
-        match wish {
-            // Any node can say that there is no such shard.
-            Wish::Shard(shard) if usize::from(shard.0) >= map.shards.len() => Wish::Any,
-            wish => wish,
         }
     }
 
     /// Where a task has to go, if that is not left to the node.
     fn shard_of(&self, task: &proto::Task, map: &Map) -> Option<ShardId> {
-        if task.dedup_key.is_empty() {
-            return task.origin.as_ref().and_then(shard_of_origin);
-        }
-        let hash = DedupHash::new(self.seen.client_id.get()?, &task.dedup_key).ok()?;
-        let shards = u16::try_from(map.shards.len()).ok().filter(|shards| *shards > 0)?;
-        Some(hash.shard(shards))
+        let group = routing::group_of_task(task, self.seen.client_id.get(), map.shards_count());
+        group.ok().flatten().and_then(GroupId::shard)
     }
 
     fn link(&self, address: &str) -> Arc<Link> {
@@ -506,7 +500,7 @@ impl Hub {
             let answer = connection.call(Payload::ShardMapRequest(proto::ShardMapRequest {})).await?;
             match (answer, sessions) {
                 (Payload::ShardMapResponse(answer), _) if answer.status == Status::Ok as i32 => return Ok(answer),
-                (answer, 0) if Verdict::of(&answer).is_some_and(|verdict| verdict.session_is_gone()) => {
+                (answer, 0) if proof_of(&answer) == Proof::NotDone(Refused::NoSession) => {
                     sessions += 1;
                     session::renew(&connection, &self.options, session_number).await?;
                 }
@@ -659,48 +653,26 @@ pub(super) struct PartOfBatch {
     pub numbers: Option<(proto::Origin, Numbers)>,
 }
 
-fn shard_of_origin(origin: &proto::Origin) -> Option<ShardId> {
-    u16::try_from(origin.shard).ok().map(ShardId)
-}
-
-/// Whether a node knows it when it comes again.
-fn is_known_again(task: &proto::Task) -> bool {
-    !task.dedup_key.is_empty() || task.origin.is_some()
-}
-
 /// What a busy node refuses, and has room for soon.
 fn waits_for_room(payload: &Payload) -> bool {
-    is_registration(payload)
-        || matches!(
-            payload,
-            Payload::UpdateTaskRequest(_) | Payload::ListTasksRequest(_) | Payload::ListDeadLettersRequest(_)
-        )
+    matches!(
+        payload,
+        Payload::RegistrationRequest(_)
+            | Payload::RegistrationBatch(_)
+            | Payload::UpdateTaskRequest(_)
+            | Payload::ListTasksRequest(_)
+            | Payload::ListDeadLettersRequest(_)
+    )
 }
 
-fn is_registration(payload: &Payload) -> bool {
-    matches!(payload, Payload::RegistrationRequest(_) | Payload::RegistrationBatch(_))
+fn proof_of(answer: &Payload) -> Proof {
+    // What is no answer proves nothing of the request; its caller says what came.
+    Verdict::of(answer).map_or(Proof::NotDone(Refused::Itself), |verdict| verdict.proves())
 }
 
-/// That a request was refused does not say that it was not done when it was sent before.
 fn worth_more(answer: AnswerResult, unknown: Option<AnswerResult>) -> AnswerResult {
-    let yes = |answer: &Payload| Verdict::of(answer).is_some_and(|verdict| verdict.status == Status::Ok as i32);
-    match unknown {
-        Some(unknown) if !answer.as_ref().is_ok_and(yes) => unknown,
-        _ => answer,
-    }
-}
-
-/// Done twice, it has the same effect as done once.
-fn may_be_done_twice(payload: &Payload) -> bool {
-    match payload {
-        Payload::RegistrationRequest(task) => is_known_again(task),
-        Payload::RegistrationBatch(batch) => batch.origin.is_some() || batch.tasks.iter().all(is_known_again),
-        Payload::GetTaskRequest(_)
-        | Payload::ListTasksRequest(_)
-        | Payload::GetDeadLetterRequest(_)
-        | Payload::ListDeadLettersRequest(_) => true,
-        _ => false,
-    }
+    let done = |answer: &AnswerResult| answer.as_ref().is_ok_and(|answer| proof_of(answer) == Proof::Done);
+    routing::what_to_tell(answer, done, unknown)
 }
 
 /// What an answer, or the lack of one, means for the request.
@@ -720,48 +692,32 @@ enum Judgement {
 
 impl Judgement {
     fn of(request: &Payload, answer: &AnswerResult) -> Self {
-        let verdict = answer.as_ref().ok().and_then(Verdict::of);
-        if let Some(retry_after) = verdict.and_then(|verdict| verdict.room_within())
-            && retry_after <= ROOM_WITHIN
-            && waits_for_room(request)
-        {
-            return Judgement::NoRoom { retry_after };
-        }
-        match answer {
-            Ok(answer) => match Verdict::of(answer) {
-                Some(verdict) if verdict.session_is_gone() => Judgement::NewSession,
-                Some(verdict) if verdict.status == Status::NotLeader as i32 => {
-                    Judgement::Redirected(verdict.detail.cloned().unwrap_or_default())
-                }
-                Some(verdict) if verdict.detail.is_some_and(|detail| detail.maybe_done) => {
-                    if may_be_done_twice(request) { Judgement::Again } else { Judgement::Final }
-                }
-                _ => Judgement::Final,
-            },
-            Err(ClientError::ConnectionLost { .. }) if may_be_done_twice(request) => Judgement::Again,
-            Err(_) => Judgement::Final,
+        let detail = |answer| Verdict::of(answer).and_then(|verdict| verdict.detail).cloned().unwrap_or_default();
+        match answer.as_ref().map(|answer| (proof_of(answer), answer)) {
+            Ok((Proof::NotDone(Refused::NoRoom { retry_after }), _))
+                if retry_after <= ROOM_WITHIN && waits_for_room(request) =>
+            {
+                Judgement::NoRoom { retry_after }
+            }
+            Ok((Proof::NotDone(Refused::NoSession), _)) => Judgement::NewSession,
+            Ok((Proof::NotDone(Refused::NotLeader), answer)) => Judgement::Redirected(detail(answer)),
+            Ok((Proof::Nothing, _)) | Err(ClientError::ConnectionLost { .. }) if routing::may_be_repeated(request) => {
+                Judgement::Again
+            }
+            _ => Judgement::Final,
         }
     }
 }
 
-/// Pauses that grow, up to a bound, and differ.
-struct Pauses {
-    next: Duration,
-    count: usize,
+const fn pauses() -> Pauses {
+    Pauses::new(PAUSE_MIN, PAUSE_MAX)
 }
 
-impl Pauses {
-    fn new() -> Self {
-        Self { next: PAUSE_MIN, count: 0 }
-    }
-
-    /// `at_most_ms`: what the node said is long enough; 0 is nothing.
-    async fn wait(&mut self, at_most_ms: u64, deadline: Instant) {
-        let most = if at_most_ms == 0 { PAUSE_MAX } else { Duration::from_millis(at_most_ms).min(PAUSE_MAX) };
-        let pause = self.next.min(most).mul_f64(rand::random_range(0.5..1.0));
-        self.next = (self.next * 2).min(PAUSE_MAX);
-        tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
-    }
+/// Lets a pause pass, or as much of it as is left; with `at_most`, no more than that: the node has said that it is enough.
+async fn pause(pauses: &mut Pauses, at_most: Option<Duration>, deadline: Instant) {
+    let pause = pauses.next(rand::random());
+    let pause = at_most.map_or(pause, |most| pause.min(most));
+    tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
 }
 
 #[cfg(test)]

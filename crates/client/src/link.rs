@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::connection::{Connection, Sent};
 use super::{ClientError, Options, session};
-use boomerang_task::ClientId;
+use boomerang_task::{ClientId, Pauses};
 use boomerang_wire::proto::boomerang_envelope::Payload;
 
 /// The pause after the first pass over all addresses in vain.
@@ -50,13 +50,20 @@ struct Redial {
     /// Attempts in vain since the last good one.
     failures: usize,
     not_before: Instant,
+    /// After a pass over all addresses in vain.
+    pauses: Pauses,
     last_error: Option<ClientError>,
+}
+
+const fn redial_pauses() -> Pauses {
+    Pauses::new(REDIAL_PAUSE_MIN, REDIAL_PAUSE_MAX)
 }
 
 impl Link {
     /// `inflight` is closed when the client is.
     pub fn new(options: Arc<Options>, addresses: Vec<String>, inflight: Arc<Semaphore>, seen: Arc<Seen>) -> Self {
-        let redial = Redial { next: 0, failures: 0, not_before: Instant::now(), last_error: None };
+        let redial =
+            Redial { next: 0, failures: 0, not_before: Instant::now(), pauses: redial_pauses(), last_error: None };
         Self {
             options,
             inflight,
@@ -180,7 +187,7 @@ impl Link {
         let address = &addresses[redial.next % addresses.len()];
         match dial_address(address, &self.options).await {
             Ok(connection) => {
-                (redial.failures, redial.last_error) = (0, None);
+                (redial.failures, redial.last_error, redial.pauses) = (0, None, redial_pauses());
                 self.note(&connection);
                 tokio::spawn(session::keep_alive(connection.clone(), self.options.clone()));
                 *self.current() = Some(connection.clone());
@@ -191,7 +198,7 @@ impl Link {
                 redial.failures += 1;
                 redial.last_error = Some(error.clone());
                 if redial.failures.is_multiple_of(addresses.len()) {
-                    redial.not_before = Instant::now() + redial_pause(redial.failures / addresses.len());
+                    redial.not_before = Instant::now() + redial.pauses.next(rand::random());
                 }
                 Err(error)
             }
@@ -264,25 +271,6 @@ impl Drop for EndOnDrop {
     fn drop(&mut self) {
         if let Some(connection) = &self.0 {
             connection.end(ClientError::Closed);
-        }
-    }
-}
-
-/// The pause after so many passes in vain: doubling, bounded, and between half and all of it at random.
-fn redial_pause(passes: usize) -> Duration {
-    let doublings = u32::try_from(passes.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
-    REDIAL_PAUSE_MIN.saturating_mul(1 << doublings).min(REDIAL_PAUSE_MAX).mul_f64(rand::random_range(0.5..1.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_bound_and_differ() {
-        for (passes, max) in [(1, REDIAL_PAUSE_MIN), (2, REDIAL_PAUSE_MIN * 2), (1_000_000, REDIAL_PAUSE_MAX)] {
-            let pause = redial_pause(passes);
-            assert!(pause >= max / 2 && pause <= max, "{passes}: {pause:?}");
         }
     }
 }

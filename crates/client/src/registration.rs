@@ -7,11 +7,11 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::error::Verdict;
+use super::error::unexpected;
 use super::hub::PartOfBatch;
-use super::requests::unexpected;
-use super::{Client, ClientError, InFlight, session};
+use super::{Client, ClientError, InFlight, error, session};
 use boomerang_task::{Callback, InstantMs, Recurrence, Retry, Tags, TaskId};
+use boomerang_wire::answers::Answer;
 use boomerang_wire::convert;
 use boomerang_wire::proto::{self, boomerang_envelope::Payload};
 
@@ -177,7 +177,7 @@ impl Client {
             while let Some(Ok((places, answers, keyed_here))) = parts.join_next().await {
                 for (place, answer) in places.into_iter().zip(answers) {
                     let result = answer.and_then(|answer| {
-                        Verdict::of_registration(&answer).check()?;
+                        error::check(answer.verdict())?;
                         registered(&answer)
                     });
                     // What was sent again here says nothing to the caller.
@@ -241,7 +241,7 @@ impl Future for PendingBatch {
         Poll::Ready(match answer {
             Payload::RegistrationBatchResponse(answer) if answer.responses.len() == count => {
                 let one = |answer: proto::RegistrationResponse| {
-                    Verdict::of_registration(&answer).check().and_then(|()| registered(&answer))
+                    error::check(answer.verdict()).and_then(|()| registered(&answer))
                 };
                 Ok(answer.responses.into_iter().map(one).collect())
             }

@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::error::Verdict;
+use super::error::unexpected;
 use super::registration::{Due, OwnSettings};
-use super::{Client, ClientError, PastOccurrence, TaskHistory, TaskView, session};
+use super::{Client, ClientError, PastOccurrence, TaskHistory, TaskView, error, session};
 use boomerang_task::{Callback, ClientId, ClientLimits, InstantMs, Retry, ShardId, TaskId};
+use boomerang_wire::answers::Answer;
 use boomerang_wire::convert;
 use boomerang_wire::proto::{self, Detail, Status, TaskState, boomerang_envelope::Payload};
 
@@ -411,12 +412,8 @@ fn cancelled(answer: &proto::CancellationResponse) -> Result<Cancelled, ClientEr
             Ok(Cancelled::TooLate { occurrence: detail.occurrence, attempt: detail.attempt })
         }
         Ok(Status::NotFound) => Ok(Cancelled::NotFound),
-        _ => Verdict::of_cancellation(answer).check().map(|()| Cancelled::Cancelled),
+        _ => error::check(answer.verdict()).map(|()| Cancelled::Cancelled),
     }
-}
-
-pub(super) fn unexpected(what: &str) -> ClientError {
-    ClientError::Protocol(what.to_owned())
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 
+use data_encoding::HEXLOWER;
 use rand::Rng;
 
 use boomerang_task::ShardId;
@@ -60,11 +60,7 @@ impl Senders {
     pub fn new() -> Arc<Self> {
         let mut random = [0u8; NAME_BYTES];
         rand::rng().fill_bytes(&mut random);
-        let name = random.iter().fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("a String grows");
-            text
-        });
-        Arc::new(Self { name, shards: Mutex::default() })
+        Arc::new(Self { name: HEXLOWER.encode(&random), shards: Mutex::default() })
     }
 
     /// Numbers for `count` registrations that go to `shard` with one request, and what its message says of the first.

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::connection::Connection;
-use super::error::Verdict;
-use super::{ClientError, Options};
+use super::{ClientError, Options, error};
 use boomerang_task::InstantMs;
+use boomerang_wire::answers::Verdict;
 use boomerang_wire::proto::{SessionRefreshRequest, boomerang_envelope::Payload};
 
 /// No refresh comes sooner after another than this, whatever a node says.
@@ -102,7 +102,7 @@ pub(super) async fn keep_alive(connection: Arc<Connection>, options: Arc<Options
 /// The status of an answer as a result.
 pub(super) fn check(answer: &Payload) -> Result<(), ClientError> {
     match Verdict::of(answer) {
-        Some(verdict) => verdict.check(),
+        Some(verdict) => error::check(verdict),
         None => Err(ClientError::Protocol("a request came where an answer belongs".into())),
     }
 }

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::ClientError;
-use super::requests::unexpected;
+use super::error::unexpected;
 use boomerang_task::{Callback, DeadLetterId, FailureClass, InstantMs, Invalid, Recurrence, Retry, Tags, TaskId};
 use boomerang_wire::convert;
 use boomerang_wire::proto::{self, TaskState, occurrence};

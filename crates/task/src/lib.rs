@@ -12,6 +12,7 @@
 mod delivery;
 mod id;
 mod limits;
+mod pauses;
 mod policy;
 mod recurrence;
 mod tags;
@@ -20,6 +21,7 @@ pub mod when;
 pub use delivery::{DeadLetterNotice, Delivery, Failure, FailureClass, Fence, Outcome};
 pub use id::{ClientId, DeadLetterId, DedupHash, GroupId, SHARDS_MAX, ShardId, TaskId};
 pub use limits::{ClientLimits, Limits};
+pub use pauses::Pauses;
 pub use policy::{Backoff, Callback, CallbackOptions, Endpoint, Policy, PolicyId, Protocol, Retry, Secret};
 pub use recurrence::{Missed, Recurrence};
 pub use tags::Tags;

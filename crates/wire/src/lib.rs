@@ -12,8 +12,10 @@
 //!   00 00 00 2a | BoomerangEnvelope (42 bytes) | 00 00 01 07 | BoomerangEnvelope (263 bytes) | ...
 //! ```
 
+pub mod answers;
 pub mod convert;
 pub mod fuzz;
+pub mod routing;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boomerang::propose::{Ask, Due as AskDue, Refused};
-use boomerang::server::route::Access;
 use boomerang::shard::{self, Change, Reply};
 use boomerang::store::StoreError;
 use boomerang::store::codec;
@@ -17,6 +16,7 @@ use boomerang::store::rows::{Role, TaskRow};
 use boomerang_task::{
     Backoff, Callback, ClientId, DedupHash, GroupId, Missed, Policy, Protocol, Recurrence, Retry, TaskId,
 };
+use boomerang_wire::routing::Access;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::time::{Instant, sleep, timeout};

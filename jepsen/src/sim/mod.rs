@@ -33,6 +33,7 @@ mod net;
 mod node;
 mod placement;
 mod receivers;
+mod rows;
 mod world;
 
 use std::cell::RefCell;
@@ -47,6 +48,7 @@ use boomerang::store::dump::{Digest, digest};
 use boomerang::store::keys::{Key, Parsed, parse_state};
 use boomerang::store::rows::DeadLetterRow;
 use boomerang_task::GroupId;
+use data_encoding::HEXLOWER;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -271,7 +273,7 @@ async fn record_digests(world: &World) {
         let said = timeout_at(until, once_applied(world, equal)).await.unwrap_or_else(|_| digests(world, group));
         for (node, replica, digest) in said {
             let index = digest.applied.map_or(0, |applied| applied.index);
-            let digest: String = digest.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+            let digest = HEXLOWER.encode(&digest.hash);
             world.recorder.record(What::Digest { group: group.0, replica, node, index, digest });
         }
     }

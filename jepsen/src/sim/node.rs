@@ -38,8 +38,8 @@ use tokio_util::task::TaskTracker;
 
 use super::BEGAN_MS;
 use super::net::{LifeId, Net, NodeId};
-use super::placement::{Rows, learn};
 use super::receivers::{Carrier, Receivers};
+use super::rows::{Rows, learn};
 
 const CLUSTER: &str = "sim";
 /// Short, so that tasks come into the window by themselves and by being read.

@@ -13,18 +13,17 @@ use boomerang::placement::agent::{has_followed, unsettled};
 use boomerang::placement::etcd::controller::FRESH;
 use boomerang::placement::nodes::own_status;
 use boomerang::placement::plan::{self, NodeState, Nodes, move_replica};
-use boomerang::placement::{Cluster, GroupRow, Table};
-use boomerang::random;
+use boomerang::placement::{GroupRow, Table};
 use boomerang::store::dump::digest;
 use boomerang_task::GroupId;
 use rand::RngExt;
 use rand::rngs::SmallRng;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::Plan;
 use super::net::NodeId;
 use super::node::Life;
+use super::rows::Rows;
 use super::world::{World, chance};
 use crate::history::Stage;
 
@@ -35,29 +34,8 @@ const GRACE: Duration = Duration::from_secs(1);
 /// While things are broken, so many looks come with a wish of an operator.
 const WISHES: f64 = 0.6;
 const DRAINED_MAX: usize = 2;
-/// From the rows to a node.
-const WAY_MS: (u64, u64) = (1, 30);
-const LONG_WAY_MS: (u64, u64) = (100, 2_500);
-const LONG_WAYS: f64 = 0.15;
 /// So often somebody looks whether everything is where it is to be: nobody says that a replica was let go of.
 const SETTLED_EVERY: Duration = Duration::from_millis(100);
-
-/// The rows as etcd has them. Whoever waits for a change is woken in turn, always in the same order.
-pub struct Rows {
-    table: Mutex<Arc<Table>>,
-    changed: Notify,
-}
-
-impl Rows {
-    pub fn now(&self) -> Arc<Table> {
-        self.table.lock().expect("no panic under this lock").clone()
-    }
-
-    fn put(&self, group: GroupId, row: GroupRow) {
-        Arc::make_mut(&mut *self.table.lock().expect("no panic under this lock")).insert(group, row);
-        self.changed.notify_waiters();
-    }
-}
 
 /// The rows, and what operators want.
 pub struct Placement {
@@ -71,8 +49,7 @@ impl Placement {
         let nodes: Nodes = (1..=plan.nodes).map(|node| (node, there(node))).collect();
         let mut table = plan::first_rows(Table::new(), plan.shards, &nodes, plan.replicas);
         table.remove(&GroupId::CLUSTER);
-        let rows = Rows { table: Mutex::new(Arc::new(table)), changed: Notify::new() };
-        Self { rows: Arc::new(rows), drained: Mutex::default() }
+        Self { rows: Arc::new(Rows::new(table)), drained: Mutex::default() }
     }
 
     fn drained(&self) -> BTreeSet<NodeId> {
@@ -86,22 +63,6 @@ impl Placement {
         } else {
             drained.remove(&node)
         };
-    }
-}
-
-/// Tells a node of the rows, late, and after it has stored them. Until it is dropped.
-pub async fn learn(cluster: Cluster, known: Arc<Mutex<Arc<Table>>>, rows: Arc<Rows>) {
-    let mut rng = random::source();
-    loop {
-        let table = rows.now();
-        let (from, until) = if rng.random_bool(LONG_WAYS) { LONG_WAY_MS } else { WAY_MS };
-        sleep(Duration::from_millis(rng.random_range(from..until))).await;
-        *known.lock().expect("no panic under this lock") = table.clone();
-        cluster.set_table((*table).clone());
-        let changed = rows.changed.notified();
-        if *rows.now() == *table {
-            changed.await;
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::register::{Registration, lease_of};
 use super::view::{ControllerRow, View, wall_ms};
-use super::{Backoff, EtcdError, Link, absent, answer, json, node_states, unchanged};
+use super::{EtcdError, Link, absent, answer, backoff, json, node_states, unchanged, wait};
 use crate::clock::Clock;
 use crate::placement::agent::unsettled;
 use crate::placement::nodes::own_status;
@@ -52,13 +52,13 @@ pub struct Controller {
 impl Controller {
     /// Until it is dropped: waits for its turn, and does the work while it has it.
     pub async fn run(mut self) {
-        let mut backoff = Backoff::new();
+        let mut pauses = backoff();
         while let Some(lease) = lease_of(&mut self.registration).await {
             match self.term(lease).await {
-                Ok(()) => backoff = Backoff::new(),
+                Ok(()) => pauses = backoff(),
                 Err(error) => {
                     tracing::debug!(%error, "the controller stops, or does not begin");
-                    backoff.wait().await;
+                    wait(&mut pauses).await;
                 }
             }
         }

@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, TlsOptions, WatchOptions};
-use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -32,7 +31,7 @@ use tokio::time::{sleep, timeout};
 use super::files::{self, FileError};
 use super::plan::{CannotMove, NodeState, Nodes, move_replica};
 use super::{Cluster, NodeInfo, Table};
-use crate::task::GroupId;
+use crate::task::{GroupId, Pauses};
 use view::{Change, DrainRow, Keys, View, wall_ms};
 
 /// What was last known of the placement, for a start without etcd.
@@ -123,27 +122,21 @@ fn unchanged(key: String, changed: i64) -> Compare {
     Compare::mod_revision(key, CompareOp::Equal, changed)
 }
 
-/// How long to wait before the next try: longer each time, and left to chance, because all nodes lose etcd together.
-struct Backoff(Duration);
+/// From one try to the next. All nodes lose etcd together.
+const fn backoff() -> Pauses {
+    Pauses::new(BACKOFF_MIN, BACKOFF_MAX)
+}
 
-impl Backoff {
-    fn new() -> Self {
-        Self(BACKOFF_MIN)
-    }
-
-    async fn wait(&mut self) {
-        let part: f64 = rand::rng().random_range(0.5..1.5);
-        sleep(self.0.mul_f64(part)).await;
-        self.0 = (2 * self.0).min(BACKOFF_MAX);
-    }
+async fn wait(backoff: &mut Pauses) {
+    sleep(backoff.next(rand::random())).await;
 }
 
 /// Keeps `views` as etcd is, until it is dropped.
 pub async fn watch_all(link: Link, views: watch::Sender<Arc<View>>) {
-    let mut backoff = Backoff::new();
+    let mut pauses = backoff();
     let mut said = false;
     loop {
-        let error = match watch_once(&link, &views, &mut said, &mut backoff).await {
+        let error = match watch_once(&link, &views, &mut said, &mut pauses).await {
             Ok(()) => EtcdError::Failed("the watch has ended".into()),
             Err(error) => error,
         };
@@ -151,7 +144,7 @@ pub async fn watch_all(link: Link, views: watch::Sender<Arc<View>>) {
             tracing::warn!(%error, "etcd is away: nothing moves until it is back, everything else goes on");
             said = true;
         }
-        backoff.wait().await;
+        wait(&mut pauses).await;
     }
 }
 
@@ -159,7 +152,7 @@ async fn watch_once(
     link: &Link,
     views: &watch::Sender<Arc<View>>,
     away: &mut bool,
-    backoff: &mut Backoff,
+    pauses: &mut Pauses,
 ) -> Result<(), EtcdError> {
     let mut client = link.connect().await?;
     let found = answer(client.get(link.keys.all(), Some(GetOptions::new().with_prefix()))).await?;
@@ -177,7 +170,7 @@ async fn watch_once(
     if std::mem::take(away) {
         tracing::info!("etcd is back");
     }
-    *backoff = Backoff::new();
+    *pauses = backoff();
     while let Some(message) = stream.message().await? {
         if message.canceled() {
             return Err(EtcdError::Failed(format!("the watch was ended: {}", message.cancel_reason())));
@@ -231,7 +224,7 @@ impl Known {
 
 /// Carries the view over into what this node knows, until it is dropped.
 pub async fn carry_over(mut known: Known, mut views: watch::Receiver<Arc<View>>, cluster: Cluster, data_dir: PathBuf) {
-    let mut backoff = Backoff::new();
+    let mut pauses = backoff();
     loop {
         let view = views.borrow_and_update().clone();
         let mut next = known.clone();
@@ -242,7 +235,7 @@ pub async fn carry_over(mut known: Known, mut views: watch::Receiver<Arc<View>>,
             // First of all on disk: whoever lets go of a replica must not find, after a restart, that it is wanted.
             if let Err(error) = written.expect("writing does not panic") {
                 tracing::warn!(%error, "the placement is not followed until it can be stored");
-                backoff.wait().await;
+                wait(&mut pauses).await;
                 continue;
             }
             known = next;

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::view::{Config, FORMAT, IdRow};
-use super::{Backoff, EtcdError, Link, absent, answer, json};
+use super::{EtcdError, Link, absent, answer, backoff, json, wait};
 use crate::placement::{GroupRow, NodeInfo};
 use crate::raft::ReplicaId;
 use crate::task::GroupId;
@@ -45,13 +45,13 @@ pub enum Registration {
 
 /// Registers, and does so again whenever the lease is lost, until it is dropped or refused.
 pub async fn stay_registered(applicant: Applicant, registration: watch::Sender<Registration>) {
-    let mut backoff = Backoff::new();
+    let mut pauses = backoff();
     let mut said = false;
     loop {
         match applicant.register().await {
             Ok((client, lease)) => {
                 registration.send_replace(Registration::Done(lease));
-                (backoff, said) = (Backoff::new(), false);
+                (pauses, said) = (backoff(), false);
                 let error = keep_alive(client, lease).await;
                 tracing::warn!(%error, "this node's lease in etcd is lost; registering again");
                 registration.send_replace(Registration::Trying);
@@ -67,7 +67,7 @@ pub async fn stay_registered(applicant: Applicant, registration: watch::Sender<R
             }
             Err(_) => {}
         }
-        backoff.wait().await;
+        wait(&mut pauses).await;
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::super::ToolError;
 use super::super::args::Global;
-use super::super::output::{hex, note};
+use super::super::output::note;
 use super::args::{OwnArgs, ServerArgs};
 use super::cost::{self, Reading, processor_ms};
 use super::progress;
@@ -153,7 +153,7 @@ impl LocalCluster {
             note(&format!("starting {nodes} {}", if nodes == 1 { "node" } else { "nodes" }));
         }
         let binary = server.boomerang.clone().map_or_else(beside_us, Ok)?;
-        let folder = std::env::temp_dir().join(format!("boomerang-bench-{}", hex(&rand::random::<[u8; 8]>())));
+        let folder = std::env::temp_dir().join(format!("boomerang-bench-{:016x}", rand::random::<u64>()));
         std::fs::create_dir_all(&folder).map_err(|error| failed("make a folder for", &folder, &error))?;
         let mut cluster = Self { server, binary, folder, nodes: Vec::new(), request_timeout };
         for _ in 0..nodes {

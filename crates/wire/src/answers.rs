@@ -1,0 +1,292 @@
+//! What every answer has, whichever kind it is: a status, a text, and what goes beyond them; and what that proves about the
+//! request.
+//!
+//! One table says which answer belongs to which request. A new kind of request gets a line there.
+
+use std::time::Duration;
+
+use crate::proto::{self, Detail, Status, boomerang_envelope::Payload};
+
+/// What an answer says about its request. Any answer can be asked for it, see [`Verdict::of`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Verdict<'a> {
+    /// A [`Status`]; another number comes from a node that is newer than this code.
+    pub status: i32,
+    /// For people; empty when all is well.
+    pub text: &'a str,
+    /// What goes beyond both, where it is known.
+    pub detail: Option<&'a Detail>,
+}
+
+/// What an answer proves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// The request was done.
+    Done,
+    /// It was not done, and will not be.
+    NotDone(Refused),
+    /// Nobody knows; it may have been done, and may be done yet.
+    Nothing,
+}
+
+/// Why a request was not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The node does not know the session. In another one it would be done.
+    NoSession,
+    /// The node does not lead what the request is about. Whoever does would do it.
+    NotLeader,
+    /// There was no room, and there will be some after this time.
+    NoRoom { retry_after: Duration },
+    /// By what it asks for, or by who asks: it is refused each time.
+    Itself,
+}
+
+impl<'a> Verdict<'a> {
+    /// `None` when `payload` is a request.
+    pub fn of(payload: &'a Payload) -> Option<Self> {
+        answer(payload).map(Answer::verdict)
+    }
+
+    /// Whether the request was done, as far as this answer says.
+    pub fn proves(&self) -> Proof {
+        if self.detail.is_some_and(|detail| detail.maybe_done) {
+            return Proof::Nothing;
+        }
+        let retry_after_ms = self.detail.map_or(0, |detail| detail.retry_after_ms);
+        match Status::try_from(self.status) {
+            Ok(Status::Ok) => Proof::Done,
+            _ if self.session_is_gone() => Proof::NotDone(Refused::NoSession),
+            Ok(Status::NotLeader) => Proof::NotDone(Refused::NotLeader),
+            Ok(Status::Overloaded) if retry_after_ms > 0 => {
+                Proof::NotDone(Refused::NoRoom { retry_after: Duration::from_millis(retry_after_ms) })
+            }
+            _ => Proof::NotDone(Refused::Itself),
+        }
+    }
+
+    /// The node does not know the session, so it did not execute the request.
+    ///
+    /// `UNAUTHORIZED` also means "this client may not do that", where a new session would not help; the original
+    /// protocol has no other mark than the text to tell the two apart.
+    fn session_is_gone(&self) -> bool {
+        self.status == Status::SessionExpired as i32
+            || self.status == Status::Unauthorized as i32 && self.text.to_ascii_lowercase().contains("session")
+    }
+}
+
+/// Whether the request was done, and `answer` proves it.
+pub fn is_done(answer: &Payload) -> bool {
+    Verdict::of(answer).is_some_and(|verdict| verdict.proves() == Proof::Done)
+}
+
+/// Whether nothing of the request was done because the node does not lead.
+pub fn is_not_leader(answer: &Payload) -> bool {
+    Verdict::of(answer).is_some_and(|verdict| verdict.proves() == Proof::NotDone(Refused::NotLeader))
+}
+
+/// A request is not done, in the words of any answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal {
+    /// Not `OK`.
+    pub status: Status,
+    /// What is wrong, and what can be done about it.
+    pub text: String,
+    /// What goes beyond both, where it is known.
+    pub detail: Option<Detail>,
+}
+
+/// A message that answers a request.
+pub trait Answer {
+    /// What it says about the request.
+    fn verdict(&self) -> Verdict<'_>;
+    /// The place of its status, see [`Verdict::status`].
+    fn status_mut(&mut self) -> &mut i32;
+    /// Makes it refuse its request; the rest of it stays as it is.
+    fn refuse(&mut self, refusal: Refusal);
+
+    /// One that refuses.
+    fn refusing(refusal: impl Into<Refusal>) -> Self
+    where
+        Self: Default,
+    {
+        let mut answer = Self::default();
+        answer.refuse(refusal.into());
+        answer
+    }
+}
+
+/// Which fields of an answer say what all answers say. Some have no place for a detail.
+macro_rules! answers {
+    ($($message:ident $(($without_detail:ident))?,)*) => {
+        $(impl Answer for proto::$message {
+            fn verdict(&self) -> Verdict<'_> {
+                Verdict {
+                    status: self.status,
+                    text: &self.error_message,
+                    detail: answers!(@detail self $($without_detail)?),
+                }
+            }
+
+            fn status_mut(&mut self) -> &mut i32 {
+                &mut self.status
+            }
+
+            fn refuse(&mut self, refusal: Refusal) {
+                self.status = refusal.status.into();
+                self.error_message = refusal.text;
+                answers!(@refuse self (refusal.detail) $($without_detail)?);
+            }
+        })*
+
+        /// The answer in `payload`; `None` when it is a request.
+        pub fn answer(payload: &Payload) -> Option<&dyn Answer> {
+            match payload {
+                $(Payload::$message(answer) => Some(answer),)*
+                _ => None,
+            }
+        }
+
+        /// The same, to be changed.
+        pub fn answer_mut(payload: &mut Payload) -> Option<&mut dyn Answer> {
+            match payload {
+                $(Payload::$message(answer) => Some(answer),)*
+                _ => None,
+            }
+        }
+    };
+    (@detail $answer:ident) => { $answer.detail.as_ref() };
+    (@detail $answer:ident without_detail) => { None };
+    (@refuse $answer:ident ($detail:expr)) => { $answer.detail = $detail };
+    (@refuse $answer:ident ($detail:expr) without_detail) => { drop($detail) };
+}
+
+/// Which answer belongs to which request.
+macro_rules! requests {
+    ($($request:ident => $answer:ident,)*) => {
+        /// Whether this asks for something, and is not an answer.
+        pub fn is_request(payload: &Payload) -> bool {
+            matches!(payload, $(Payload::$request(_))|*)
+        }
+
+        /// The answer to `request` that refuses it; to what is no request, one that says so in general.
+        pub fn refused(request: &Payload, refusal: impl Into<Refusal>) -> Payload {
+            match request {
+                $(Payload::$request(_) => Payload::$answer(proto::$answer::refusing(refusal)),)*
+                _ => Payload::ErrorResponse(proto::ErrorResponse::refusing(refusal)),
+            }
+        }
+    };
+}
+
+requests! {
+    AuthHandshake => AuthResponse,
+    SessionRefresh => SessionRefreshResponse,
+    RegistrationRequest => RegistrationResponse,
+    RegistrationBatch => RegistrationBatchResponse,
+    CancellationRequest => CancellationResponse,
+    CancellationBatch => CancellationBatchResponse,
+    UpdateTaskRequest => UpdateTaskResponse,
+    PauseTaskRequest => PauseTaskResponse,
+    GetTaskRequest => GetTaskResponse,
+    ListTasksRequest => ListTasksResponse,
+    ListDeadLettersRequest => ListDeadLettersResponse,
+    GetDeadLetterRequest => GetDeadLetterResponse,
+    ReplayDeadLettersRequest => ReplayDeadLettersResponse,
+    PurgeDeadLettersRequest => PurgeDeadLettersResponse,
+    ClientRegistration => ClientRegistrationResponse,
+    ClientDeregistration => ClientDeregistrationResponse,
+    ApiKeyRequest => ApiKeyResponse,
+    ApiKeyRevocation => ApiKeyRevocationResponse,
+    ShardMapRequest => ShardMapResponse,
+    ClusterRequest => ClusterResponse,
+}
+
+answers! {
+    AuthResponse,
+    SessionRefreshResponse (without_detail),
+    RegistrationResponse,
+    RegistrationBatchResponse,
+    CancellationResponse,
+    CancellationBatchResponse,
+    UpdateTaskResponse,
+    PauseTaskResponse,
+    GetTaskResponse,
+    ListTasksResponse,
+    ListDeadLettersResponse,
+    GetDeadLetterResponse,
+    ReplayDeadLettersResponse,
+    PurgeDeadLettersResponse,
+    ClientRegistrationResponse,
+    ClientDeregistrationResponse,
+    ApiKeyResponse,
+    ApiKeyRevocationResponse,
+    ShardMapResponse (without_detail),
+    ClusterResponse,
+    ErrorResponse (without_detail),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict<'a>(status: Status, text: &'a str, detail: Option<&'a Detail>) -> Verdict<'a> {
+        Verdict { status: status.into(), text, detail }
+    }
+
+    #[test]
+    fn only_an_unknown_session_is_worth_a_new_one() {
+        for (status, text, expected) in [
+            (Status::SessionExpired, "", Refused::NoSession),
+            (Status::Unauthorized, "Unknown session", Refused::NoSession),
+            (Status::Unauthorized, "needs an administrator", Refused::Itself),
+            (Status::Error, "session store is full", Refused::Itself),
+        ] {
+            assert_eq!(verdict(status, text, None).proves(), Proof::NotDone(expected), "{status:?} {text}");
+        }
+    }
+
+    #[test]
+    fn what_an_answer_proves() {
+        let later = Detail { retry_after_ms: 250, ..Default::default() };
+        let maybe = Detail { maybe_done: true, ..Default::default() };
+        // It says when to come again, and that it may be done already: the latter counts.
+        let both = Detail { maybe_done: true, ..later.clone() };
+        let no_room = Refused::NoRoom { retry_after: Duration::from_millis(250) };
+        for (status, detail, expected) in [
+            (Status::Ok, None, Proof::Done),
+            (Status::NotLeader, None, Proof::NotDone(Refused::NotLeader)),
+            (Status::NotLeader, Some(&later), Proof::NotDone(Refused::NotLeader)),
+            (Status::Overloaded, Some(&later), Proof::NotDone(no_room)),
+            // Of sessions, say: nobody knows when there will be room for one more.
+            (Status::Overloaded, None, Proof::NotDone(Refused::Itself)),
+            (Status::TooLate, None, Proof::NotDone(Refused::Itself)),
+            (Status::Error, None, Proof::NotDone(Refused::Itself)),
+            (Status::Error, Some(&maybe), Proof::Nothing),
+            (Status::Overloaded, Some(&both), Proof::Nothing),
+        ] {
+            assert_eq!(verdict(status, "", detail).proves(), expected, "{status:?} {detail:?}");
+        }
+        let newer = Verdict { status: 99, text: "", detail: None };
+        assert_eq!(newer.proves(), Proof::NotDone(Refused::Itself), "a status that this code does not know");
+    }
+
+    #[test]
+    fn a_refusal_is_told_by_the_answer_to_its_request() {
+        let refusal = Refusal {
+            status: Status::Conflict,
+            text: "no".into(),
+            detail: Some(Detail { version: 7, ..Default::default() }),
+        };
+        let answered = refused(&Payload::UpdateTaskRequest(proto::UpdateTaskRequest::default()), refusal.clone());
+        let Payload::UpdateTaskResponse(answer) = &answered else { panic!("an edit was answered with {answered:?}") };
+        assert_eq!((answer.status, answer.detail.as_ref()), (Status::Conflict.into(), refusal.detail.as_ref()));
+        assert!(!is_request(&answered));
+        // No place for a detail.
+        let map = refused(&Payload::ShardMapRequest(proto::ShardMapRequest {}), refusal.clone());
+        assert_eq!(Verdict::of(&map), Some(verdict(Status::Conflict, "no", None)));
+        // Only requests are answered by name.
+        let general = refused(&answered, refusal);
+        assert!(matches!(general, Payload::ErrorResponse(_)), "{general:?}");
+    }
+}
