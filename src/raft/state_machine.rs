@@ -334,7 +334,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let why = format!("it says it holds {:?} and holds {holds:?}", meta.last_log_id);
             return Err(StoreError::damaged("a snapshot", why).into());
         }
-        self.store.ingest(staged)?;
+        staged.ingest()?;
         self.load()?;
         self.observer.replaced(self.group);
         Ok(())

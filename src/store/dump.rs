@@ -27,7 +27,8 @@ use super::rows::{
     ApiKeyRow, Applied, ClientRow, CursorRow, DeadLetterRow, DedupRow, HistoryRow, PolicyRow, Role, SenderRow,
     ShardMetaRow, StandInsRow, TaskRow, TimelineRow,
 };
-use super::{Backend, Store, StoreError, codec, scan_options};
+use super::engine::Family;
+use super::{Store, StoreError, codec};
 use crate::raft::state_machine::decode_membership;
 use crate::raft::types::{ReplicaId, Vote, VoteRow, decode_entry, term_of};
 use crate::shard::Batch;
@@ -38,28 +39,14 @@ const PAYLOAD_BYTES_SHOWN: usize = 32;
 
 /// Writes every row, `state` first, in the order of the keys.
 pub fn dump(store: &Store, out: &mut impl Write) -> io::Result<()> {
-    let rocks = match &store.backend {
-        Backend::Rocks(rocks) => rocks,
-        Backend::Memory(memory) => {
-            let (state, log) = memory.all();
-            state.iter().try_for_each(|(key, value)| writeln!(out, "state {}", state_line(key, value)))?;
-            return log.iter().try_for_each(|(key, value)| writeln!(out, "log   {}", log_line(key, value)));
-        }
-    };
-    let mut iterator = rocks.db.raw_iterator_cf_opt(&rocks.state(), scan_options());
-    iterator.seek_to_first();
-    while let Some((key, value)) = iterator.item() {
+    let mut rows = store.pin(Family::State, &Key::first(), None);
+    while let Some((key, value)) = rows.next()? {
         writeln!(out, "state {}", state_line(key, value))?;
-        iterator.next();
     }
-    iterator.status().map_err(StoreError::rocks("scan", "state"))?;
-    let mut iterator = rocks.db.raw_iterator_cf(&rocks.log());
-    iterator.seek_to_first();
-    while let Some((key, value)) = iterator.item() {
+    let mut rows = store.pin(Family::Log, &Key::first(), None);
+    while let Some((key, value)) = rows.next()? {
         writeln!(out, "log   {}", log_line(key, value))?;
-        iterator.next();
     }
-    iterator.status().map_err(StoreError::rocks("scan", "the log"))?;
     Ok(())
 }
 
@@ -368,29 +355,13 @@ fn digest_while(
         }
         Ok::<(), StoreError>(())
     };
-    match &store.backend {
-        Backend::Rocks(rocks) => {
-            let mut options = scan_options();
-            options.set_iterate_upper_bound(until.as_ref());
-            options.fill_cache(false);
-            // An iterator sees the database as it was when it was made.
-            let mut iterator = rocks.db.raw_iterator_cf_opt(&rocks.state(), options);
-            pinned();
-            iterator.seek(&from);
-            while let Some((key, value)) = iterator.item() {
-                if !wanted() {
-                    return Ok(None);
-                }
-                add(key, value)?;
-                iterator.next();
-            }
-            iterator.status().map_err(StoreError::rocks("scan", "state"))?;
+    let mut rows = store.pin(Family::State, &from, Some(&until));
+    pinned();
+    while let Some((key, value)) = rows.next()? {
+        if !wanted() {
+            return Ok(None);
         }
-        Backend::Memory(memory) => {
-            let rows = memory.scan_state(&from, &until, usize::MAX);
-            pinned();
-            rows.iter().try_for_each(|(key, value)| add(key, value))?;
-        }
+        add(key, value)?;
     }
     digest.hash = hash.finalize().into();
     Ok(Some(digest))

@@ -106,6 +106,11 @@ impl Key {
         Self(bytes)
     }
 
+    /// Before all others.
+    pub fn first() -> Self {
+        Self(Vec::new())
+    }
+
     pub fn from_stored(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }

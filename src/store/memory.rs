@@ -13,15 +13,25 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
 
+use super::Store;
+use super::engine::{BorrowedRow, Chunk, Chunks, Engine, Export, Family, LogWrite, PinnedRows, Row, StagedRows};
+use super::error::StoreError;
 use super::keys::Key;
 use super::overlay::Write;
-use super::{Backend, LogWrite, Row, Store};
+use crate::task::GroupId;
 
-type Rows = BTreeMap<Vec<u8>, Bytes>;
+/// Rows that leave an export together: few, as there are few.
+const ROWS_PER_CHUNK: usize = 16;
+
+type Map = BTreeMap<Vec<u8>, Bytes>;
 
 enum Change {
     Put(Vec<u8>, Bytes),
@@ -30,7 +40,7 @@ enum Change {
     DeleteRange(Vec<u8>, Vec<u8>),
 }
 
-fn make(rows: &mut Rows, change: &Change) {
+fn make(rows: &mut Map, change: &Change) {
     match change {
         Change::Put(key, value) => {
             rows.insert(key.clone(), value.clone());
@@ -42,29 +52,33 @@ fn make(rows: &mut Rows, change: &Change) {
     }
 }
 
-fn clear(rows: &mut Rows, from: &[u8], until: &[u8]) {
-    let gone: Vec<Vec<u8>> = range(rows, from, until).map(|(key, _)| key.clone()).collect();
+fn clear(rows: &mut Map, from: &[u8], until: &[u8]) {
+    let gone: Vec<Vec<u8>> = range(rows, from, Some(until)).map(|(key, _)| key.clone()).collect();
     gone.iter().for_each(|key| drop(rows.remove(key)));
 }
 
-fn range<'r>(rows: &'r Rows, from: &[u8], until: &[u8]) -> impl DoubleEndedIterator<Item = (&'r Vec<u8>, &'r Bytes)> {
+fn range<'r>(
+    rows: &'r Map,
+    from: &[u8],
+    until: Option<&[u8]>,
+) -> impl DoubleEndedIterator<Item = (&'r Vec<u8>, &'r Bytes)> {
     // A map does not take a range that ends before it begins.
-    let until = until.max(from);
-    rows.range::<[u8], _>((Bound::Included(from), Bound::Excluded(until)))
+    let until = until.map_or(Bound::Unbounded, |until| Bound::Excluded(until.max(from)));
+    rows.range::<[u8], _>((Bound::Included(from), until))
 }
 
-/// One column family.
+/// The rows of one family.
 #[derive(Default)]
-struct Family {
-    /// As it is read.
-    now: Rows,
-    /// As it is on the disk.
-    durable: Rows,
+struct Rows {
+    /// As they are read.
+    now: Map,
+    /// As they are on the disk.
+    durable: Map,
     /// What lies between the two, batch by batch.
     pending: VecDeque<Vec<Change>>,
 }
 
-impl Family {
+impl Rows {
     fn write(&mut self, batch: Vec<Change>) {
         batch.iter().for_each(|change| make(&mut self.now, change));
         self.pending.push_back(batch);
@@ -89,8 +103,23 @@ impl Family {
 
 #[derive(Default)]
 struct Contents {
-    log: Family,
-    state: Family,
+    log: Rows,
+    state: Rows,
+}
+
+impl Contents {
+    fn family(&self, family: Family) -> &Rows {
+        match family {
+            Family::Log => &self.log,
+            Family::State => &self.state,
+        }
+    }
+
+    /// The log first, as RocksDB does.
+    fn flush_state(&mut self) {
+        self.log.keep_all();
+        self.state.keep_all();
+    }
 }
 
 /// What survives.
@@ -102,7 +131,7 @@ pub struct MemoryDisk {
 impl MemoryDisk {
     /// What is on it, for a node that starts.
     pub fn open(&self) -> Store {
-        Store { backend: Backend::Memory(self.mounted()) }
+        Store::on(self.mounted())
     }
 
     fn mounted(&self) -> Mounted {
@@ -130,7 +159,7 @@ impl MemoryDisk {
 
 /// The disk as one life of a node has it open.
 #[derive(Clone, Default)]
-pub(super) struct Mounted {
+struct Mounted {
     contents: Arc<Mutex<Contents>>,
 }
 
@@ -138,8 +167,24 @@ impl Mounted {
     fn lock(&self) -> MutexGuard<'_, Contents> {
         self.contents.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
 
-    pub fn write_state(&self, writes: impl IntoIterator<Item = (Key, Write)>) {
+impl Engine for Mounted {
+    fn write_log(&self, changes: Vec<LogWrite>) -> Result<(), StoreError> {
+        let change = |change| match change {
+            LogWrite::Put(key, value) => Change::Put(key.into_bytes(), value.into()),
+            LogWrite::DeleteRange(from, until) => Change::DeleteRange(from.into_bytes(), until.into_bytes()),
+        };
+        self.lock().log.write(changes.into_iter().map(change).collect());
+        Ok(())
+    }
+
+    fn sync_log(&self) -> Result<(), StoreError> {
+        self.lock().log.keep_all();
+        Ok(())
+    }
+
+    fn write_state(&self, writes: &mut dyn Iterator<Item = (Key, Write)>) -> Result<(), StoreError> {
         let mut contents = self.lock();
         let mut batch = Vec::new();
         for (key, write) in writes {
@@ -165,72 +210,108 @@ impl Mounted {
             }
         }
         contents.state.write(batch);
+        Ok(())
     }
 
-    pub fn write_log(&self, changes: Vec<LogWrite>) {
-        let change = |change| match change {
-            LogWrite::Put(key, value) => Change::Put(key.into_bytes(), value.into()),
-            LogWrite::DeleteRange(from, until) => Change::DeleteRange(from.into_bytes(), until.into_bytes()),
-        };
-        self.lock().log.write(changes.into_iter().map(change).collect());
+    /// At once, whether it is waited for or not.
+    fn flush_state(&self, _wait: bool) -> Result<(), StoreError> {
+        self.lock().flush_state();
+        Ok(())
     }
 
-    pub fn sync_log(&self) {
-        self.lock().log.keep_all();
+    fn get(&self, family: Family, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.lock().family(family).now.get(key.as_ref()).map(|value| value.to_vec()))
     }
 
-    pub fn flush_state(&self) {
-        let mut contents = self.lock();
-        contents.log.keep_all();
+    fn get_state_many(&self, keys: &[Key]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        keys.iter().map(|key| self.get(Family::State, key)).collect()
+    }
+
+    fn get_durable_state(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.lock().state.durable.get(key.as_ref()).map(|value| value.to_vec()))
+    }
+
+    fn scan(&self, family: Family, from: &Key, until: &Key, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let contents = self.lock();
+        Ok(range(&contents.family(family).now, from.as_ref(), Some(until.as_ref())).take(limit).map(row).collect())
+    }
+
+    fn scan_back(&self, family: Family, from: &Key, until: &Key, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let contents = self.lock();
+        let rows = range(&contents.family(family).now, from.as_ref(), Some(until.as_ref()));
+        Ok(rows.rev().take(limit).map(row).collect())
+    }
+
+    fn pin(&self, family: Family, from: &Key, until: Option<&Key>) -> Box<dyn PinnedRows + '_> {
+        let contents = self.lock();
+        let rows: Vec<Row> =
+            range(&contents.family(family).now, from.as_ref(), until.map(Key::as_ref)).map(row).collect();
+        Box::new(Copied { rows: rows.into_iter(), shown: None })
+    }
+
+    /// By a task, as a simulation has no threads.
+    fn export(self: Arc<Self>, group: GroupId, head: Vec<Key>) -> BoxFuture<'static, Result<Export, StoreError>> {
+        async move {
+            let head = self.get_state_many(&head)?;
+            let (from, until) = Key::group_range(group);
+            let (out, rows) = Chunks::channel();
+            tokio::spawn(send_chunks(self.scan(Family::State, &from, &until, usize::MAX)?, out));
+            Ok(Export { head, chunks: Chunks::without_thread(rows) })
+        }
+        .boxed()
+    }
+
+    fn stage(&self, group: GroupId, _folder: PathBuf) -> Result<Box<dyn StagedRows>, StoreError> {
+        Ok(Box::new(StagedInMemory { disk: self.clone(), group, rows: Vec::new() }))
+    }
+}
+
+async fn send_chunks(rows: Vec<Row>, out: mpsc::Sender<Chunk>) {
+    for chunk in rows.chunks(ROWS_PER_CHUNK) {
+        if out.send(Ok(chunk.to_vec())).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Copied {
+    rows: std::vec::IntoIter<Row>,
+    /// The one that was asked for last.
+    shown: Option<Row>,
+}
+
+impl PinnedRows for Copied {
+    fn next(&mut self) -> Result<Option<BorrowedRow<'_>>, StoreError> {
+        self.shown = self.rows.next();
+        Ok(self.shown.as_ref().map(|(key, value)| (key.as_slice(), value.as_slice())))
+    }
+}
+
+struct StagedInMemory {
+    disk: Mounted,
+    group: GroupId,
+    rows: Vec<Row>,
+}
+
+impl StagedRows for StagedInMemory {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.rows.push((key.to_vec(), value.to_vec()));
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn ingest(self: Box<Self>) -> Result<(), StoreError> {
+        let (from, until) = Key::group_range(self.group);
+        let puts = self.rows.into_iter().map(|(key, value)| Change::Put(key, value.into()));
+        let changes = std::iter::once(Change::DeleteRange(from.into_bytes(), until.into_bytes())).chain(puts).collect();
+        let mut contents = self.disk.lock();
+        contents.flush_state();
+        contents.state.write(changes);
         contents.state.keep_all();
-    }
-
-    /// In one step, and durable after it.
-    pub fn ingest(&self, group: (Key, Key), rows: Vec<Row>) {
-        self.flush_state();
-        let (from, until) = (group.0.into_bytes(), group.1.into_bytes());
-        let puts = rows.into_iter().map(|(key, value)| Change::Put(key, value.into()));
-        let mut contents = self.lock();
-        contents.state.write(std::iter::once(Change::DeleteRange(from, until)).chain(puts).collect());
-        contents.state.keep_all();
-    }
-
-    pub fn get_state(&self, key: &Key) -> Option<Vec<u8>> {
-        self.lock().state.now.get(key.as_ref()).map(|value| value.to_vec())
-    }
-
-    pub fn get_durable_state(&self, key: &Key) -> Option<Vec<u8>> {
-        self.lock().state.durable.get(key.as_ref()).map(|value| value.to_vec())
-    }
-
-    pub fn get_log(&self, key: &Key) -> Option<Vec<u8>> {
-        self.lock().log.now.get(key.as_ref()).map(|value| value.to_vec())
-    }
-
-    pub fn scan_state(&self, from: &Key, until: &Key, limit: usize) -> Vec<Row> {
-        let contents = self.lock();
-        range(&contents.state.now, from.as_ref(), until.as_ref()).take(limit).map(row).collect()
-    }
-
-    pub fn scan_state_back(&self, from: &Key, until: &Key, limit: usize) -> Vec<Row> {
-        let contents = self.lock();
-        range(&contents.state.now, from.as_ref(), until.as_ref()).rev().take(limit).map(row).collect()
-    }
-
-    pub fn scan_log(&self, from: &Key, until: &Key, limit: usize) -> Vec<Row> {
-        let contents = self.lock();
-        range(&contents.log.now, from.as_ref(), until.as_ref()).take(limit).map(row).collect()
-    }
-
-    pub fn last_log(&self, from: &Key, until: &Key) -> Option<Row> {
-        let contents = self.lock();
-        range(&contents.log.now, from.as_ref(), until.as_ref()).next_back().map(row)
-    }
-
-    /// Everything: the state, and then the log.
-    pub fn all(&self) -> (Vec<Row>, Vec<Row>) {
-        let contents = self.lock();
-        (contents.state.now.iter().map(row).collect(), contents.log.now.iter().map(row).collect())
+        Ok(())
     }
 }
 
@@ -241,9 +322,9 @@ fn row((key, value): (&Vec<u8>, &Bytes)) -> Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::codec;
+    use crate::store::overlay::get_row;
     use crate::store::rows::Applied;
-    use crate::store::{codec, dump::digest};
-    use crate::task::GroupId;
 
     const GROUP: GroupId = GroupId(1);
 
@@ -253,6 +334,10 @@ mod tests {
 
     fn entries(store: &Store) -> usize {
         store.scan_log(&Key::log_entry(GROUP, 0), &Key::log_end(GROUP), usize::MAX).unwrap().len()
+    }
+
+    fn applied_in(store: &Store) -> Option<u64> {
+        get_row(store, "last applied", &Key::applied(GROUP)).unwrap().map(|applied: Applied| applied.index)
     }
 
     fn applied(index: u64) -> [(Key, Write); 1] {
@@ -289,11 +374,11 @@ mod tests {
         store.flush_state(true).unwrap();
         store.write_state(applied(2)).unwrap();
         assert_eq!(store.durable_applied(GROUP).unwrap(), Some(Applied { term: 1, index: 1 }));
-        assert_eq!(digest(&store, GROUP).unwrap().applied, Some(Applied { term: 1, index: 2 }));
+        assert_eq!(applied_in(&store), Some(2));
         disk.crash(0);
         let found = disk.open();
         assert_eq!(entries(&found), 1);
-        assert_eq!(digest(&found, GROUP).unwrap().applied, Some(Applied { term: 1, index: 1 }));
+        assert_eq!(applied_in(&found), Some(1));
     }
 
     #[test]

@@ -14,8 +14,9 @@ use std::collections::hash_map::Entry;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::codec;
+use super::error::StoreError;
 use super::keys::Key;
-use super::{Store, StoreError, codec};
 
 /// Where stored values are read from.
 pub trait Rows: Send + Sync {
@@ -24,16 +25,6 @@ pub trait Rows: Send + Sync {
     /// The values of `keys`, in their order.
     fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         keys.iter().map(|key| self.get(key)).collect()
-    }
-}
-
-impl Rows for Store {
-    fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
-        self.get_state(key)
-    }
-
-    fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        self.get_state_many(keys)
     }
 }
 

@@ -279,7 +279,7 @@ async fn stage(folder: &Path, seed: u64, ingest: bool) {
     staging.add(second).unwrap();
     let staged = staging.finish().unwrap();
     tell("staged");
-    bench.store.ingest(staged).unwrap();
+    staged.ingest().unwrap();
     tell_and_wait_for_the_end("ingested").await;
 }
 
@@ -314,7 +314,7 @@ async fn a_kill_while_a_snapshot_is_staged_has_no_effect_and_the_next_try_succee
     assert_before(&bench.store, *seed);
     let mut staging = Staging::begin(&bench.store, GROUP, folder.clone()).unwrap();
     staging.add(&other_rows(*seed)).unwrap();
-    bench.store.ingest(staging.finish().unwrap()).unwrap();
+    staging.finish().unwrap().ingest().unwrap();
     assert_after(&bench.store, *seed);
     assert!(!folder.exists(), "nothing is left over");
 }
