@@ -10,6 +10,7 @@
 //! | [`store`] | RocksDB: keys, rows, the writer |
 //! | [`shard`] | the replicated state machine, a function |
 //! | [`raft`] | openraft: log store, groups, network |
+//! | [`inspect`] | what is stored, for people, and to compare replicas |
 //! | [`propose`] | from what is asked to what is replicated |
 //! | [`placement`] | who hosts which group |
 //! | [`callback`] | what goes out |
@@ -26,6 +27,7 @@ pub mod callback;
 pub mod clock;
 pub mod disk;
 pub mod firing;
+pub mod inspect;
 pub mod metrics;
 pub mod node;
 pub mod placement;

@@ -14,11 +14,11 @@ use tokio::time::{Instant, timeout};
 
 use super::Cluster;
 use super::nodes::Digests;
+use crate::inspect::{Digest, DigestThreads};
 use crate::propose::{Ask, Proposer};
 use crate::raft::{Observer, ReplicaId};
 use crate::shard::{Effect, Request};
 use crate::store::Store;
-use crate::store::dump::{Digest, DigestThreads};
 use crate::store::rows::{Applied, ShardMetaRow};
 use crate::task::GroupId;
 

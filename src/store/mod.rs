@@ -18,10 +18,9 @@
 //! - [`writer`]: all writes of a node's groups, by one thread; [`syncer`]: one fsync for all of them
 //! - [`folder`]: who may open a data folder; [`space`]: room on the disk
 //! - [`wal`]: damage that RocksDB would not get past
-//! - [`export`]: a shard's rows as a stream, and back; [`dump`]: everything stored, for people
+//! - [`export`]: a shard's rows as a stream, and back
 
 pub mod codec;
-pub mod dump;
 pub mod engine;
 mod error;
 pub mod export;

@@ -41,10 +41,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use boomerang::inspect::{Digest, digest};
 use boomerang::raft::ReplicaId;
 use boomerang::sabotage::{self, Fault};
 use boomerang::store::codec;
-use boomerang::store::dump::{Digest, digest};
 use boomerang::store::keys::{Key, Parsed, parse_state};
 use boomerang::store::rows::DeadLetterRow;
 use boomerang_task::GroupId;

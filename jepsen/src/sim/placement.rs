@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use boomerang::inspect::digest;
 use boomerang::placement::agent::{has_followed, unsettled};
 use boomerang::placement::etcd::controller::FRESH;
 use boomerang::placement::nodes::own_status;
 use boomerang::placement::plan::{self, NodeState, Nodes, move_replica};
 use boomerang::placement::{GroupRow, Table};
-use boomerang::store::dump::digest;
 use boomerang_task::GroupId;
 use rand::RngExt;
 use rand::rngs::SmallRng;

@@ -11,9 +11,9 @@ use rand::RngExt;
 
 use super::bench::{Bench, apply};
 use super::world::{TERM, World, membership, rows_of};
+use crate::inspect::{digest, dump};
 use crate::raft::state_machine::{SnapshotData, decode_membership};
 use crate::raft::types::{SnapshotMeta, StoredMembership, log_id};
-use crate::store::dump::{digest, dump};
 use crate::store::export::{Export, Staged, Staging, export};
 use crate::store::keys::Key;
 use crate::store::rows::Applied;

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use openraft::entry::{Entry, EntryPayload};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
+use crate::inspect::rows::state_line;
 use crate::raft::types::{Command, LogEntry, Member, Membership, log_id};
 use crate::shard::{self, Batch, Cancel, Claim, Register, Request, Settle};
 use crate::store::codec;
-use crate::store::dump::state_line;
 use crate::store::keys::Key;
 use crate::store::overlay::{MemoryRows, Overlay};
 use crate::store::rows::{Applied, ShardMetaRow};
