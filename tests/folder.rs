@@ -7,8 +7,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use boomerang::store::keys::Key;
+use boomerang::store::overlay::Write;
+use boomerang::store::{LogWrite, Store};
+use boomerang::task::GroupId;
 use common::legacy::{Client, ListTasksRequest, OK, Payload, Task, UNAUTHORIZED, password_of};
-use common::node::{ADMIN_PASSWORD, NodeProcess, run_to_its_end, serve_to_its_end};
+use common::node::{ADMIN_PASSWORD, Ended, NodeProcess, run_to_its_end, serve_to_its_end};
 use common::raw::Raw;
 use common::receiver::{Does, Receiver, Serves};
 
@@ -98,6 +102,215 @@ fn a_folder_with_somebodys_files_is_refused_and_untouched() {
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("thesis.tex"), "{}", ended.stderr);
     assert_eq!(contents(temp.path()), before);
+}
+
+#[test]
+fn inspect_shows_what_a_stopped_node_holds_and_changes_nothing() {
+    const LATER_MS: u64 = 3_600_000;
+    let mut node = NodeProcess::start(&["--shards", "2"]);
+    node.admin().add_client("orders", "127.0.0.1:1", None);
+    let mut client = Client::login(node.started.tcp, "orders", &password_of("orders"));
+    let (task, due_ms) = client.throw(b"open sesame", LATER_MS);
+    let (other, _) = client.throw(b"another", LATER_MS);
+    let (cancelled, _) = client.throw(b"cancelled", LATER_MS);
+    assert_eq!(client.cancel(&cancelled).status, OK);
+    node.kill();
+    let folder = node.data_dir();
+    // All of it is in the log, and the state is as old as its last flush.
+    let before = contents(&folder);
+    let found = inspect_json(&folder, &[]);
+    let to_apply: u64 = found.groups().map(|group| number(&group["to_apply"])).sum();
+    assert!(to_apply > 0 && number(&found.0["tasks"]) < 2, "{:?}", found.0);
+    let ended = inspect(&folder, &["--task", &task]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains(" register (not applied yet)"), "{}", ended.stdout);
+    assert_eq!(contents(&folder), before);
+
+    node.restart();
+    assert_eq!(node.terminate(), Some(0));
+    let before = contents(&folder);
+    let found = inspect_json(&folder, &[]);
+    for (field, wanted) in [("format", 3), ("node_id", 1), ("shards", 2), ("tasks", 2), ("damaged_rows", 0)] {
+        assert_eq!(number(&found.0[field]), wanted, "{field} in {:?}", found.0);
+    }
+    assert_eq!(found.0["cluster"], "boomerang");
+    assert_eq!(found.0["clients"], serde_json::json!(["admin", "orders"]));
+    assert_eq!(found.groups().map(|group| number(&group["group"])).collect::<Vec<_>>(), [0, 1, 2]);
+    for group in found.groups() {
+        assert_eq!(number(&group["to_apply"]), 0, "{group}");
+        assert_eq!(group["applied"]["index"], group["log"]["last"]["index"], "{group}");
+        assert_eq!(group["membership"]["voters"], serde_json::json!([{ "replica": 1, "node_id": 1 }]), "{group}");
+        assert_eq!(group["rows"].get("task").map_or(0, number), number(&group["tasks"]), "{group}");
+    }
+    let holds = found.groups().find(|group| number(&group["tasks"]) > 0).unwrap();
+    let number_of_group = number(&holds["group"]).to_string();
+    let one = inspect_json(&folder, &["--group", &number_of_group]);
+    assert_eq!(one.groups().collect::<Vec<_>>(), [holds]);
+
+    let text = |flags: &[&str]| {
+        let ended = inspect(&folder, flags);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{flags:?}");
+        ended.stdout
+    };
+    let page = text(&[]);
+    for wanted in ["node 1 of cluster 'boomerang', 2 shards, format 3", "2 tasks", "2 clients (admin, orders)", "GROUP"]
+    {
+        assert!(page.contains(wanted), "{wanted} is missing in:\n{page}");
+    }
+    assert!(!page.contains("Damaged"), "{page}");
+    let paragraph = text(&["--group", &format!("g{number_of_group}")]);
+    for wanted in ["voters 1 (node 1)", holds["digest"].as_str().unwrap(), "armed up to"] {
+        assert!(paragraph.contains(wanted), "{wanted} is missing in:\n{paragraph}");
+    }
+    let rows = text(&["--rows"]);
+    assert_eq!(rows.lines().filter(|line| line.starts_with("state") && line.contains(" task 0")).count(), 2, "{rows}");
+    let as_json = text(&["--rows", "--json"]);
+    assert_eq!(as_json.lines().count(), rows.lines().count());
+    let lines: Vec<serde_json::Value> = as_json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["row"] == format!("task {task}") && line["family"] == "state"), "{as_json}");
+    let of_task = text(&["--task", &task]);
+    for wanted in
+        [&format!(" task {task} client=orders"), &format!(" timeline {due_ms} {task}"), " policy ", "open sesame"]
+    {
+        assert!(of_task.contains(wanted), "{wanted} is missing in:\n{of_task}");
+    }
+    assert!(!of_task.contains(&other), "{of_task}");
+    for shown in [page, paragraph, rows, as_json, of_task] {
+        assert!(!shown.contains("argon2") && !shown.contains(ADMIN_PASSWORD), "{shown}");
+    }
+    assert_eq!(contents(&folder), before, "nothing was changed");
+    node.restart();
+    assert_eq!(node.metric("boomerang_pending"), 2.0);
+}
+
+#[test]
+fn inspect_refuses_what_it_cannot_show_and_says_what_to_do() {
+    let mut node = NodeProcess::start(&["--shards", "2"]);
+    let folder = node.data_dir();
+    let ended = inspect(&folder, &[]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""));
+    for wanted in
+        [format!("pid {}", node.pid()), folder.display().to_string(), "stop it first".into(), "boomtool".into()]
+    {
+        assert!(ended.stderr.contains(&wanted), "{wanted} is missing in: {}", ended.stderr);
+    }
+    node.admin();
+    assert_eq!(node.terminate(), Some(0));
+
+    let temp = tempfile::tempdir().unwrap();
+    let other = |name: &str, files: &[(&str, &str)]| {
+        let path = temp.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        files.iter().for_each(|(file, text)| std::fs::write(path.join(file), text).unwrap());
+        path
+    };
+    let identity = std::fs::read_to_string(folder.join("boomerang.json")).unwrap();
+    let of_shard = |shard: u16| format!("01a1fcdf-d301-7{shard:03x}-838b-2ee828ed8c5d");
+    let thesis = other("thesis", &[("thesis.tex", "years of work")]);
+    let before = contents(temp.path());
+    let near = format!("did you mean {}?", folder.display());
+    for (path, flags, code, why) in [
+        (temp.path().join("missing"), vec![], 1, "No such file or directory"),
+        (thesis.join("thesis.tex"), vec![], 1, "cannot read boomerang.json: Not a directory"),
+        (other("empty", &[]), vec![], 1, "is empty: no node was ever started on it"),
+        (thesis.clone(), vec![], 1, "it is not the data folder of a node; give the folder"),
+        (folder.join("db"), vec![], 1, &near[..]),
+        (folder.parent().unwrap().to_owned(), vec![], 1, &near[..]),
+        (other("newer", &[("boomerang.json", r#"{"format": 4711}"#)]), vec![], 1, "format 4711"),
+        (other("older", &[("boomerang.json", r#"{"format": 1}"#)]), vec![], 1, "the one that wrote it can"),
+        (other("damaged", &[("boomerang.json", "{ not json")]), vec![], 1, "boomerang.json is damaged"),
+        (other("begun", &[("boomerang.json", &identity)]), vec![], 1, "holds no database"),
+        (folder.clone(), vec!["--group", "3"], 1, "it holds groups 0, 1, 2"),
+        (folder.clone(), vec!["--group", "3", "--rows"], 1, "it holds groups 0, 1, 2"),
+        (folder.clone(), vec!["--task", &of_shard(1)], 1, "no row of group 2 names it"),
+        (folder.clone(), vec!["--task", &of_shard(2)], 1, "this cluster has shards 0 to 1"),
+        (folder.clone(), vec!["--group", "many"], 2, "--group"),
+        (folder.clone(), vec!["--group", "4097"], 2, "0 to 4096"),
+        (folder.clone(), vec!["--task", "nonsense"], 2, "is not a UUID"),
+        (folder.clone(), vec!["--task", &of_shard(0), "--rows"], 2, "--rows"),
+    ] {
+        let ended = inspect(&path, &flags);
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{path:?} {flags:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(why), "{path:?} {flags:?}: {}", ended.stderr);
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    }
+    assert!(before.iter().all(|file| contents(temp.path()).contains(file)), "nothing was changed");
+    assert_eq!(run_to_its_end(&["inspect"]).code, Some(2));
+    let help = run_to_its_end(&["inspect", "--help"]);
+    assert!(help.code == Some(0) && help.stdout.contains("Examples:"), "{}", help.stdout);
+}
+
+#[test]
+fn inspect_names_what_is_damaged() {
+    let mut node = NodeProcess::start(&["--shards", "2"]);
+    node.admin().add_client("orders", "127.0.0.1:1", None);
+    assert_eq!(node.terminate(), Some(0));
+    let folder = node.data_dir();
+    let last = {
+        let store = Store::open(&folder.join("db")).unwrap();
+        let meta = Key::shard_meta(GroupId(1));
+        let client = Key::client("admin");
+        let cut_off = store.get_state(&client).unwrap().unwrap()[..40].to_vec();
+        store.write_state([(meta, Write::Put(vec![99])), (client, Write::Put(cut_off))]).unwrap();
+        let cluster = GroupId::CLUSTER;
+        let (from, until) = (Key::log_entry(cluster, 0), Key::log_end(cluster));
+        let rows = store.scan_log(&from, &until, usize::MAX).unwrap();
+        let last = rows.len() as u64 - 1;
+        assert!(last > 1, "there is one between the first and the last");
+        let gone = LogWrite::DeleteRange(Key::log_entry(cluster, 1), Key::log_entry(cluster, last));
+        store.write_log(vec![gone]).unwrap();
+        store.flush_state(true).unwrap();
+        last
+    };
+    let ended = inspect(&folder, &[]);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&format!("error: {} rows are damaged or missing", 2 + last - 1)), "{}", ended.stderr);
+    for wanted in [
+        "state g0 client \"admin\" ? the value is damaged",
+        "state g1 meta ? the value is damaged: version 99 is unknown",
+        &format!("log   g0 entries 1 to {} ? they are missing", last - 1),
+    ] {
+        assert!(ended.stdout.contains(wanted), "{wanted} is missing in:\n{}", ended.stdout);
+    }
+    let rows = inspect(&folder, &["--rows"]);
+    assert_eq!(rows.code, Some(1));
+    assert!(rows.stderr.contains("error: 2 rows are damaged"), "{}", rows.stderr);
+    assert_eq!(rows.stdout.lines().filter(|line| line.contains(" ? ")).count(), 2, "{}", rows.stdout);
+    assert!(!rows.stdout.contains("argon2") && !ended.stdout.contains("argon2"));
+    // Below the rows: a file of the database.
+    let tables = contents(&folder.join("db")).into_iter().filter(|(name, _)| name.ends_with(".sst"));
+    for (name, mut bytes) in tables {
+        bytes[..16].fill(0xff);
+        std::fs::write(name, bytes).unwrap();
+    }
+    let ended = inspect(&folder, &["--rows"]);
+    assert_eq!(ended.code, Some(1), "{}", ended.stdout);
+    assert!(ended.stderr.contains("Corruption") && ended.stderr.contains(".sst"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+}
+
+/// What `boomerang inspect --json` found, when all of it can be read.
+struct Found(serde_json::Value);
+
+impl Found {
+    fn groups(&self) -> impl Iterator<Item = &serde_json::Value> {
+        self.0["groups"].as_array().unwrap().iter()
+    }
+}
+
+fn number(value: &serde_json::Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is a number"))
+}
+
+fn inspect_json(folder: &Path, flags: &[&str]) -> Found {
+    let ended = inspect(folder, &[flags, &["--json"]].concat());
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stdout);
+    assert_eq!(ended.stdout.lines().count(), 1, "{}", ended.stdout);
+    Found(serde_json::from_str(&ended.stdout).unwrap())
+}
+
+fn inspect(folder: &Path, flags: &[&str]) -> Ended {
+    run_to_its_end(&[&["inspect", folder.to_str().unwrap()], flags].concat())
 }
 
 #[test]

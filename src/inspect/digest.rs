@@ -95,32 +95,49 @@ fn digest_while(
     wanted: impl Fn() -> bool,
 ) -> Result<Option<Digest>, StoreError> {
     let (from, until) = Key::group_range(group);
-    let applied_key = Key::applied(group);
-    let mut digest = Digest { applied: None, rows: 0, hash: [0; 32] };
-    let mut hash = Sha256::new();
-    let mut add = |key: &[u8], value: &[u8]| {
-        if key == applied_key.as_ref() {
-            digest.applied = Some(codec::decode("last applied", value)?);
-            return Ok(());
-        }
-        digest.rows += 1;
-        // Lengths first, so that no byte can move from a key to its value unseen.
-        for part in [key, value] {
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        Ok::<(), StoreError>(())
-    };
+    let mut digester = Digester::of(group);
     let mut rows = store.pin(Family::State, &from, Some(&until));
     pinned();
     while let Some((key, value)) = rows.next()? {
         if !wanted() {
             return Ok(None);
         }
-        add(key, value)?;
+        digester.add(key, value)?;
     }
-    digest.hash = hash.finalize().into();
-    Ok(Some(digest))
+    Ok(Some(digester.finish()))
+}
+
+/// Takes the rows of a group, in the order of their keys.
+pub(super) struct Digester {
+    applied_key: Key,
+    digest: Digest,
+    hash: Sha256,
+}
+
+impl Digester {
+    pub fn of(group: GroupId) -> Self {
+        let digest = Digest { applied: None, rows: 0, hash: [0; 32] };
+        Self { applied_key: Key::applied(group), digest, hash: Sha256::new() }
+    }
+
+    pub fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        if key == self.applied_key.as_ref() {
+            self.digest.applied = Some(codec::decode("last applied", value)?);
+            return Ok(());
+        }
+        self.digest.rows += 1;
+        // Lengths first, so that no byte can move from a key to its value unseen.
+        for part in [key, value] {
+            self.hash.update((part.len() as u64).to_be_bytes());
+            self.hash.update(part);
+        }
+        Ok(())
+    }
+
+    pub fn finish(mut self) -> Digest {
+        self.digest.hash = self.hash.finalize().into();
+        self.digest
+    }
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use crate::store::rows::{
 };
 use crate::store::{LogWrite, Store, codec};
 use crate::task::{
-    Callback, ClientId, ClientLimits, DeadLetterId, DedupHash, Failure, FailureClass, GroupId, Policy, Protocol,
-    Recurrence, Retry, ShardId, Tags, TaskId,
+    Callback, CallbackOptions, ClientId, ClientLimits, DeadLetterId, DedupHash, Failure, FailureClass, GroupId, Policy,
+    Protocol, Recurrence, Retry, Secret, ShardId, Tags, TaskId,
 };
 
 pub const GROUP: GroupId = GroupId(1);
@@ -93,10 +93,13 @@ pub fn fill(store: &Store) {
     put(store, Key::letter_of_client(GROUP, hash, letter), &());
     put(store, Key::applied(GROUP), &Applied { term: 1, index: 3 });
     put(store, Key::shard_meta(GROUP), &ShardMetaRow::default());
+    let options = CallbackOptions { secret: Some(Secret::new("whsec_c3dvcmRmaXNo").unwrap()), ..Default::default() };
+    let signed = Callback::new(Protocol::Http, "http://me:swordfish@h/due").unwrap().with(options).unwrap();
+    let with_secrets = Policy { callback: signed, dead_letter: Some("https://me:swordfish@dead".into()), ..policy() };
     let row = ClientRow {
         password_hash: "$argon2id$secret".into(),
         admin: true,
-        policy: None,
+        policy: Some(with_secrets),
         limits: ClientLimits::default(),
         since_ms: 1,
         api_keys: vec!["k1".into()],

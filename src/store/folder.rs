@@ -63,6 +63,42 @@ pub struct DataFolder {
     _lock: File,
 }
 
+impl Identity {
+    /// That of the folder at `path`; `None` when it has none. Nothing is changed, and the folder need not be ours.
+    pub fn read(path: &Path) -> Result<Option<Self>, FolderError> {
+        let shown = path.display().to_string();
+        match std::fs::read_to_string(path.join(IDENTITY_FILE)) {
+            Ok(text) => parse(&text, &shown).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(FolderError::Io { path: shown, verb: "read boomerang.json", source }),
+        }
+    }
+}
+
+/// Fails when a process has the data folder at `path` open.
+///
+/// The lock is taken for a moment, together with all others who ask, and nothing is written: whoever has it open does not
+/// notice. A node that starts at this very moment would be refused.
+pub fn check_not_in_use(path: &Path) -> Result<(), FolderError> {
+    let (shown, lock_path) = (path.display().to_string(), path.join(LOCK_FILE));
+    let io = |verb, source| FolderError::Io { path: shown.clone(), verb, source };
+    let file = match File::open(&lock_path) {
+        // A copy, or a folder from before its first start.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(|source| io("open the lock", source))?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(locked(&lock_path, &shown)),
+        Err(TryLockError::Error(source)) => Err(io("lock it", source)),
+    }
+}
+
+/// The database in the data folder at `path`.
+pub fn database_in(path: &Path) -> PathBuf {
+    path.join("db")
+}
+
 impl DataFolder {
     /// Locks the folder for `wanted`, or says by name why not. An empty or missing folder becomes `wanted`'s.
     pub fn open(path: &Path, wanted: &Identity) -> Result<Self, FolderError> {
@@ -108,7 +144,7 @@ impl DataFolder {
     }
 
     pub fn database(&self) -> PathBuf {
-        self.path.join("db")
+        database_in(&self.path)
     }
 
     /// Where parts of a snapshot wait until they are whole.
@@ -127,11 +163,7 @@ fn lock(lock_path: &Path, shown: &str) -> Result<File, FolderError> {
         options.create(true).truncate(false).read(true).write(true).open(lock_path).map_err(io("open the lock"))?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let holder = std::fs::read_to_string(lock_path).unwrap_or_default();
-            let holder = if holder.trim().is_empty() { String::new() } else { format!(" (pid {})", holder.trim()) };
-            return Err(FolderError::Locked { path: shown.to_owned(), holder });
-        }
+        Err(TryLockError::WouldBlock) => return Err(locked(lock_path, shown)),
         Err(TryLockError::Error(source)) => {
             return Err(FolderError::Io { path: shown.to_owned(), verb: "lock it", source });
         }
@@ -141,7 +173,13 @@ fn lock(lock_path: &Path, shown: &str) -> Result<File, FolderError> {
     Ok(file)
 }
 
-fn check(text: &str, wanted: &Identity, shown: &str) -> Result<Identity, FolderError> {
+fn locked(lock_path: &Path, shown: &str) -> FolderError {
+    let holder = std::fs::read_to_string(lock_path).unwrap_or_default();
+    let holder = if holder.trim().is_empty() { String::new() } else { format!(" (pid {})", holder.trim()) };
+    FolderError::Locked { path: shown.to_owned(), holder }
+}
+
+fn parse(text: &str, shown: &str) -> Result<Identity, FolderError> {
     /// Read on its own first: a newer format may have other fields.
     #[derive(Deserialize)]
     struct FormatOnly {
@@ -155,7 +193,11 @@ fn check(text: &str, wanted: &Identity, shown: &str) -> Result<Identity, FolderE
     if format < FORMAT_OLDEST {
         return Err(FolderError::Older { path: shown.to_owned(), found: format });
     }
-    let found: Identity = serde_json::from_str(text).map_err(damaged)?;
+    serde_json::from_str(text).map_err(damaged)
+}
+
+fn check(text: &str, wanted: &Identity, shown: &str) -> Result<Identity, FolderError> {
+    let found = parse(text, shown)?;
     let foreign = |field, flag, found: String, wanted: String| {
         Err(FolderError::Foreign { path: shown.to_owned(), field, flag, found, wanted })
     };

@@ -69,6 +69,12 @@ impl Store {
         Ok(Self::on(RocksEngine::open(path, cache_bytes_max)?))
     }
 
+    /// Opens the database in `path` for reading, as it is at this moment, and changes nothing in that folder; writes are
+    /// refused. Nobody may have it open now; what others do to it later is not seen.
+    pub fn open_read_only(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self::on(RocksEngine::open_read_only(path)?))
+    }
+
     fn on(engine: impl Engine + 'static) -> Self {
         Self { engine: Arc::new(engine) }
     }

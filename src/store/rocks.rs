@@ -93,6 +93,23 @@ impl RocksEngine {
         Ok(engine)
     }
 
+    /// Writes are errors.
+    pub fn open_read_only(path: &Path) -> Result<Self, StoreError> {
+        let cache_bytes_max = DATA_CACHE_BYTES;
+        let cache = Cache::new_lru_cache(cache_bytes_max);
+        let mut options = database_options();
+        // All files are opened at once, and stay readable when a node removes them.
+        options.set_max_open_files(-1);
+        // What is in them is copied to memory, so that the copies may go.
+        let copies = wal::disarmed_copies(path)?;
+        if let Some(copies) = &copies {
+            options.set_wal_dir(copies.path());
+        }
+        let db = Db::open_cf_descriptors_read_only(&options, path, families(&cache), false);
+        let db = db.map_err(failed("open", "the database"))?;
+        Ok(Self { db: Arc::new(db), cache, cache_bytes_max })
+    }
+
     fn family(&self, family: Family) -> Arc<BoundColumnFamily<'_>> {
         let name = match family {
             Family::Log => LOG_FAMILY,
@@ -486,4 +503,52 @@ fn options_with(table: &BlockBasedOptions) -> Options {
     options.set_max_write_buffer_number(WRITE_BUFFERS_PER_FAMILY_MAX);
     options.set_compression_type(DBCompressionType::Lz4);
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u32) -> Key {
+        Key::from_stored([&[0, 1, 1][..], &n.to_be_bytes()].concat())
+    }
+
+    fn write(engine: &RocksEngine, n: u32, value: u8) {
+        engine.write_log(vec![LogWrite::Put(key(n), vec![value])]).unwrap();
+        engine.write_state(&mut std::iter::once((key(n), Write::Put(vec![value])))).unwrap();
+    }
+
+    fn read_all(engine: &RocksEngine, family: Family) -> Vec<Row> {
+        engine.scan(family, &Key::first(), &key(u32::MAX), usize::MAX).unwrap()
+    }
+
+    #[test]
+    fn what_is_opened_for_reading_stays_as_it_was() {
+        let temp = tempfile::tempdir().unwrap();
+        let engine = RocksEngine::open(temp.path(), 0).unwrap();
+        for n in 0..100 {
+            write(&engine, n, 1);
+            if n % 10 == 0 {
+                engine.flush_state(true).unwrap();
+            }
+        }
+        engine.flush_state(true).unwrap();
+        drop(engine);
+        let reading = RocksEngine::open_read_only(temp.path()).unwrap();
+        let engine = RocksEngine::open(temp.path(), 0).unwrap();
+        let files_before = engine.db.live_files().unwrap().len();
+        (0..200).for_each(|n| write(&engine, n, 2));
+        engine.flush_state(true).unwrap();
+        engine.compact_state();
+        assert!(engine.db.live_files().unwrap().len() < files_before, "files have gone");
+        for family in [Family::Log, Family::State] {
+            assert_eq!(read_all(&engine, family).len(), 200);
+            let rows = read_all(&reading, family);
+            assert_eq!(rows.len(), 100, "{family:?}");
+            assert!(rows.iter().all(|(_, value)| *value == [1]), "{family:?}");
+        }
+        assert!(reading.write_log(vec![LogWrite::Put(key(1), vec![3])]).is_err());
+        assert!(RocksEngine::open_read_only(&temp.path().join("missing")).is_err());
+        assert!(!temp.path().join("missing").exists());
+    }
 }

@@ -11,10 +11,10 @@
 //!   block of 32 KiB:  | crc:4 len:2 type:1 | payload | crc:4 len:2 type:1 | payload | ... | rest below 7 bytes |
 //! ```
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
 
@@ -35,20 +35,78 @@ fn plain(kind: u8) -> Option<u8> {
 
 /// To be called before the database in `db` is opened.
 pub fn disarm(db: &Path) -> Result<(), StoreError> {
-    let entries = match std::fs::read_dir(db) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(StoreError::file("list", db))?,
-    };
-    for entry in entries {
-        let path = entry.map_err(StoreError::file("list", db))?.path();
-        if path.extension().is_some_and(|extension| extension == "log") {
-            disarm_file(&path).map_err(StoreError::file("check", &path))?;
+    for path in files(db)? {
+        let found = recyclable(&path).map_err(StoreError::file("check", &path))?;
+        if !found.is_empty() {
+            warn(&path, found.len());
+            replace(&path, &found).map_err(StoreError::file("mend", &path))?;
         }
     }
     Ok(())
 }
 
-fn disarm_file(path: &Path) -> io::Result<()> {
+/// The same for a database that must stay as it is: its WAL files again, harmless, in a folder of their own; `None` when
+/// they are harmless where they are.
+pub fn disarmed_copies(db: &Path) -> Result<Option<Copies>, StoreError> {
+    let mut damaged = false;
+    let files = files(db)?;
+    for path in &files {
+        let found = recyclable(path).map_err(StoreError::file("check", path))?;
+        if !found.is_empty() {
+            warn(path, found.len());
+            damaged = true;
+        }
+    }
+    if !damaged {
+        return Ok(None);
+    }
+    let copies = Copies::new()?;
+    for path in files {
+        let copy = copies.0.join(path.file_name().expect("it was listed by its name"));
+        std::fs::copy(&path, &copy).map_err(StoreError::file("copy", &path))?;
+        let found = recyclable(&copy).map_err(StoreError::file("check", &copy))?;
+        replace(&copy, &found).map_err(StoreError::file("mend", &copy))?;
+    }
+    Ok(Some(copies))
+}
+
+/// A folder that only we may read, and that goes with everything in it.
+pub struct Copies(PathBuf);
+
+impl Copies {
+    fn new() -> Result<Self, StoreError> {
+        let path = std::env::temp_dir().join(format!("boomerang-wal-{:016x}", rand::random::<u64>()));
+        DirBuilder::new().mode(0o700).create(&path).map_err(StoreError::file("create", &path))?;
+        Ok(Self(path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn files(db: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = match std::fs::read_dir(db) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(StoreError::file("list", db))?,
+    };
+    let paths = entries.map(|entry| Ok(entry.map_err(StoreError::file("list", db))?.path()));
+    let paths: Vec<PathBuf> = paths.collect::<Result<_, StoreError>>()?;
+    Ok(paths.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect())
+}
+
+fn warn(path: &Path, records: usize) {
+    tracing::warn!(path = %path.display(), records, "a WAL file is damaged; what can be read of it is kept");
+}
+
+/// Where a file has records of recyclable types, and what each is turned into.
+fn recyclable(path: &Path) -> io::Result<Vec<(u64, u8)>> {
     let mut file = File::open(path)?;
     let mut block = Vec::with_capacity(BLOCK_BYTES);
     let mut found = Vec::new();
@@ -62,13 +120,13 @@ fn disarm_file(path: &Path) -> io::Result<()> {
         found.extend(recyclable_in(&block).map(|(position, kind)| (at + position as u64, kind)));
         at += block.len() as u64;
     }
-    if found.is_empty() {
-        return Ok(());
-    }
-    tracing::warn!(path = %path.display(), records = found.len(), "a WAL file is damaged; what can be read of it is kept");
+    Ok(found)
+}
+
+fn replace(path: &Path, found: &[(u64, u8)]) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     for (position, kind) in found {
-        file.write_all_at(&[kind], position)?;
+        file.write_all_at(&[*kind], *position)?;
     }
     file.sync_data()
 }
@@ -98,7 +156,6 @@ mod tests {
     use crate::store::keys::Key;
     use crate::store::{LogWrite, Store};
     use crate::task::GroupId;
-    use std::path::PathBuf;
 
     const GROUP: GroupId = GroupId(1);
     const ROWS: u64 = 300;
@@ -152,6 +209,24 @@ mod tests {
         assert_eq!(std::fs::read(&wal).unwrap(), before);
         assert_eq!(rows_left(left.path()), ROWS);
         disarm(&left.path().join("missing")).unwrap();
+    }
+
+    #[test]
+    fn whoever_only_reads_mends_copies() {
+        let (left, wal) = killed();
+        let mut bytes = std::fs::read(&wal).unwrap();
+        let types = types(&wal);
+        assert!(disarmed_copies(left.path()).unwrap().is_none(), "there is nothing to mend");
+        bytes[types[types.len() / 2]] ^= 4;
+        std::fs::write(&wal, &bytes).unwrap();
+        let copies = disarmed_copies(left.path()).unwrap().unwrap();
+        let (copied, temporary) = (copies.path().join(wal.file_name().unwrap()), copies.path().to_owned());
+        assert_ne!(std::fs::read(&copied).unwrap(), bytes);
+        drop(copies);
+        assert!(!temporary.exists());
+        let store = Store::open_read_only(left.path()).unwrap();
+        let rows = store.scan_log(&Key::log_entry(GROUP, 0), &Key::log_end(GROUP), usize::MAX).unwrap();
+        assert_eq!((rows.len() as u64, std::fs::read(&wal).unwrap()), (ROWS, bytes));
     }
 
     /// Without `disarm`, opening these never ends.

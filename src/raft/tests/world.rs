@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use openraft::entry::{Entry, EntryPayload};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::inspect::rows::state_line;
+use crate::inspect::rows::Line;
 use crate::raft::types::{Command, LogEntry, Member, Membership, log_id};
 use crate::shard::{self, Batch, Cancel, Claim, Register, Request, Settle};
 use crate::store::codec;
+use crate::store::engine::Family;
 use crate::store::keys::Key;
 use crate::store::overlay::{MemoryRows, Overlay};
 use crate::store::rows::{Applied, ShardMetaRow};
@@ -138,17 +139,18 @@ impl World {
                 member = true;
                 continue;
             }
-            let shown = state_line(&key, &value);
+            let shown = Line::of(Family::State, &key, &value);
             match expected.remove(&key) {
                 Some(wanted) if wanted == value => {}
-                Some(wanted) => panic!("entry {}: {shown}, not {}", self.next, state_line(&key, &wanted)),
+                Some(wanted) => panic!("entry {}: {shown}, not {}", self.next, Line::of(Family::State, &key, &wanted)),
                 None => panic!("entry {}: {shown} should not be there", self.next),
             }
         }
         assert_eq!(member, self.next > 0, "the membership goes with the rest");
         if let Some((key, value)) = expected.first_key_value() {
             let more = expected.len() - 1;
-            panic!("entry {}: {} is missing, and {more} rows more", self.next, state_line(key, value));
+            let missing = Line::of(Family::State, key.as_ref(), value);
+            panic!("entry {}: {missing} is missing, and {more} rows more", self.next);
         }
     }
 
