@@ -123,7 +123,7 @@ for where in "beyond the window:2h" "inside the window:20m"; do
 done
 
 echo "== the wheel alone" >&2
-cargo bench --quiet --bench wheel -- --timers 1000000
+cargo bench --quiet -p boomerang --bench wheel -- --timers 1000000
 
 # With a cluster of its own: started, waited for until each node leads its share, and stopped by each bench.
 # What breaks a promise is told at the end, so that the other figures are there.

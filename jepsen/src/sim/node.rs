@@ -1,4 +1,4 @@
-//! One life of a simulated node: the rooms of the server, put together as `boomerang::node` does it, on a disk in memory,
+//! One life of a simulated node: the rooms of the server, put together by `boomerang::node::assembly`, on a disk in memory,
 //! a simulated network and a clock that may be wrong. Without group 0, etcd, listeners for clients, and what looks after a
 //! real disk.
 //!
@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use boomerang::callback::{CallbackSettings, Callbacks};
 use boomerang::clock::Clock;
-use boomerang::firing::{self, Firing, FiringSettings, Ledger};
+use boomerang::firing::{Firing, FiringSettings, Ledger};
 use boomerang::inspect::Digest;
 use boomerang::metrics::Metrics;
-use boomerang::node::HandOvers;
-use boomerang::placement::{self, Cluster, Digests, HandOver, NodeInfo, NodesService, Table, clock_guard, nodes};
-use boomerang::propose::{self, DiskState, Proposer};
-use boomerang::raft::groups::{GroupError, Parts};
+use boomerang::node::assembly::{Foundation, Parts, Rooms as Assembled};
+use boomerang::placement::{self, Cluster, Digests, NodeInfo, NodesService, Table, nodes};
+use boomerang::propose::{DiskState, Proposer};
+use boomerang::raft::groups::GroupError;
 use boomerang::raft::{Groups, Observer, PeerNetwork, PeerService, peer_service};
 use boomerang::server::route::Router;
 use boomerang::shard::Effect;
@@ -34,7 +34,6 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::BEGAN_MS;
 use super::net::{LifeId, Net, NodeId};
@@ -141,6 +140,7 @@ pub struct Life {
 
 struct Running {
     _firing: Firing,
+    _helpers: JoinSet<()>,
     _tasks: JoinSet<()>,
     _disk: watch::Sender<DiskState>,
 }
@@ -155,8 +155,7 @@ impl Machine {
         tasks.spawn(sync(rounds, self.pace.clone()));
         let clock = Arc::new(clock);
         let network = PeerNetwork::dialing(CLUSTER, node, self.net.dialer(node, id));
-        let ledger = Ledger::new(store.clone(), clock.clone(), firing_settings());
-        let groups = Groups::start(Parts {
+        let foundation = Foundation::lay(Parts {
             cluster: CLUSTER.to_owned(),
             node_id: node,
             shards,
@@ -164,55 +163,38 @@ impl Machine {
             writer,
             // Nothing is put there.
             staging: PathBuf::from(format!("no-folder-of-{node}")),
-            network: network.clone(),
-            observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, Arc::new(Told(self.applied.clone()))]),
+            clock: clock.clone(),
+            network,
+            firing: firing_settings(),
+            metrics: Arc::new(Metrics::new()),
+            observers: vec![Arc::new(Told(self.applied.clone()))],
         })
         .await?;
-        let cluster = Cluster::new(groups.clone(), network);
+        let cluster = foundation.cluster.clone();
         (1..=self.nodes).for_each(|node| cluster.set_node(NodeInfo::at(node, &Net::address(node))));
         let wires = self.net.listen(node, id);
         self.net.back(node);
         let wires = stream::unfold(wires, async |mut wires| wires.recv().await.map(|wire| (wire, wires)));
-        let service = PeerService::new(groups.clone());
+        let service = PeerService::new(foundation.groups.clone());
         let others = NodesService::new(cluster.clone(), clock.clone(), Arc::new(NoDigests)).routes();
         tasks.spawn(async move {
             // It ends with this task.
             let _ = peer_service::serve_wires(wires, service, others).await;
         });
-        tasks.spawn(groups.clone().look_after());
-        tasks.spawn(clock_guard::watch(cluster.clone()));
-        let router = Router::new(cluster.clone(), shards);
-        let (disk_out, disk) = watch::channel(DiskState::Fine);
-        let proposer = Proposer::start(propose::Parts {
-            groups: groups.clone(),
-            clock: clock.clone(),
-            dispatches: ledger.clone(),
-            disk,
-            store: store.clone(),
-            shards,
-            keep_history: true,
-        });
-        let gone = CancellationToken::new();
-        let carrier = Carrier { receivers: self.receivers.clone(), gone: gone.clone() };
-        let firing = Firing::start(firing::Parts {
-            ledger: ledger.clone(),
-            clock: clock.clone(),
-            store: store.clone(),
-            groups: groups.clone(),
-            proposer: proposer.clone(),
-            callbacks: Callbacks::carried(callback_settings(), Arc::new(carrier)),
-            metrics: Arc::new(Metrics::new()),
-            deliveries: TaskTracker::new(),
-        });
         let everyday: Arc<dyn Clock> = clock.clone();
-        let hand_over: Arc<dyn HandOver> = Arc::new(HandOvers { groups: groups.clone(), ledger: ledger.clone() });
         tasks.spawn(nodes::ask_around(cluster.clone(), everyday.clone()));
         let known = self.known.lock().expect("no panic under this lock").clone();
         cluster.set_table((*known).clone());
-        placement::follow(&cluster, &everyday, &hand_over, &mut tasks).await;
+        placement::follow(&cluster, &everyday, &foundation.hand_over(), &mut tasks).await;
+        let gone = CancellationToken::new();
+        let carrier = Carrier { receivers: self.receivers.clone(), gone: gone.clone() };
+        let callbacks = Callbacks::carried(callback_settings(), Arc::new(carrier));
+        let (disk_out, disk) = watch::channel(DiskState::Fine);
+        let Assembled { groups, cluster, ledger, proposer, firing, helpers } = foundation.build(disk, callbacks);
+        let router = Router::new(cluster.clone(), shards);
         tasks.spawn(learn(cluster.clone(), self.known.clone(), self.rows.clone()));
         cluster.set_begun();
-        let running = Mutex::new(Some(Running { _firing: firing, _tasks: tasks, _disk: disk_out }));
+        let running = Mutex::new(Some(Running { _firing: firing, _helpers: helpers, _tasks: tasks, _disk: disk_out }));
         Ok(Life { node, store, groups, cluster, ledger, proposer, router, clock, gone, running })
     }
 }

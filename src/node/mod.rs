@@ -4,22 +4,21 @@
 //! is ready when what it hosts has leaders, here or elsewhere, and its listeners are open. Stop ([`Node::stop`]): what it
 //! leads is handed over, no new requests, no new dispatches, what is out settles, the state is flushed. A process that is killed instead loses nothing, it only replays more.
 
-use std::collections::BTreeSet;
+pub mod assembly;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::BoxFuture;
 use openraft::ReadPolicy;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::callback::Callbacks;
@@ -28,13 +27,12 @@ use crate::disk::DiskGuard;
 use crate::firing::hand_over::hand_over;
 use crate::firing::{Firing, Ledger};
 use crate::metrics::Metrics;
-use crate::placement::clock_guard;
 use crate::placement::verify::Marks;
 use crate::placement::{self, Cluster, NodeInfo, NodesService, Placement, PlacementError};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
-use crate::raft::groups::{GroupError, Parts as GroupParts};
+use crate::raft::groups::GroupError;
 use crate::raft::peer_tls::{PeerTls, PeerTlsError};
-use crate::raft::{Groups, Observer, PeerNetwork, PeerService, ReplicaId, peer_service};
+use crate::raft::{Groups, PeerNetwork, PeerService, peer_service};
 use crate::server::auth::{Auth, random_hex};
 use crate::server::forward::Forwarding;
 use crate::server::readers::Readers;
@@ -49,6 +47,7 @@ use crate::store::writer::{Writer, WriterThreads};
 use crate::store::{Store, StoreError};
 use crate::task::{ClientId, GroupId};
 use crate::threads::{READERS, Threads};
+use assembly::{Foundation, Rooms};
 
 /// A node that is alone leads within milliseconds, and applies what its log is ahead of its state in seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -119,7 +118,7 @@ pub struct Node {
     /// Ends the listeners.
     stop: CancellationToken,
     listeners: Vec<JoinHandle<()>>,
-    helpers: Vec<JoinHandle<()>>,
+    helpers: JoinSet<()>,
     /// Released last.
     _folder: DataFolder,
 }
@@ -180,30 +179,29 @@ impl Node {
         network.run_urgent_on(urgent.handle());
         let marks = Marks::new(store.clone());
         let digests = RunningDigests(marks.clone());
-        let ledger = Ledger::new(store.clone(), clock.clone(), settings.firing);
         let sessions = Arc::new(Sessions::new(settings.session_lifetime_ms, settings.sessions_max));
         let ending = Ending { sessions: sessions.clone(), store: store.clone() };
-        let groups = Groups::start(GroupParts {
+        let foundation = Foundation::lay(assembly::Parts {
             cluster: settings.cluster.clone(),
             node_id: settings.node_id,
             shards: settings.shards,
             store: store.clone(),
             writer: writer.clone(),
             staging: folder.staging(),
-            network: network.clone(),
-            observer: Arc::new(vec![ledger.clone() as Arc<dyn Observer>, marks.clone(), Arc::new(ending)]),
+            clock: clock.clone(),
+            network,
+            firing: settings.firing,
+            metrics: metrics.clone(),
+            observers: vec![marks.clone(), Arc::new(ending)],
         })
         .await?;
-        let cluster = Cluster::new(groups.clone(), network);
-        // From the very first: what is led from here on is stored, and fires by this clock.
-        let look_after = tokio::spawn(groups.clone().look_after());
-        let clock_guard = tokio::spawn(clock_guard::watch(cluster.clone()));
+        let cluster = foundation.cluster.clone();
         let stop = CancellationToken::new();
         let nodes = NodesService::new(cluster.clone(), clock.clone(), marks.clone());
         let forwarding = Forwarding::new();
         let others = nodes.routes().add_service(forwarding.server());
         // Before placement: those who begin a group together speak to each other.
-        let service = PeerService::new(groups.clone());
+        let service = PeerService::new(foundation.groups.clone());
         let peers = serve_peers(peer_listener, service, others, tls, stop.clone());
         let peers = urgent.handle().spawn(peers);
         let placement = placement::start(placement::Parts {
@@ -213,34 +211,17 @@ impl Node {
             here: here(&settings, &start_line),
             cluster: cluster.clone(),
             clock: clock.clone(),
-            hand_over: Arc::new(HandOvers { groups: groups.clone(), ledger: ledger.clone() }),
+            hand_over: foundation.hand_over(),
         })
         .await?;
         let mut guard =
             DiskGuard::new(folder.path(), settings.disk_free_min_bytes, settings.disk_reserve_bytes, store.clone());
         let (disk_out, disk) = watch::channel(guard.look().0);
-        let proposer = Proposer::start(crate::propose::Parts {
-            groups: groups.clone(),
-            clock: clock.clone(),
-            dispatches: ledger.clone(),
-            disk: disk.clone(),
-            store: store.clone(),
-            shards: settings.shards,
-            keep_history: settings.firing.history_ms > 0,
-        });
-        marks.propose_with(proposer.clone());
         // Whatever this node leads fires, though other groups may be waiting for their nodes still.
         let callbacks = Callbacks::new(settings.callback);
-        let firing = Firing::start(crate::firing::Parts {
-            ledger: ledger.clone(),
-            clock: clock.clone(),
-            store: store.clone(),
-            groups: groups.clone(),
-            proposer: proposer.clone(),
-            callbacks: callbacks.clone(),
-            metrics: metrics.clone(),
-            deliveries: TaskTracker::new(),
-        });
+        let Rooms { groups, cluster, ledger, proposer, firing, mut helpers } =
+            foundation.build(disk.clone(), callbacks.clone());
+        marks.propose_with(proposer.clone());
         let auth = Auth::new(store.clone(), settings.open);
         let ready = async {
             wait_until_ready(&groups, settings.placement == Placement::Alone).await?;
@@ -291,12 +272,8 @@ impl Node {
             tokio::spawn(serve_http(http_listener, watched, stop.clone())),
             peers,
         ];
-        let helpers = vec![
-            look_after,
-            clock_guard,
-            tokio::spawn(guard.watch(disk_out, metrics.clone())),
-            tokio::spawn(keep_house(service, system_clock)),
-        ];
+        helpers.spawn(guard.watch(disk_out, metrics.clone()));
+        helpers.spawn(keep_house(service, system_clock));
         Ok(Self {
             start_line,
             groups,
@@ -335,9 +312,7 @@ impl Node {
         if drained.await.is_err() {
             tracing::warn!("some callbacks did not come back in time; they are delivered again after the next start");
         }
-        for helper in self.helpers {
-            helper.abort();
-        }
+        self.helpers.abort_all();
         self.groups.stop().await?;
         let (writer, digests) = (self.writer, self.digests);
         let threads = [self.front, self.readers, self.urgent];
@@ -501,23 +476,6 @@ async fn make_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> Re
     };
     let stored = proposer.ask(GroupId::CLUSTER, Ask::Plain(Request::PutClient(put))).await;
     stored.map(|_| ()).map_err(NodeError::Admin)
-}
-
-/// Firing rests before another node leads.
-pub struct HandOvers {
-    pub groups: Groups,
-    pub ledger: Arc<Ledger>,
-}
-
-impl placement::HandOver for HandOvers {
-    fn hand_over(&self, group: GroupId, to: ReplicaId) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let Some(group) = self.groups.get(group) else { return };
-            if let Err(error) = hand_over(&self.ledger, &group, Some(to), &BTreeSet::new()).await {
-                tracing::warn!(%error, "leadership was not handed over");
-            }
-        })
-    }
 }
 
 /// Others lead from now on what this node leads, as far as there are others.
