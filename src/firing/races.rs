@@ -1,7 +1,7 @@
 //! The ledger, the state machine and those between them, interleaved at random: whatever was answered stays true.
 //!
-//! The ledger and `shard::apply` are the real ones, on a real store. Proposer, dispatcher, window and destination are
-//! told here in single steps, each as the real one does it, so that anything can come between any two: a command is
+//! The ledger, the maker of entries and `shard::apply` are the real ones, on a real store. Dispatcher, window and destination
+//! are told here in single steps, each as the real one does it, so that anything can come between any two: a command is
 //! held, then applied, then answered; an id is handed over, then read, then begun. A successful `begin` is a delivery.
 //! Each truth is checked as soon as it can be broken. Leading is suspended at any moment and goes on, or its term ends
 //! meanwhile; within a term no attempt leaves twice. In the end the leadership stays, everything is let go, and nothing may
@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boomerang_testkit::seed;
-use rand::{RngExt, rngs::StdRng};
+use rand::rngs::{SmallRng, StdRng};
+use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc;
 
 use super::FiringSettings;
@@ -20,11 +21,10 @@ use super::ledger::{Due, Handed, Horizon, Ledger, Turn};
 use crate::callback::tests::{loose_name, loose_permit};
 use crate::callback::{Ticket, Waiters};
 use crate::clock::{Clock, ManualClock};
-use crate::propose::{ARM_AHEAD_MS, Dispatches};
+use crate::propose::maker::{Asked, Maker};
+use crate::propose::{self, Dispatches, Refused};
 use crate::raft::Observer;
-use crate::shard::{
-    self, Batch, Cancel, CatchUp, Change, Claim, Detach, Edit, Pause, Register, Reply, Request, Settle,
-};
+use crate::shard::{self, Batch, Cancel, CatchUp, Change, Claim, Detach, Edit, Pause, Reply, Request, Settle};
 use crate::store::Store;
 use crate::store::codec;
 use crate::store::keys::{Key, Parsed, parse_state};
@@ -69,6 +69,8 @@ struct Entry {
     held: Vec<Option<TaskId>>,
     /// Who has to be told that it was of no use.
     moves: Vec<Option<TaskId>>,
+    /// With those who wait for it, until they have heard of it.
+    made: Option<propose::maker::Entry>,
     replies: Option<Vec<Reply>>,
     /// Nobody waits for it any more; it is applied all the same.
     timed_out: bool,
@@ -174,6 +176,7 @@ struct World {
     term: u64,
     /// This node has won `term`, and has a lease. What is asked is proposed from then on.
     won: bool,
+    maker: Maker,
     /// While the ledger leads.
     dues: Option<mpsc::UnboundedReceiver<Handed>>,
     suspended: Option<Lease>,
@@ -181,7 +184,6 @@ struct World {
     /// out. Nobody does that to it any more, and what it says is true all the same.
     led_in: u64,
     forgot: bool,
-    armed_ms: InstantMs,
     asks: Vec<Ask>,
     /// How fast entries are applied: 1 is fast.
     pace: f64,
@@ -199,7 +201,7 @@ struct World {
     out: Vec<Out>,
     tasks: BTreeMap<TaskId, Told>,
     next_id: u64,
-    policy: Policy,
+    policy: Arc<Policy>,
     met: Met,
 }
 
@@ -208,6 +210,7 @@ impl World {
         let clock = Arc::new(ManualClock::at_ms(1_000));
         let ledger = Ledger::new(store.clone(), clock.clone(), settings());
         let retry = Retry { attempts_max: 3, interval_ms: 100, interval_max_ms: 100, ..Retry::default() };
+        let maker = maker(group, &clock, &ledger, &mut rng);
         let pace = [1.0, 0.2][rng.random_range(0..2)];
         let policy =
             Policy { callback: Callback::new(Protocol::Tcp, "127.0.0.1:1").unwrap(), retry, dead_letter: None };
@@ -220,11 +223,11 @@ impl World {
             meta: ShardMetaRow::default(),
             term: 0,
             won: false,
+            maker,
             dues: None,
             suspended: None,
             led_in: 0,
             forgot: false,
-            armed_ms: 0,
             asks: Vec::new(),
             pace,
             entries: VecDeque::new(),
@@ -237,7 +240,7 @@ impl World {
             out: Vec::new(),
             tasks: BTreeMap::new(),
             next_id: 0,
-            policy,
+            policy: Arc::new(policy),
             met: Met::default(),
         }
     }
@@ -327,7 +330,7 @@ impl World {
         }
     }
 
-    /// As `propose::Maker` does it: claims are made here, and tasks are held from here on.
+    /// The real maker makes an entry of some of what is asked: claims are made here, and tasks are held from here on.
     fn propose(&mut self) {
         if self.suspended == Some(Lease::Over) {
             // Refused: clients ask elsewhere, the watermark is asked for again when leading goes on, and whoever moves a task
@@ -344,50 +347,23 @@ impl World {
                 return;
             }
             last.timed_out = true;
+            if let Some(made) = last.made.take() {
+                made.end(Err(Refused::Unknown), &*self.ledger);
+            }
             self.met.timed_out += 1;
         }
         let some = self.rng.random_range(1..=self.asks.len());
-        let now_ms = self.now_ms().max(self.meta.now_ms);
-        let mut arm_up_to = 0;
-        let mut batch = Batch { now_ms, policies: vec![self.policy.clone()], ..Batch::default() };
-        let (mut held, mut moves) = (Vec::new(), Vec::new());
         let asks: Vec<Ask> = self.asks.drain(..some).collect();
-        for ask in asks.iter().cloned() {
-            let mut hold = |id| {
-                held.push(Some(id));
-                moves.push(None);
-                let claim = self.ledger.hold(self.group, self.term, id);
-                self.met.unknown += u64::from(claim == Claim::Unknown);
-                claim
-            };
-            let request = match ask {
-                Ask::Cancel(id) => Request::Cancel(Cancel { id, owner: None, claim: hold(id) }),
-                Ask::Edit { id, version, due_ms } => {
-                    let payload = Some(bytes::Bytes::from_static(b"new"));
-                    let change = Change { due_ms, payload, ..Change::default() };
-                    Request::Edit(Edit { id, owner: None, claim: hold(id), version, change })
-                }
-                Ask::Pause(id, paused) => Request::Pause(Pause { id, owner: None, paused, claim: hold(id) }),
-                Ask::Arm(up_to) => {
-                    arm_up_to = arm_up_to.max(up_to);
-                    continue;
-                }
-                other => {
-                    held.push(None);
-                    let (request, moved) = self.request(other);
-                    moves.push(moved);
-                    request
-                }
-            };
-            batch.requests.push(request);
-        }
-        if batch.requests.is_empty() && arm_up_to <= self.armed_ms {
-            return;
-        }
+        let asked: Vec<Asked> = asks.iter().map(|ask| self.asked(ask)).collect();
+        self.maker.begin(self.term, &self.store);
+        let Some(made) = self.maker.entry(asked) else { return };
+        let batch = Batch::decode(&made.bytes).unwrap();
+        self.met.unknown +=
+            batch.requests.iter().filter(|request| claim_of(request) == Some(Claim::Unknown)).count() as u64;
         if self.rng.random_bool(0.05) {
             // The lease was over just then: nothing is appended.
             self.met.refused += 1;
-            held.into_iter().flatten().for_each(|id| self.ledger.release(self.group, self.term, id));
+            made.end(Err(Refused::NotLeader { group: self.group }), &*self.ledger);
             if asks.iter().any(|ask| matches!(ask, Ask::Arm(_))) {
                 self.ledger.arm_failed(self.group, self.term);
             }
@@ -395,43 +371,42 @@ impl World {
             self.asks.splice(0..0, asks.into_iter().filter(|ask| !matches!(ask, Ask::Arm(_))));
             return;
         }
-        batch.armed_ms = self.armed_ms.max(now_ms + ARM_AHEAD_MS).max(arm_up_to);
-        let armed_ms = batch.armed_ms;
-        let timed_out = false;
-        self.entries.push_back(Entry { term: self.term, batch, held, moves, replies: None, timed_out, armed_ms });
+        let moved = |request: &Request| match request {
+            Request::CatchUp(CatchUp { id, .. }) | Request::Detach(Detach { id, .. }) => Some(*id),
+            _ => None,
+        };
+        let moves = batch.requests.iter().map(moved).collect();
+        let (held, armed_ms, made) = (made.held(), made.armed_ms, Some(made));
+        let (term, timed_out) = (self.term, false);
+        self.entries.push_back(Entry { term, batch, held, moves, made, replies: None, timed_out, armed_ms });
     }
 
-    fn request(&mut self, ask: Ask) -> (Request, Option<TaskId>) {
-        match ask {
-            Ask::Register { recurrence, due_ms } => {
-                let id = self.new_id();
-                let client = "me".parse().unwrap();
-                let payload = bytes::Bytes::from_static(b"old");
-                let register = Register {
-                    id,
-                    client,
-                    policy: 0,
-                    due_ms,
-                    recurrence,
-                    tags: None,
-                    dedup: None,
-                    numbered: None,
-                    payload,
-                };
-                (Request::Register(register), None)
+    /// As whoever asks does it.
+    fn asked(&self, ask: &Ask) -> Asked {
+        let ask = match ask.clone() {
+            Ask::Register { recurrence, due_ms } => propose::Ask::Register {
+                client: "me".parse().unwrap(),
+                policy: self.policy.clone(),
+                due: propose::Due::At(due_ms),
+                recurrence,
+                tags: None,
+                dedup: None,
+                numbered: None,
+                payload: bytes::Bytes::from_static(b"old"),
+            },
+            Ask::Cancel(id) => propose::Ask::Cancel { id, owner: None },
+            Ask::Edit { id, version, due_ms } => {
+                let change = Change { payload: Some(bytes::Bytes::from_static(b"new")), ..Change::default() };
+                propose::Ask::Edit { id, owner: None, version, due: due_ms.map(propose::Due::At), change }
             }
-            Ask::Settle(_, settle) => (Request::Settle(settle), None),
-            Ask::CatchUp(_, catch_up) => (Request::CatchUp(catch_up), Some(catch_up.id)),
-            Ask::Detach(_, id, occurrence) => {
-                let stand_in = self.new_id();
-                (Request::Detach(Detach { id, occurrence, stand_in }), Some(id))
-            }
-            other => unreachable!("{other:?}"),
-        }
-    }
-
-    fn new_id(&mut self) -> TaskId {
-        TaskId::new(self.now_ms(), self.group.shard().unwrap(), self.rng.random())
+            Ask::Pause(id, paused) => propose::Ask::Pause { id, owner: None, paused },
+            Ask::Settle(_, settle) => propose::Ask::Settle(settle),
+            Ask::CatchUp(_, catch_up) => propose::Ask::Plain(Request::CatchUp(catch_up)),
+            Ask::Detach(_, id, occurrence) => propose::Ask::Detach { id, occurrence },
+            Ask::Arm(up_to) => propose::Ask::Arm(up_to),
+        };
+        // What is answered is checked when it is applied.
+        Asked { ask, answer: Box::new(|_| {}), room: None }
     }
 
     /// As `raft::state_machine` does it: stored, told to the ledger; the answers leave later.
@@ -591,14 +566,14 @@ impl World {
         }
     }
 
-    /// As `propose::propose` does it, once the entry is applied.
+    /// As `propose` does it, once the entry is applied: the real entry answers, and lets go of what it held back.
     fn answer(&mut self) {
         if self.entries.front().is_none_or(|entry| entry.replies.is_none()) {
             return;
         }
         let entry = self.entries.pop_front().unwrap();
         if entry.term == self.term && !entry.timed_out {
-            self.armed_ms = self.armed_ms.max(entry.armed_ms);
+            self.maker.armed_ms = self.maker.armed_ms.max(entry.armed_ms);
         }
         if entry.timed_out {
             // Whoever moves a task asks again.
@@ -611,12 +586,14 @@ impl World {
                 }
             }
         }
-        for ((reply, held), moved) in entry.replies.unwrap().into_iter().zip(entry.held).zip(entry.moves) {
-            match held {
-                // Whoever still waits for it, beside the proposer, gets to it at any time.
-                Some(id) if entry.timed_out => self.late_ends.push((entry.term, id)),
-                Some(id) if reply != Reply::Cancelled => self.ledger.release(self.group, entry.term, id),
-                _ => {}
+        let replies = entry.replies.unwrap();
+        if let Some(made) = entry.made {
+            assert!(made.end(Ok(replies.clone()), &*self.ledger));
+        }
+        for ((reply, held), moved) in replies.into_iter().zip(entry.held).zip(entry.moves) {
+            // Whoever still waits for it, beside the proposer, gets to it at any time.
+            if let Some(id) = held.filter(|_| entry.timed_out) {
+                self.late_ends.push((entry.term, id));
             }
             if let Some(id) = moved.filter(|_| reply == Reply::Stale && !entry.timed_out) {
                 self.stale.push((entry.term, id));
@@ -878,7 +855,6 @@ impl World {
         if new {
             self.met.new_terms += 1;
             self.term += 1;
-            self.armed_ms = 0;
             self.end_entries(true);
         } else {
             self.met.same_terms += 1;
@@ -934,8 +910,8 @@ impl World {
         self.rows = None;
         self.line.clear();
         self.out.clear();
-        self.armed_ms = 0;
         self.ledger = Ledger::new(self.store.clone(), self.clock.clone(), settings());
+        self.maker = maker(self.group, &self.clock, &self.ledger, &mut self.rng);
         self.end_entries(false);
         self.term += 1;
         self.won = true;
@@ -987,6 +963,19 @@ impl World {
         let counts = self.ledger.counts();
         assert_eq!(self.meta.pending, 0, "tasks that never leave; {counts:?}");
         assert_eq!((counts.in_flight, counts.waiting, counts.timers), (0, 0, 0), "nothing is left behind");
+    }
+}
+
+fn maker(group: GroupId, clock: &Arc<ManualClock>, ledger: &Arc<Ledger>, rng: &mut StdRng) -> Maker {
+    Maker::new(group, clock.clone(), ledger.clone(), false, SmallRng::seed_from_u64(rng.random()))
+}
+
+fn claim_of(request: &Request) -> Option<Claim> {
+    match request {
+        Request::Cancel(Cancel { claim, .. })
+        | Request::Edit(Edit { claim, .. })
+        | Request::Pause(Pause { claim, .. }) => Some(*claim),
+        _ => None,
     }
 }
 

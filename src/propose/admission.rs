@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::maker::Asked;
 use super::pressure::{Line, Place};
 use super::{Answer, Ask, FULL_RETRY, OVERLOADED_RETRY_MS, Proposer, Refused, busy};
 use crate::task::GroupId;
@@ -22,10 +23,7 @@ const ASKS_WAITING_MAX: usize = 8_192;
 pub(super) type Message = Vec<Waiting>;
 
 pub(super) struct Waiting {
-    pub ask: Ask,
-    pub answer: Answer,
-    /// Room among the payloads that wait; given back with the answer.
-    pub _room: Option<OwnedSemaphorePermit>,
+    pub asked: Asked,
     /// Given back when it goes into an entry, or nowhere.
     pub _place: (Place, OwnedSemaphorePermit),
 }
@@ -52,7 +50,7 @@ impl Queue {
 
     fn send(&self, message: Message) {
         if let Err(SendError(message)) = self.asks.send(message) {
-            message.into_iter().for_each(|waiting| (waiting.answer)(Err(Refused::Stopping)));
+            message.into_iter().for_each(|waiting| (waiting.asked.answer)(Err(Refused::Stopping)));
         }
     }
 }
@@ -98,7 +96,8 @@ impl<'a> Admission<'a> {
         let Some(room) = self.permits(&inner.room, wanted, is_new).await else {
             return answer(Err(busy("payloads fill the room for those that wait".into(), FULL_RETRY)));
         };
-        let waiting = Waiting { ask, answer, _room: Some(room), _place: (Line::join(&queue.line, bytes), place) };
+        let asked = Asked { ask, answer, room: Some(room) };
+        let waiting = Waiting { asked, _place: (Line::join(&queue.line, bytes), place) };
         self.taken.entry(group).or_default().push(waiting);
     }
 

@@ -13,6 +13,7 @@
 //! already waited, [`Refused::Stopping`] are the ones where it may.
 
 mod admission;
+pub(crate) mod maker;
 pub mod pressure;
 #[cfg(test)]
 mod tests;
@@ -25,25 +26,20 @@ use std::time::Duration;
 pub use admission::Admission;
 use admission::{Message, Queue, Waiting};
 use bytes::Bytes;
+use maker::{Entry, Maker};
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use pressure::{Line, Pressure};
-use rand::{Rng, rngs::SmallRng};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::raft::types::{Command, leader_of};
 use crate::raft::{Group, Groups};
 use crate::random;
-use crate::shard::{
-    Batch, Cancel, Change, Claim, Dedup, Detach, Edit, Numbered, Pause, Register, Replay, Reply, Request, Settle,
-};
+use crate::shard::{Change, Claim, Numbered, Reply, Request, Settle};
 use crate::store::Store;
-use crate::store::keys::Key;
-use crate::store::overlay::get_row;
-use crate::store::rows::ShardMetaRow;
-use crate::task::{ClientId, DeadLetterId, DedupHash, GroupId, InstantMs, Policy, PolicyId, Recurrence, Tags, TaskId};
+use crate::task::{ClientId, DeadLetterId, DedupHash, GroupId, InstantMs, Policy, Recurrence, Tags, TaskId};
 
 /// How far ahead of now the armed watermark is set. After a failover a cancel of what is due within this span can only
 /// be answered "too late"; the shorter it is, the more entries an otherwise idle shard writes while it fires.
@@ -341,16 +337,8 @@ impl Proposer {
 
 async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::UnboundedReceiver<Message>, line: Arc<Line>) {
     let _alarm = parts.groups.alarm("who proposes for a group");
-    let mut maker = Maker {
-        group,
-        clock: parts.clock.clone(),
-        dispatches: parts.dispatches.clone(),
-        term: 0,
-        last_stamp: 0,
-        armed_ms: 0,
-        keep_history: parts.keep_history,
-        random: random::source(),
-    };
+    let (clock, dispatches) = (parts.clock.clone(), parts.dispatches.clone());
+    let mut maker = Maker::new(group, clock, dispatches, parts.keep_history, random::source());
     let mut disk = parts.disk.clone();
     // After a round, `waiting` holds what did not fit into its entry, and `next` the message that came after that.
     let mut waiting = Message::new();
@@ -377,7 +365,7 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::UnboundedReceive
         }
         let Some((node, term)) = leading(&parts.groups, group) else {
             for refused in waiting.drain(..) {
-                (refused.answer)(Err(Refused::NotLeader { group }));
+                (refused.asked.answer)(Err(Refused::NotLeader { group }));
             }
             continue;
         };
@@ -385,7 +373,7 @@ async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::UnboundedReceive
         let rest = waiting.split_off(fits);
         let round = line.begin();
         maker.begin(term, &parts.store);
-        if let Some(entry) = maker.entry(&mut waiting) {
+        if let Some(entry) = maker.entry(waiting.drain(..).map(|waiting| waiting.asked)) {
             let armed_ms = entry.armed_ms;
             if propose(&node, term, entry, &parts.dispatches).await {
                 maker.armed_ms = armed_ms;
@@ -412,166 +400,28 @@ fn leading(groups: &Groups, group: GroupId) -> Option<(Group, u64)> {
 fn fitting(waiting: &[Waiting]) -> usize {
     let mut bytes = 0;
     let fit = waiting.iter().take_while(|one| {
-        bytes += one.ask.payload_bytes() + REQUEST_BYTES;
+        bytes += one.asked.ask.payload_bytes() + REQUEST_BYTES;
         bytes <= BYTES_PER_ENTRY_MAX
     });
     fit.count().clamp(1, REQUESTS_PER_ENTRY_MAX.min(waiting.len()))
-}
-
-/// A log entry and whoever waits for its replies.
-struct Entry {
-    bytes: Bytes,
-    /// One per request.
-    answers: Vec<Waited>,
-    /// Asks that are no requests.
-    others: Vec<Answer>,
-    armed_ms: InstantMs,
-    group: GroupId,
-}
-
-/// Who waits for the reply to one request.
-struct Waited {
-    answer: Answer,
-    _room: Option<OwnedSemaphorePermit>,
-    /// The task that is held back until the reply is known.
-    held: Option<TaskId>,
-}
-
-/// Makes log entries: the only place where the leader's time, ids and knowledge become values.
-struct Maker {
-    group: GroupId,
-    clock: Arc<dyn Clock>,
-    dispatches: Arc<dyn Dispatches>,
-    term: u64,
-    last_stamp: InstantMs,
-    /// As far as it is stored.
-    armed_ms: InstantMs,
-    keep_history: bool,
-    random: SmallRng,
-}
-
-impl Maker {
-    /// What was known in an earlier term counts no more; the shard's time goes on from where it stands.
-    fn begin(&mut self, term: u64, store: &Store) {
-        if self.term == term {
-            return;
-        }
-        self.term = term;
-        self.armed_ms = 0;
-        // A storage error shows itself to `apply` as well, and ends the node there.
-        let meta = get_row::<ShardMetaRow>(store, "shard meta", &Key::shard_meta(self.group)).ok().flatten();
-        self.last_stamp = self.last_stamp.max(meta.map_or(0, |meta| meta.now_ms));
-    }
-
-    fn new_id(&mut self, now_ms: InstantMs) -> TaskId {
-        let shard = self.group.shard().expect("tasks go to shards");
-        TaskId::new(now_ms, shard, self.random.next_u64())
-    }
-
-    /// `None` when nothing has to be written.
-    fn entry(&mut self, waiting: &mut Vec<Waiting>) -> Option<Entry> {
-        let now_ms = self.clock.now_ms().max(self.last_stamp);
-        self.last_stamp = now_ms;
-        let mut batch = Batch { now_ms, keep_history: self.keep_history, ..Batch::default() };
-        let mut policies: BTreeMap<PolicyId, u16> = BTreeMap::new();
-        let mut last_policy: Option<(Arc<Policy>, u16)> = None;
-        let mut entry =
-            Entry { bytes: Bytes::new(), answers: Vec::new(), others: Vec::new(), armed_ms: 0, group: self.group };
-        let mut arm_up_to = 0;
-        let mut size = 0;
-        for Waiting { ask, answer, _room, _place } in waiting.drain(..) {
-            size += ask.payload_bytes() + REQUEST_BYTES;
-            let mut held = None;
-            let request = match ask {
-                Ask::Register { client, policy, due, recurrence, tags, dedup, numbered, payload } => {
-                    // Sessions share their policy, so most neighbours have the very same.
-                    let position = match &last_policy {
-                        Some((last, position)) if Arc::ptr_eq(last, &policy) => *position,
-                        _ => *policies.entry(policy.id()).or_insert_with(|| {
-                            batch.policies.push((*policy).clone());
-                            u16::try_from(batch.policies.len() - 1).expect("no more policies than requests")
-                        }),
-                    };
-                    last_policy = Some((policy, position));
-                    let (id, due_ms) = (self.new_id(now_ms), due.at(now_ms));
-                    let dedup = dedup.map(|(hash, ttl_ms)| Dedup { hash, expires_ms: now_ms.saturating_add(ttl_ms) });
-                    let policy = position;
-                    Request::Register(Register {
-                        id,
-                        client,
-                        policy,
-                        due_ms,
-                        recurrence,
-                        tags,
-                        dedup,
-                        numbered,
-                        payload,
-                    })
-                }
-                Ask::Cancel { id, owner } => {
-                    let claim = self.dispatches.hold(self.group, self.term, id);
-                    held = Some(id);
-                    Request::Cancel(Cancel { id, owner, claim })
-                }
-                Ask::Edit { id, owner, version, due, change } => {
-                    let claim = self.dispatches.hold(self.group, self.term, id);
-                    held = Some(id);
-                    let change = Change { due_ms: due.map(|due| due.at(now_ms)), ..change };
-                    Request::Edit(Edit { id, owner, claim, version, change })
-                }
-                Ask::Pause { id, owner, paused } => {
-                    let claim = self.dispatches.hold(self.group, self.term, id);
-                    held = Some(id);
-                    Request::Pause(Pause { id, owner, paused, claim })
-                }
-                Ask::Detach { id, occurrence } => {
-                    Request::Detach(Detach { id, occurrence, stand_in: self.new_id(now_ms) })
-                }
-                Ask::Replay { letter, owner } => {
-                    Request::Replay(Replay { letter, owner, stand_in: self.new_id(now_ms) })
-                }
-                Ask::Settle(settle) => Request::Settle(settle),
-                Ask::Plain(request) => request,
-                Ask::Arm(up_to) => {
-                    arm_up_to = arm_up_to.max(up_to);
-                    entry.others.push(answer);
-                    continue;
-                }
-            };
-            batch.requests.push(request);
-            entry.answers.push(Waited { answer, _room, held });
-        }
-        if batch.requests.is_empty() && arm_up_to <= self.armed_ms {
-            for answer in entry.others {
-                answer(Ok(Reply::Stored));
-            }
-            return None;
-        }
-        if self.group.shard().is_some() {
-            batch.armed_ms = self.armed_ms.max(now_ms + ARM_AHEAD_MS).max(arm_up_to);
-        }
-        entry.armed_ms = batch.armed_ms;
-        entry.bytes = batch.encode(size);
-        Some(entry)
-    }
 }
 
 /// Replicates one entry and hands out what came of it. Returns whether it is stored for sure.
 async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &Arc<dyn Dispatches>) -> bool {
     // In this term or not at all: what the entry claims about dispatches is known by this leader only.
     let (responder, reply) = ProgressResponder::complete_only();
-    let write = node.raft.write(Command(entry.bytes)).with_leader(leader_of(term)).responder(responder);
+    let write = node.raft.write(Command(entry.bytes.clone())).with_leader(leader_of(term)).responder(responder);
     let mut reply = Box::pin(reply);
     let result = match write.await {
         Err(_fatal) => Err(Refused::Unknown),
         Ok(()) => match tokio::time::timeout(APPLY_TIMEOUT, &mut reply).await {
             Err(_) => {
                 // Once it is applied after all, what it has not ended goes on.
-                let held: Vec<TaskId> = entry.answers.iter().filter_map(|waited| waited.held).collect();
-                let (group, dispatches) = (entry.group, dispatches.clone());
+                let held = entry.held();
+                let (group, dispatches) = (node.id, dispatches.clone());
                 tokio::spawn(async move {
                     if matches!(reply.await, Ok(Ok(_))) {
-                        held.into_iter().for_each(|id| dispatches.release(group, term, id));
+                        held.into_iter().flatten().for_each(|id| dispatches.release(group, term, id));
                     }
                 });
                 Err(Refused::Unknown)
@@ -581,35 +431,7 @@ async fn propose(node: &Group, term: u64, entry: Entry, dispatches: &Arc<dyn Dis
             Ok(Ok(Ok(response))) => Ok(response.data.0),
         },
     };
-    match result {
-        Ok(replies) => {
-            assert_eq!(replies.len(), entry.answers.len(), "one reply per request");
-            for (Waited { answer, _room, held }, reply) in entry.answers.into_iter().zip(replies) {
-                // A task that has ended has been let go by then.
-                if let Some(id) = held.filter(|_| reply != Reply::Cancelled) {
-                    dispatches.release(entry.group, term, id);
-                }
-                answer(Ok(reply));
-            }
-            for answer in entry.others {
-                answer(Ok(Reply::Stored));
-            }
-            true
-        }
-        Err(refused) => {
-            for Waited { answer, _room, held } in entry.answers {
-                // What may have been stored stays held back: it is applied later, or the term is over.
-                if let Some(id) = held.filter(|_| refused != Refused::Unknown) {
-                    dispatches.release(entry.group, term, id);
-                }
-                answer(Err(refused.clone()));
-            }
-            for answer in entry.others {
-                answer(Err(refused.clone()));
-            }
-            false
-        }
-    }
+    entry.end(result, &**dispatches)
 }
 
 fn refusal(group: GroupId, error: &ClientWriteError<crate::raft::TypeConfig>) -> Refused {
