@@ -1,10 +1,11 @@
-//! What the tests with real processes share: a node, an etcd, a client that sends raw frames, a client and a receiver of the
-//! original protocol, and a look at the HTTP listener.
+//! What the tests with real processes share: a node, an etcd, a client that sends raw frames, a client and a receiver
+//! of the original protocol, tables of messages and their answers, and a look at the HTTP listener.
 //!
 //! Every test starts its own node on free ports and in a folder of its own, so all of them run beside each other.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod cases;
 pub mod cluster;
 pub mod etcd;
 pub mod legacy;
