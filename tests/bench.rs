@@ -20,7 +20,7 @@ fn run(line: &str, variables: &[(&str, &str)]) -> (Output, String) {
 /// The report of a bench that must succeed.
 fn bench(line: &str) -> Value {
     let (output, said) = run(line, &[]);
-    assert!(output.status.success(), "{line}: {said}");
+    assert!(output.status.success(), "boomtool bench {line} ended with {}: {said}", output.status);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{line}: {error}: {said}"))
 }
 
@@ -32,14 +32,14 @@ fn number(report: &Value, path: &str) -> f64 {
 fn a_cluster_lives_as_long_as_the_bench_and_says_what_it_cost() {
     let report = bench("register --nodes 3 --shards 6 --tasks 3000 --batch 100 --connections 2 --inflight 2 --keys");
     assert_eq!((number(&report, "/configuration/nodes"), number(&report, "/configuration/shards")), (3.0, 6.0));
-    assert_eq!(number(&report, "/acknowledged"), 3000.0);
+    assert_eq!(number(&report, "/acknowledged"), 3000.0, "all that was sent is accepted: {report}");
     // Others may be at work where this runs.
     assert!(number(&report, "/leader_changes") >= 0.0);
     for cost in ["node_cpu_ms", "tool_cpu_ms", "log_syncs", "log_appends"] {
         assert!(number(&report, &format!("/cost_per_1000/{cost}")) > 0.0, "{cost}: {report}");
     }
-    assert_eq!(report["slices"].as_array().unwrap().len(), 10);
-    assert!(report["cleaned_up"].is_null(), "what they hold goes with them");
+    assert_eq!(report["slices"].as_array().unwrap().len(), 10, "slices of time: {}", report["slices"]);
+    assert!(report["cleaned_up"].is_null(), "nodes of its own need no cleaning up: {}", report["cleaned_up"]);
 }
 
 #[test]
@@ -57,6 +57,6 @@ fn an_overload_finds_beats_that_wait_behind_work() {
     }
     let line = "overload --kinds single,batch,fire,edit,cancel --calibrate 1s --time 8s --wait 20s";
     let (output, said) = run(line, &[(sabotage::VARIABLE, Fault::BeatsBehindWork.name())]);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("leases ran out"), "{said}");
+    assert_eq!(output.status.code(), Some(1), "the exit code when a promise is broken: {said}");
+    assert!(said.contains("leases ran out"), "the broken promise is named: {said}");
 }

@@ -59,7 +59,11 @@ fn a_killed_leader_is_replaced_and_nothing_is_lost() {
     account.assert_promises();
     account.assert_all_acknowledged();
     // A lease, an election and the overdue ones: well below what a machine with other work makes of it.
-    assert!(account.latest() < Duration::from_secs(4), "{:?}", account.latest());
+    let latest = account.latest();
+    assert!(
+        latest < Duration::from_secs(4),
+        "the latest task came {latest:?} late, which is more than a failover takes"
+    );
     cluster.nodes[victim].restart();
     cluster.assert_replicas_agree();
 }
@@ -185,14 +189,14 @@ fn a_replica_moves_away_and_back() {
             (_, _, said) if said.contains("CONFLICT") => None,
             // The cluster keeps its nodes evenly loaded, and may have moved it by itself.
             _ if holders().contains(&to) || !holders().contains(&from) => Some(()),
-            other => panic!("{other:?}"),
+            other => panic!("exit code, objects and text of `boomtool cluster move`: {other:?}"),
         });
     }
     let account = load.finish();
     account.assert_promises();
     account.assert_all_acknowledged();
     let (code, _, said) = cluster.run(&["cluster", "move", "0", "--from", "9", "--to", "1"]);
-    assert!(code == 1 && said.contains('9'), "{said}");
+    assert!(code == 1 && said.contains('9'), "a node that is not there cannot be moved from: exit code {code}, {said}");
     cluster.assert_replicas_agree();
 }
 
@@ -216,7 +220,8 @@ fn a_snapshot_that_is_cut_off_is_sent_again() {
     }
     cluster.wait_until_whole(3);
     cluster.assert_replicas_agree();
-    assert_eq!(http_get(cluster.nodes[0].started.http, "/readyz").0, 200);
+    let ready = http_get(cluster.nodes[0].started.http, "/readyz");
+    assert_eq!(ready.0, 200, "a node that has taken in its snapshots is ready: {}", ready.1);
 }
 
 /// Without a certificate of the common authority nobody speaks to a node, and a cluster of those that have one works.
@@ -244,17 +249,17 @@ fn nodes_know_each_other_by_their_certificates() {
     let (foreign_cert, foreign_key) = Authority::new().sign();
     let trusting = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.cert.pem()));
     let with = |cert: &str, key: &str| trusting.clone().identity(Identity::from_pem(cert, key));
-    assert_eq!(ask_status(peer, Some(with(&cert, &key))).unwrap().node_id, 1);
+    assert_eq!(ask_status(peer, Some(with(&cert, &key))).unwrap().node_id, 1, "the node that answers");
     ask_status(peer, None).unwrap_err();
     ask_status(peer, Some(trusting.clone())).unwrap_err();
     ask_status(peer, Some(with(&foreign_cert, &foreign_key))).unwrap_err();
 
     let refused = common::node::serve_to_its_end(folder.path(), &["--peer-cert", &cert_file]);
-    assert!(refused.code == Some(2) && refused.stderr.contains("--peer-ca"), "{}", refused.stderr);
+    assert!(refused.code == Some(2) && refused.stderr.contains("--peer-ca"), "{:?}: {}", refused.code, refused.stderr);
     let data = folder.path().join("data");
     let no_pem = ["--peer-cert", &ca_file, "--peer-key", &cert_file, "--peer-ca", &key_file];
     let refused = common::node::serve_to_its_end(&data, &no_pem);
-    assert!(refused.code == Some(1) && refused.stderr.contains("--peer-key"), "{}", refused.stderr);
+    assert!(refused.code == Some(1) && refused.stderr.contains("--peer-key"), "{:?}: {}", refused.code, refused.stderr);
 }
 
 /// Signs certificates for the nodes of this test.

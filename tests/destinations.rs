@@ -62,7 +62,7 @@ async fn lateness_ms(
         let received = received.unwrap_or_else(|_| panic!("{} did not come", ids.len())).unwrap();
         if ids.remove(&received.task_id) {
             let late_us = received.lateness_us().unwrap();
-            assert!(late_us >= 0, "early");
+            assert!(late_us >= 0, "{} us before it was due: {received:?}", -late_us);
             late.push(late_us as f64 / 1_000.0);
         }
     }
@@ -109,11 +109,12 @@ async fn beside_one_that_hangs() -> Result<(), String> {
         at(&beside, 1.0),
     );
     println!("{seen}");
-    assert!(counts.1 > 10_000.0, "they wait: {counts:?}");
+    assert!(counts.1 > 10_000.0, "tasks for the one that hangs wait; out and waiting: {counts:?}");
     // None of those that hang is lost: each is still there, or has become a dead letter.
     let pending = node.metric("boomerang_pending");
     let dead = node.metric("boomerang_dead_letters");
-    assert!(pending + dead >= stuck.len() as f64, "{pending} and {dead}");
+    let all = stuck.len();
+    assert!(pending + dead >= all as f64, "{pending} pending and {dead} dead of {all} tasks for the one that hangs");
     // A few milliseconds, also while all who waited are settled.
     let quick = at(&beside, 0.5) < at(&alone, 0.5) + 5.0 && at(&beside, 0.99) < at(&alone, 0.99) + 10.0;
     if quick { Ok(()) } else { Err(seen) }
@@ -182,7 +183,8 @@ async fn attempts_used_up() -> Result<(), String> {
     let tried = node.metric("boomerang_dispatches_total");
     assert!(tried < (TASKS * 2) as f64, "most are not sent at all: {tried}");
     assert_eq!((node.metric("boomerang_waiting"), node.metric("boomerang_in_flight")), (0.0, 0.0));
-    assert!(client.list(TaskFilter::default()).await.unwrap().tasks.is_empty());
+    let left = client.list(TaskFilter::default()).await.unwrap().tasks;
+    assert!(left.is_empty(), "tasks that are dead letters are no tasks any more: {left:?}");
     if took < Duration::from_secs(30) { Ok(()) } else { Err(format!("{took:?}")) }
 }
 
@@ -223,11 +225,17 @@ async fn every_protocol_brings_the_same() {
         let tags = boomerang_task::Tags::new("nightly", []).unwrap();
         let registered = client.register(Registration { tags, ..task(&callback, 100) }).await.unwrap();
         let received = tokio::time::timeout(PATIENCE, deliveries.recv()).await.expect("it comes").unwrap();
-        assert_eq!((received.protocol, received.task_id), (protocol, registered.task_id));
-        assert_eq!((received.due_ms, received.attempt, received.occurrence), (registered.due_ms, 1, 0));
-        assert_eq!((received.client_id.as_str(), received.name.as_str()), ("admin", "nightly"));
-        assert_eq!(received.payload.as_ref(), b"payload");
-        assert!(received.fence.term > 0 && received.fence.seq > 0 && received.lateness_us().unwrap() >= 0);
+        assert_eq!((received.protocol, received.task_id), (protocol, registered.task_id), "{received:?}");
+        let which = (received.due_ms, received.attempt, received.occurrence);
+        assert_eq!(which, (registered.due_ms, 1, 0), "due instant, attempt and occurrence by {protocol}");
+        let whose = (received.client_id.as_str(), received.name.as_str());
+        assert_eq!(whose, ("admin", "nightly"), "client and name by {protocol}");
+        assert_eq!(received.payload.as_ref(), b"payload", "payload by {protocol}");
+        assert!(
+            received.fence.term > 0 && received.fence.seq > 0,
+            "a delivery by {protocol} has a fence: {received:?}"
+        );
+        assert!(received.lateness_us().unwrap() >= 0, "before it was due, by {protocol}: {received:?}");
         node.wait_for_metric("boomerang_pending", 0.0);
     }
 }

@@ -34,16 +34,24 @@ async fn a_task_fires_though_a_stranger_cancelled_it() {
     let mut expected = HashSet::new();
     for n in 0..20 {
         let registered = admin.register(in_ms(1_000 + 10 * n)).await.unwrap();
-        assert_eq!(stranger.cancel(registered.task_id).await.unwrap(), Cancelled::NotFound);
+        let refused = stranger.cancel(registered.task_id).await.unwrap();
+        assert_eq!(refused, Cancelled::NotFound, "a stranger does not find a task that it cancels");
         expected.insert(registered.task_id);
     }
     let own = admin.register(in_ms(1_000)).await.unwrap();
-    assert_eq!(admin.cancel(own.task_id).await.unwrap(), Cancelled::Cancelled);
+    assert_eq!(
+        admin.cancel(own.task_id).await.unwrap(),
+        Cancelled::Cancelled,
+        "its owner cancels a task before it is due"
+    );
     while !expected.is_empty() {
         let received = tokio::time::timeout(PATIENCE, deliveries.recv()).await.expect("they fire").unwrap();
-        assert!(expected.remove(&received.task_id), "{received:?}");
+        assert!(
+            expected.remove(&received.task_id),
+            "a task came twice, or though its owner cancelled it: {received:?}"
+        );
     }
-    assert_eq!(admin.cancel(own.task_id).await.unwrap(), Cancelled::NotFound);
+    assert_eq!(admin.cancel(own.task_id).await.unwrap(), Cancelled::NotFound, "a cancelled task is gone");
 }
 
 /// Far more tasks than the wheels may hold: the window is short, is read on again and again, and nobody is left out.

@@ -52,7 +52,7 @@ fn a_second_process_on_a_folder_is_refused() {
 #[test]
 fn folders_of_others_are_refused_and_left_alone() {
     let mut node = NodeProcess::start(&["--shards", "4"]);
-    assert_eq!(node.terminate(), Some(0));
+    assert_eq!(node.terminate(), Some(0), "exit code after SIGTERM");
     let folder = node.data_dir();
     for (flags, why) in [
         (
@@ -78,7 +78,7 @@ fn folders_of_others_are_refused_and_left_alone() {
     assert_eq!(contents(&folder.join("db")), before, "nothing was touched");
     std::fs::write(&identity, "{ not json").unwrap();
     let ended = serve_to_its_end(&folder, &["--shards", "4"]);
-    assert_eq!(ended.code, Some(1));
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("boomerang.json") && ended.stderr.contains("damaged"), "{}", ended.stderr);
     // And it is still good for the one it belongs to.
     std::fs::write(&identity, ours).unwrap();
@@ -96,12 +96,12 @@ fn a_folder_with_somebodys_files_is_refused_and_untouched() {
     let ended = serve_to_its_end(temp.path(), &[]);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("boomerang.json") && ended.stderr.contains("empty"), "{}", ended.stderr);
-    assert_eq!(contents(temp.path()), before);
+    assert_eq!(contents(temp.path()), before, "a folder that is refused stays as it was");
     // A file where the folder should be.
     let ended = serve_to_its_end(&temp.path().join("thesis.tex"), &[]);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("thesis.tex"), "{}", ended.stderr);
-    assert_eq!(contents(temp.path()), before);
+    assert_eq!(contents(temp.path()), before, "a file that is refused as a folder stays as it was");
 }
 
 #[test]
@@ -346,14 +346,15 @@ fn wrong_usage_names_the_flag() {
     }
     assert!(!folder.exists(), "nothing is made before the settings are right");
     let ended = run_to_its_end(&["serve"]);
-    assert_eq!(ended.code, Some(2));
+    assert_eq!(ended.code, Some(2), "without a folder: {}", ended.stderr);
     assert!(ended.stderr.contains("--data-dir"), "{}", ended.stderr);
     let ended = run_to_its_end(&["serve", "--data-dir", folder.to_str().unwrap(), "--tcp-addr", "nowhere"]);
-    assert_eq!(ended.code, Some(2));
+    assert_eq!(ended.code, Some(2), "with an address that is none: {}", ended.stderr);
     assert!(ended.stderr.contains("--tcp-addr") && ended.stderr.contains("nowhere"), "{}", ended.stderr);
-    assert_eq!(run_to_its_end(&["frobnicate"]).code, Some(2));
-    assert_eq!(run_to_its_end(&["--help"]).code, Some(0));
-    assert_eq!(run_to_its_end(&["--version"]).code, Some(0));
+    for (argument, code) in [("frobnicate", 2), ("--help", 0), ("--version", 0)] {
+        let ended = run_to_its_end(&[argument]);
+        assert_eq!(ended.code, Some(code), "exit code of 'boomerang {argument}': {}", ended.stderr);
+    }
 }
 
 #[test]
@@ -386,7 +387,7 @@ fn a_node_stops_in_order_and_starts_again_at_once() {
     let idle = Raw::connect(node.started.tcp);
     let idle_http = Raw::connect(node.started.http);
     let begun = std::time::Instant::now();
-    assert_eq!(node.terminate(), Some(0));
+    assert_eq!(node.terminate(), Some(0), "exit code after SIGTERM");
     let stopped = begun.elapsed();
     drop((idle, idle_http));
     assert!(stopped < Duration::from_secs(5), "it took {stopped:?} to stop");
@@ -399,10 +400,10 @@ fn a_node_stops_in_order_and_starts_again_at_once() {
     // At once: a login, a request and a callback.
     let mut client = Client::login(node.started.tcp, "orders", &password_of("orders"));
     let arrived = receiver.next_is(b"while it is down");
-    assert_eq!(arrived.task_id, while_down);
+    assert_eq!(arrived.task_id, while_down, "the task that came due while the node was down");
     client.throw(b"now", 0);
     receiver.next_is(b"now");
-    assert_eq!(client.get(&later).task.unwrap().expiration_ms, later_ms);
+    assert_eq!(client.get(&later).task.unwrap().expiration_ms, later_ms, "due instant of a task over a restart");
     node.wait_for_metric("boomerang_pending", 1.0);
     receiver.assert_nothing_came();
 }
@@ -425,16 +426,16 @@ fn what_is_out_comes_back_before_a_node_stops() {
         let stopping = scope.spawn(|| {
             // The stop is asked for while the receiver has the task, and is waiting for it.
             client.raw.assert_closed();
-            assert!(answer.send(()).is_ok());
+            answer.send(()).expect("the receiver is waiting to answer");
         });
         // The receiver tells of an arrival only when it has answered, so the metric says that it is out.
         node.wait_for_metric("boomerang_in_flight", 1.0);
-        assert_eq!(node.terminate(), Some(0));
+        assert_eq!(node.terminate(), Some(0), "exit code after SIGTERM, with a task out");
         stopping.join().unwrap();
     });
     receiver.next_is(b"slow");
     node.restart();
-    assert_eq!(node.metric("boomerang_pending"), 0.0, "it was settled before the end");
+    assert_eq!(node.metric("boomerang_pending"), 0.0, "what is out when a node stops is settled before it ends");
     receiver.assert_nothing_came();
 }
 
@@ -447,7 +448,8 @@ fn a_killed_node_has_lost_nothing() {
     let mut missing: std::collections::BTreeSet<String> =
         (0..50u64).map(|n| client.throw(b"survivor", 200 + 20 * n).0).collect();
     let (cancelled, _) = client.throw(b"cancelled", 1_500);
-    assert_eq!(client.cancel(&cancelled).status, OK);
+    let answer = client.cancel(&cancelled);
+    assert_eq!(answer.status, OK, "{answer:?}");
     // In the middle of the firing.
     missing.remove(&receiver.next_is(b"survivor").task_id);
     node.kill();
@@ -459,7 +461,7 @@ fn a_killed_node_has_lost_nothing() {
     let mut sentinel = false;
     while !missing.is_empty() || !sentinel {
         let arrived = receiver.next();
-        assert_ne!(arrived.payload, b"cancelled");
+        assert_ne!(arrived.payload, b"cancelled", "a cancelled task came anyway: {arrived:?}");
         sentinel |= arrived.payload == b"sentinel";
         missing.remove(&arrived.task_id);
     }
@@ -470,25 +472,27 @@ fn a_killed_node_has_lost_nothing() {
 fn a_password_is_made_up_when_none_is_given() {
     let mut node = NodeProcess::start_with(&[]);
     let path = node.data_dir().join("admin-password");
-    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let mode = path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600, "the file with the password is its owner's alone; its mode is {mode:o}");
     let password = std::fs::read_to_string(&path).unwrap().trim().to_owned();
-    assert!(password.len() >= 16, "{password}");
+    assert!(password.len() >= 16, "a password of {} characters is too short: {password}", password.len());
     Client::login(node.started.tcp, "admin", &password);
-    assert_eq!(Client::connect(node.started.tcp).authenticate("admin", "").status, UNAUTHORIZED);
-    assert!(!node.log().contains(&password), "it is nowhere else");
+    let without = Client::connect(node.started.tcp).authenticate("admin", "");
+    assert_eq!(without.status, UNAUTHORIZED, "without a password: {without:?}");
+    assert!(!node.log().contains(&password), "the password is logged: {}", node.log());
     // It stays, however the node ends. Several times: whether a start knows the administrator before it has read its
     // log to the end is a matter of luck.
     for _ in 0..4 {
         node.kill();
         node.restart();
         Client::login(node.started.tcp, "admin", &password);
-        assert_eq!(std::fs::read_to_string(&path).unwrap().trim(), password);
+        assert_eq!(std::fs::read_to_string(&path).unwrap().trim(), password, "the password in the file after a kill");
     }
     std::fs::remove_file(&path).unwrap();
     node.kill();
     node.restart();
     Client::login(node.started.tcp, "admin", &password);
-    assert!(!path.exists(), "there is nothing to be made up");
+    assert!(!path.exists(), "a node that has an administrator makes up no password for it");
 }
 
 #[test]
@@ -502,25 +506,29 @@ fn a_node_that_is_ready_knows_all_it_knew() {
     for _ in 0..10 {
         client.raw.send_bytes(&register.repeat(TASKS / 10));
         for _ in 0..TASKS / 10 {
-            assert!(matches!(client.answer(), Payload::RegistrationResponse(answer) if answer.status == OK));
+            let answer = client.answer();
+            let accepted = matches!(&answer, Payload::RegistrationResponse(answer) if answer.status == OK);
+            assert!(accepted, "a registration was refused: {answer:?}");
         }
     }
     // Nothing of it was flushed: the next start reads it from the log, and must have done so when it says it is ready.
     node.kill();
     node.restart();
     // First what takes no time to ask.
-    assert_eq!(node.metric("boomerang_pending"), TASKS as f64);
+    assert_eq!(node.metric("boomerang_pending"), TASKS as f64, "tasks, at the moment the node says it is ready");
     let mut client = Client::login(node.started.tcp, "orders", &password_of("orders"));
-    assert_eq!(client.list_all(&ListTasksRequest { limit: 1_000, ..Default::default() }).len(), TASKS);
+    let listed = client.list_all(&ListTasksRequest { limit: 1_000, ..Default::default() }).len();
+    assert_eq!(listed, TASKS, "tasks in the list, just after the node says it is ready");
 }
 
 #[test]
 fn the_first_password_is_kept() {
     let mut node = NodeProcess::start(&[]);
-    assert!(!node.data_dir().join("admin-password").exists(), "one was given");
-    assert!(!node.log().contains(ADMIN_PASSWORD));
-    assert_eq!(node.terminate(), Some(0));
+    assert!(!node.data_dir().join("admin-password").exists(), "a password was made up though one was given");
+    assert!(!node.log().contains(ADMIN_PASSWORD), "the password is logged: {}", node.log());
+    assert_eq!(node.terminate(), Some(0), "exit code after SIGTERM");
     node.restart_with(&["--admin-password", "another one"]);
-    assert_eq!(Client::connect(node.started.tcp).authenticate("admin", "another one").status, UNAUTHORIZED);
+    let with_another = Client::connect(node.started.tcp).authenticate("admin", "another one");
+    assert_eq!(with_another.status, UNAUTHORIZED, "a password given later changes nothing: {with_another:?}");
     node.admin();
 }

@@ -95,9 +95,11 @@ async fn refused(client: &Client, node: &NodeProcess, expected: &str) {
         }
     }
     let (status, text) = http_get(node.started.http, "/readyz");
-    assert_eq!(status, 503);
-    assert!(text.contains("disk"), "{text}");
-    assert_eq!(http_get(node.started.http, "/healthz").0, 200);
+    assert!(
+        status == 503 && text.contains("disk"),
+        "a node with a full disk is not ready, and says so: {status} {text}"
+    );
+    assert_eq!(http_get(node.started.http, "/healthz").0, 200, "a node with a full disk is healthy");
 }
 
 async fn accepted(client: &Client, delay_ms: u64) -> TaskId {
@@ -114,7 +116,7 @@ async fn wait_for(deliveries: &mut mpsc::Receiver<Received>, mut expected: HashS
     while !expected.is_empty() {
         let received = tokio::time::timeout(WITHIN, deliveries.recv()).await;
         let received = received.unwrap_or_else(|_| panic!("{} tasks did not fire", expected.len())).unwrap();
-        assert!(received.lateness_us().unwrap() >= 0);
+        assert!(received.lateness_us().unwrap() >= 0, "before it was due: {received:?}");
         expected.remove(&received.task_id);
     }
 }
@@ -133,7 +135,7 @@ async fn a_full_disk_is_refused_survived_and_recovered_from() {
     let mut node = start(&disk.path);
     let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 1_000).await.unwrap();
     let client = connect(&node, &receiver).await;
-    assert_eq!(http_get(node.started.http, "/readyz").0, 200);
+    assert_eq!(http_get(node.started.http, "/readyz").0, 200, "a node with room on its disk is ready");
     let far = accepted(&client, 3_600_000).await;
     let mut soon = HashSet::new();
     for n in 0..50 {
@@ -163,7 +165,7 @@ async fn a_full_disk_is_refused_survived_and_recovered_from() {
     refused(&client, &node, "nothing is written").await;
     assert!(client.cancel(far).await.is_err(), "a cancellation is refused as well, rather than left hanging");
     assert!(client.get(far).await.unwrap().is_some(), "reading goes on");
-    assert_eq!(node.exit_code(), None);
+    assert_eq!(node.exit_code(), None, "a full disk is not the end of a node");
 
     // Space again: everything goes on by itself, and nothing is lost.
     std::fs::remove_file(&second).unwrap();
@@ -171,8 +173,8 @@ async fn a_full_disk_is_refused_survived_and_recovered_from() {
     wait_for(&mut deliveries, late).await;
     let more = accepted(&client, 100).await;
     wait_for(&mut deliveries, HashSet::from([more])).await;
-    assert_eq!(http_get(node.started.http, "/readyz").0, 200);
-    assert_eq!(node.exit_code(), None);
+    assert_eq!(http_get(node.started.http, "/readyz").0, 200, "a node that has room again is ready");
+    assert_eq!(node.exit_code(), None, "a full disk is not the end of a node");
     node.kill();
     tokio::task::block_in_place(|| node.restart());
     assert!(client.get(far).await.unwrap().is_some(), "what was acknowledged before all this is still there");

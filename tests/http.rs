@@ -38,7 +38,7 @@ fn a_node_that_has_said_it_is_ready_is_healthy_and_ready() {
     let node = NodeProcess::start(&[]);
     assert_eq!(http_get(node.started.http, "/healthz"), (200, "ok\n".to_owned()));
     assert_eq!(http_get(node.started.http, "/readyz"), (200, "ready\n".to_owned()));
-    assert_eq!(http_get(node.started.http, "/nothing").0, 404);
+    assert_eq!(http_get(node.started.http, "/nothing").0, 404, "a page that there is not");
 }
 
 #[test]
@@ -49,14 +49,13 @@ fn a_node_without_room_on_its_disk_is_healthy_and_not_ready() {
     node.admin().add_client("orders", &receiver.endpoint(), None);
     node.kill();
     node.restart_with(&["--disk-free-min", "1000000000"]);
-    assert_eq!(http_get(node.started.http, "/healthz").0, 200);
+    assert_eq!(http_get(node.started.http, "/healthz").0, 200, "a node with a full disk is healthy");
     let (status, why) = http_get(node.started.http, "/readyz");
-    assert_eq!(status, 503);
-    assert!(why.contains("disk"), "{why}");
+    assert!(status == 503 && why.contains("disk"), "a node with a full disk is not ready, and says so: {status} {why}");
     // What it says is what it does.
     let mut client = Client::login(node.started.tcp, "orders", &password_of("orders"));
     let refused = client.register(b"x", 0, 0);
-    assert_eq!(refused.status, common::legacy::ERROR);
+    assert_eq!(refused.status, common::legacy::ERROR, "a node with a full disk takes no task: {refused:?}");
     assert!(refused.error_message.contains("disk"), "{refused:?}");
 }
 
@@ -65,7 +64,7 @@ fn metrics_have_their_names_and_move() {
     let receiver = Receiver::that_accepts();
     let node = NodeProcess::start(&["--shards", "4"]);
     let (status, page) = http_get(node.started.http, "/metrics");
-    assert_eq!(status, 200);
+    assert_eq!(status, 200, "{page}");
     for (name, kind) in METRICS {
         assert!(page.contains(&format!("# TYPE {name} {kind}\n")), "{name} is not a {kind} in:\n{page}");
         assert!(page.contains(&format!("# HELP {name} ")), "{name} is not explained");
@@ -83,10 +82,10 @@ fn metrics_have_their_names_and_move() {
     node.admin().add_client("orders", &receiver.endpoint(), None);
     let mut client = Client::login(node.started.tcp, "orders", &password_of("orders"));
     let syncs = node.metric("boomerang_log_syncs");
-    let (_, due_ms) = client.throw(b"x", 3_600_000);
+    client.throw(b"x", 3_600_000);
     let (near, _) = client.throw(b"y", 600_000);
-    assert_eq!(client.register(b"x", u64::MAX, 0).status, INVALID_REQUEST);
-    assert!(due_ms > 0);
+    let refused = client.register(b"x", u64::MAX, 0);
+    assert_eq!(refused.status, INVALID_REQUEST, "{refused:?}");
     assert_eq!(node.metric("boomerang_registrations_total"), 2.0);
     assert_eq!(node.metric("boomerang_refusals_total"), 1.0);
     assert_eq!(node.metric("boomerang_registration_latency_seconds_count"), 2.0);
@@ -98,7 +97,8 @@ fn metrics_have_their_names_and_move() {
     assert_eq!(node.metric("boomerang_sessions"), 2.0);
     assert!(node.metric("boomerang_log_syncs") > syncs, "what is acknowledged is on the disk");
     assert!(node.metric("boomerang_memtable_bytes") > 0.0);
-    assert_eq!(client.cancel(&near).status, common::legacy::OK);
+    let cancelled = client.cancel(&near);
+    assert_eq!(cancelled.status, common::legacy::OK, "{cancelled:?}");
     assert_eq!(node.metric("boomerang_cancellations_total"), 1.0);
     assert_eq!(node.metric("boomerang_wheel_timers"), 0.0);
 

@@ -69,7 +69,7 @@ async fn letters(client: &Client, filter: &DeadLetterFilter) -> Vec<DeadLetter> 
     let mut token = String::new();
     loop {
         let page = client.list_dead_letters(filter, 3, &token).await.unwrap();
-        assert!(page.dead_letters.len() <= 3);
+        assert!(page.dead_letters.len() <= 3, "{} dead letters on a page of 3", page.dead_letters.len());
         all.extend(page.dead_letters);
         match page.next_token {
             Some(next) => token = next,
@@ -127,16 +127,17 @@ async fn attempts_and_their_failures_survive_a_restart() {
     assert!(failure.text.contains(NOWHERE), "{failure:?}");
     node.kill();
     tokio::task::block_in_place(|| node.restart());
-    let after = client.get(registered.task_id).await.unwrap().expect("it is still there");
-    assert!(after.attempt >= 2 && after.last_failure.is_some(), "{after:?}");
+    let after = client.get(registered.task_id).await.unwrap().expect("a task that is retried is still there");
+    assert!(after.attempt >= 2 && after.last_failure.is_some(), "an attempt was forgotten by the restart: {after:?}");
     let all =
         until("it dies", async || Some(letters(&client, &Default::default()).await).filter(|all| !all.is_empty()));
     let letter = all.await.remove(0);
     assert_eq!((letter.task_id, letter.attempts), (registered.task_id, 4), "the attempts before the kill count");
-    assert_eq!(letter.failure.unwrap().class, Some(FailureClass::Refused));
-    assert_eq!(client.get(registered.task_id).await.unwrap(), None);
+    let class = letter.failure.unwrap().class;
+    assert_eq!(class, Some(FailureClass::Refused), "why a task is dead whose receiver nobody is");
+    assert_eq!(client.get(registered.task_id).await.unwrap(), None, "a task that is a dead letter is gone");
     let past = past(&client, registered.task_id).await;
-    assert_eq!((past.len(), past[0].outcome, past[0].attempts), (1, Outcome::Dead, 4));
+    assert_eq!((past.len(), past[0].outcome, past[0].attempts), (1, Outcome::Dead, 4), "its history: {past:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -163,28 +164,36 @@ async fn dead_letters_are_listed_replayed_and_purged() {
         Some(letters(&client, &Default::default()).await).filter(|all| all.len() == 11)
     })
     .await;
-    assert!(all.is_sorted_by_key(|letter| letter.died_ms));
+    assert!(all.is_sorted_by_key(|letter| letter.died_ms), "dead letters are listed as they died: {all:?}");
     let by = async |filter: DeadLetterFilter| -> Vec<TaskId> {
         letters(&client, &filter).await.into_iter().map(|letter| letter.task_id).collect()
     };
     let even = by(DeadLetterFilter { name_prefix: "ev".into(), ..Default::default() }).await;
-    assert_eq!(even.len(), 4);
+    assert_eq!(even.len(), 4, "dead letters by the beginning of their names");
     let class = Some(FailureClass::Refused);
-    assert_eq!(by(DeadLetterFilter { class, ..Default::default() }).await, [refused.task_id]);
+    let of_class = by(DeadLetterFilter { class, ..Default::default() }).await;
+    assert_eq!(of_class, [refused.task_id], "dead letters that nobody took");
     let task_id = Some(refused.task_id);
-    assert_eq!(by(DeadLetterFilter { task_id, ..Default::default() }).await, [refused.task_id]);
+    let of_task = by(DeadLetterFilter { task_id, ..Default::default() }).await;
+    assert_eq!(of_task, [refused.task_id], "dead letters of one task");
     let middle = Some(all[5].died_ms);
     let early = by(DeadLetterFilter { died_before_ms: middle, ..Default::default() }).await;
     let late = by(DeadLetterFilter { died_after_ms: middle, ..Default::default() }).await;
-    assert_eq!(early.len() + late.len(), 11);
+    assert_eq!(early.len() + late.len(), 11, "those that died before an instant and those after it are all there are");
 
     // What belongs to others is not there for a stranger.
-    assert_eq!(letters(&stranger, &Default::default()).await, []);
-    assert_eq!(stranger.get_dead_letter(all[0].id).await.unwrap(), None);
+    assert_eq!(letters(&stranger, &Default::default()).await, [], "dead letters that a stranger sees");
+    assert_eq!(stranger.get_dead_letter(all[0].id).await.unwrap(), None, "a dead letter that a stranger asks for");
     let one = DeadLetterChoice::Ids(vec![all[0].id]);
-    assert_eq!(stranger.replay_dead_letters(&one, 0, "").await.unwrap().replayed[0].task_id, None);
-    assert_eq!(stranger.purge_dead_letters(&one, 0, "").await.unwrap().purged, 0);
-    assert_eq!(client.get_dead_letter(all[0].id).await.unwrap().as_ref(), Some(&all[0]));
+    let replayed = stranger.replay_dead_letters(&one, 0, "").await.unwrap().replayed;
+    assert_eq!(replayed[0].task_id, None, "a dead letter that a stranger plays again");
+    assert_eq!(
+        stranger.purge_dead_letters(&one, 0, "").await.unwrap().purged,
+        0,
+        "dead letters that a stranger purges"
+    );
+    let own = client.get_dead_letter(all[0].id).await.unwrap();
+    assert_eq!(own.as_ref(), Some(&all[0]), "the same dead letter, for its owner");
 
     // They are still there after a restart; then one is played again, and then all that are left of some kind.
     node.kill();
@@ -195,8 +204,9 @@ async fn dead_letters_are_listed_replayed_and_purged() {
     let page = client.replay_dead_letters(&DeadLetterChoice::Ids(vec![chosen.id]), 0, "").await.unwrap();
     let played = page.replayed[0].task_id.expect("it was there");
     let again = tokio::time::timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap();
-    assert_eq!((again.task_id, again.occurrence, again.due_ms), (chosen.task_id, 0, chosen.due_ms));
-    assert_ne!(played, chosen.task_id);
+    let came = (again.task_id, again.occurrence, again.due_ms);
+    assert_eq!(came, (chosen.task_id, 0, chosen.due_ms), "what is played again comes in the name of the dead task");
+    assert_ne!(played, chosen.task_id, "what is played again is a task of its own");
     let filter = DeadLetterFilter { class: Some(FailureClass::BadStatus), ..Default::default() };
     let mut token = String::new();
     let mut replayed = 0;
@@ -209,15 +219,16 @@ async fn dead_letters_are_listed_replayed_and_purged() {
             None => break,
         }
     }
-    assert_eq!(replayed, 9);
+    assert_eq!(replayed, 9, "dead letters of one class that are played again, on all pages");
     let mut seen = HashSet::from([again.task_id]);
     while seen.len() < 10 {
         seen.insert(tokio::time::timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap().task_id);
     }
-    assert_eq!(seen, ids);
+    assert_eq!(seen, ids, "tasks that were played again and came");
     let everything = DeadLetterChoice::Filter(DeadLetterFilter::default());
-    assert_eq!(client.purge_dead_letters(&everything, 0, "").await.unwrap().purged, 1);
-    assert_eq!(letters(&client, &Default::default()).await, []);
+    let purged = client.purge_dead_letters(&everything, 0, "").await.unwrap().purged;
+    assert_eq!(purged, 1, "dead letters that were left to purge");
+    assert_eq!(letters(&client, &Default::default()).await, [], "dead letters after all were played again or purged");
     node.wait_for_metric("boomerang_dead_letters", 0.0);
     node.wait_for_metric("boomerang_pending", 0.0);
 }
@@ -240,16 +251,18 @@ async fn a_copy_of_a_dead_letter_goes_to_its_url_with_tries_of_its_own() {
     while copy.attempt == 1 {
         copy = tokio::time::timeout(PATIENCE, copies.recv()).await.unwrap().unwrap();
     }
-    assert_eq!((copy.task_id, copy.payload.as_ref()), (registered.task_id, &b"payload"[..]));
+    let of = (copy.task_id, copy.payload.as_ref());
+    assert_eq!(of, (registered.task_id, &b"payload"[..]), "task and payload of the copy of a dead letter");
     let notice = copy.dead_letter.expect("it says that it is a copy");
     assert!(notice.attempts == 2 && notice.error.contains("refused"), "{notice:?}");
     let letter = until("the copy is settled", async || {
         letters(&client, &Default::default()).await.pop().filter(|letter| letter.copy == "delivered")
     })
     .await;
-    assert_eq!(letter.id.to_string(), notice.id);
+    assert_eq!(letter.id.to_string(), notice.id, "the dead letter that its copy names");
     node.wait_for_metric("boomerang_pending", 0.0);
-    assert!(list(&client, TaskFilter::default()).await.is_empty());
+    let left = list(&client, TaskFilter::default()).await;
+    assert!(left.is_empty(), "neither the task nor its copy is a task any more: {left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -263,24 +276,27 @@ async fn the_same_key_is_stored_once_also_over_a_restart() {
         ..task(callback.clone(), tries(1, 0), 1_500)
     };
     let first = client.register(with_key("order-7", None)).await.unwrap();
-    assert!(!first.duplicate);
+    assert!(!first.duplicate, "the first registration with a key: {first:?}");
     let many = client.register_batch((0..50).map(|_| with_key("order-7", None)).collect()).await.unwrap();
     for registered in many {
-        assert_eq!(registered.unwrap(), Registered { duplicate: true, ..first });
+        assert_eq!(registered.unwrap(), Registered { duplicate: true, ..first }, "the same key once more, in a batch");
     }
-    assert_ne!(stranger.register(with_key("order-7", None)).await.unwrap().task_id, first.task_id);
+    let of_stranger = stranger.register(with_key("order-7", None)).await.unwrap();
+    assert_ne!(of_stranger.task_id, first.task_id, "another client's key is another key");
     node.kill();
     tokio::task::block_in_place(|| node.restart());
-    assert_eq!(client.register(with_key("order-7", None)).await.unwrap(), Registered { duplicate: true, ..first });
+    let again = client.register(with_key("order-7", None)).await.unwrap();
+    assert_eq!(again, Registered { duplicate: true, ..first }, "the same key after a restart");
     let delivered = [deliveries.recv().await.unwrap().task_id, deliveries.recv().await.unwrap().task_id];
-    assert!(delivered.contains(&first.task_id));
+    assert!(delivered.contains(&first.task_id), "{} did not come; these did: {delivered:?}", first.task_id);
     // Also when the task is done. A key that has expired is a new one.
-    assert_eq!(client.register(with_key("order-7", None)).await.unwrap(), Registered { duplicate: true, ..first });
+    let again = client.register(with_key("order-7", None)).await.unwrap();
+    assert_eq!(again, Registered { duplicate: true, ..first }, "the same key after its task is done");
     let short = client.register(with_key("short", Some(50))).await.unwrap();
     let again = until("the key expires", async || {
         Some(client.register(with_key("short", Some(50))).await.unwrap()).filter(|again| !again.duplicate)
     });
-    assert_ne!(again.await.task_id, short.task_id);
+    assert_ne!(again.await.task_id, short.task_id, "a key that has expired makes a task of its own");
     let long = client.register(with_key(&"x".repeat(300), None)).await.unwrap_err();
     assert_eq!(long.status(), Some(Status::InvalidRequest), "{long}");
 }
@@ -299,18 +315,21 @@ async fn a_batch_has_a_reply_for_each_and_a_bad_one_harms_no_other() {
     let mut expected = HashSet::new();
     for (n, reply) in replies.into_iter().enumerate() {
         match reply {
-            Ok(registered) => assert!(n % 3 > 0 && expected.insert(registered.task_id)),
-            Err(error) => assert!(n % 3 == 0 && error.to_string().contains("payload"), "{n}: {error}"),
+            Ok(registered) => {
+                assert!(n % 3 > 0, "task {n} is too large, and was accepted: {registered:?}");
+                assert!(expected.insert(registered.task_id), "id {} was given twice in a batch", registered.task_id);
+            }
+            Err(error) => assert!(n % 3 == 0 && error.to_string().contains("payload"), "task {n}: {error}"),
         }
     }
-    assert_eq!(expected.len(), 200);
+    assert_eq!(expected.len(), 200, "tasks of the batch that are not too large");
     while !expected.is_empty() {
         expected.remove(&next(&mut deliveries).await.task_id);
     }
     let too_many = (0..1_001).map(|_| task(callback.clone(), tries(1, 0), 50)).collect();
     let error = client.register_batch(too_many).await.unwrap_err();
     assert!(error.to_string().contains("1000"), "{error}");
-    assert_eq!(client.register_batch(Vec::new()).await.unwrap().len(), 0);
+    assert_eq!(client.register_batch(Vec::new()).await.unwrap().len(), 0, "replies to an empty batch");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -349,28 +368,32 @@ async fn a_recurring_task_does_not_drift_waits_for_itself_and_ends() {
     for registered in [quick, slow_one, overlapping] {
         for received in &seen[&registered.task_id] {
             let interval = if registered == quick { 100 } else { 200 };
-            assert_eq!(received.due_ms, registered.due_ms + received.occurrence * interval, "no drift");
-            assert!(received.lateness_us().unwrap() >= 0, "none early");
+            let due_ms = registered.due_ms + received.occurrence * interval;
+            assert_eq!(received.due_ms, due_ms, "due instants do not drift: {received:?}");
+            assert!(received.lateness_us().unwrap() >= 0, "before it was due: {received:?}");
         }
     }
     let occurrences = |id| seen[&id].iter().map(|received| received.occurrence).collect::<Vec<_>>();
     let times = |id| seen[&id].iter().map(|received| received.arrived_at).collect::<Vec<_>>();
-    assert_eq!(seen.len(), all.len());
+    assert_eq!(seen.len(), all.len(), "tasks that came, of {all:?}");
     // Two that left a moment apart may come in any order.
     let mut each = occurrences(overlapping.task_id);
     each.sort_unstable();
     assert_eq!(each, [0, 1, 2, 3, 4, 5], "every one, though each takes 500 ms");
     let gaps = |id| times(id).windows(2).map(|pair| pair[1].duration_since(pair[0]).unwrap()).collect::<Vec<_>>();
-    assert!(gaps(overlapping.task_id).iter().any(|gap| *gap < Duration::from_millis(400)), "they overlap");
-    assert!(gaps(slow_one.task_id).iter().all(|gap| *gap >= Duration::from_millis(490)), "it waits for itself");
+    let (beside, behind) = (gaps(overlapping.task_id), gaps(slow_one.task_id));
+    assert!(beside.iter().any(|gap| *gap < Duration::from_millis(400)), "none begins beside another one: {beside:?}");
+    let waits = behind.iter().all(|gap| *gap >= Duration::from_millis(490));
+    assert!(waits, "without overlap, none begins while the one before is out, for 500 ms: {behind:?}");
     // Everything that came due is accounted for.
     let ended = past(&client, slow_one.task_id).await;
     let accounted: u64 = ended.iter().map(|past| past.count).sum();
     let due = (slow.until_ms.unwrap() - slow_one.due_ms) / 200 + 1;
-    assert_eq!(accounted, due, "{ended:?}");
-    assert!(ended.iter().any(|past| past.outcome == Outcome::Merged));
-    let accounted: u64 = past(&client, quick.task_id).await.iter().map(|past| past.count).sum();
-    assert_eq!(accounted, 8);
+    assert_eq!(accounted, due, "each due instant is in the history once: {ended:?}");
+    assert!(ended.iter().any(|past| past.outcome == Outcome::Merged), "what was missed is merged: {ended:?}");
+    let ended = past(&client, quick.task_id).await;
+    let accounted: u64 = ended.iter().map(|past| past.count).sum();
+    assert_eq!(accounted, 8, "each of 8 due instants is in the history once: {ended:?}");
 }
 
 /// An interval shorter than it takes to write anything down: what can be delivered is, and it ends when it is to.
@@ -461,34 +484,41 @@ async fn a_task_is_edited_paused_and_resumed() {
     let registered = client.register(task(to(NOWHERE), tries(1, 0), 3_600_000)).await.unwrap();
     let id = registered.task_id;
     let payload = TaskUpdate { payload: Some(Bytes::from_static(b"new")), ..TaskUpdate::default() };
-    assert_eq!(stranger.update(id, payload.clone()).await.unwrap(), Updated::NotFound);
-    assert_eq!(stranger.pause(id).await.unwrap(), None);
-    let Updated::Updated { version: 2, due_ms } = client.update(id, payload.clone()).await.unwrap() else { panic!() };
-    assert_eq!(due_ms, registered.due_ms);
+    assert_eq!(stranger.update(id, payload.clone()).await.unwrap(), Updated::NotFound, "a stranger edits no task");
+    assert_eq!(stranger.pause(id).await.unwrap(), None, "a stranger pauses no task");
+    let edited = client.update(id, payload.clone()).await.unwrap();
+    let expected = Updated::Updated { version: 2, due_ms: registered.due_ms };
+    assert_eq!(edited, expected, "a new payload is a new version, and leaves the due instant as it was");
     let old = TaskUpdate { expected_version: Some(1), ..payload };
-    assert_eq!(client.update(id, old).await.unwrap(), Updated::Conflict { version: 2 });
+    let refused = client.update(id, old).await.unwrap();
+    assert_eq!(refused, Updated::Conflict { version: 2 }, "an edit of a version that is no more");
     let nothing = client.update(id, TaskUpdate::default()).await.unwrap_err();
     assert_eq!(nothing.status(), Some(Status::InvalidRequest), "{nothing}");
-    assert!(client.pause(id).await.unwrap().unwrap().maybe_out.is_none());
-    assert_eq!(client.get(id).await.unwrap().unwrap().state, TaskState::Paused);
+    let paused = client.pause(id).await.unwrap().unwrap();
+    assert_eq!(paused.maybe_out, None, "an attempt that may be out, of a task that is due in an hour");
+    assert_eq!(client.get(id).await.unwrap().unwrap().state, TaskState::Paused, "state of a paused task");
     let moved = TaskUpdate {
         expected_version: Some(2),
         due: Some(Due::In(100)),
         settings: OwnSettings { callback: Some(callback), ..OwnSettings::default() },
         ..TaskUpdate::default()
     };
-    let Updated::Updated { version: 3, .. } = client.update(id, moved).await.unwrap() else { panic!() };
+    let edited = client.update(id, moved).await.unwrap();
+    assert!(matches!(edited, Updated::Updated { version: 3, .. }), "a paused task can be edited: {edited:?}");
     node.kill();
     tokio::task::block_in_place(|| node.restart());
     let task = client.get(id).await.unwrap().unwrap();
-    assert_eq!((task.state, task.version, task.payload.as_ref()), (TaskState::Paused, 3, &b"new"[..]));
-    assert!(deliveries.try_recv().is_err(), "it is paused");
+    let kept = (task.state, task.version, task.payload.as_ref());
+    assert_eq!(kept, (TaskState::Paused, 3, &b"new"[..]), "state, version and payload after a restart");
+    let came = deliveries.try_recv();
+    assert!(came.is_err(), "a paused task came anyway: {came:?}");
     client.resume(id).await.unwrap().unwrap();
     let received = tokio::time::timeout(PATIENCE, deliveries.recv()).await.unwrap().unwrap();
-    assert_eq!((received.task_id, received.payload.as_ref()), (id, &b"new"[..]));
+    let came = (received.task_id, received.payload.as_ref());
+    assert_eq!(came, (id, &b"new"[..]), "task and payload after an edit");
     let gone = until("it is settled", async || client.get(id).await.unwrap().is_none().then_some(()));
     gone.await;
-    assert_eq!(client.resume(id).await.unwrap(), None);
+    assert_eq!(client.resume(id).await.unwrap(), None, "a task that is done cannot be resumed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -519,34 +549,35 @@ async fn a_list_takes_what_is_asked_for() {
     assert_eq!(ids(&client, all()).await.len(), 14, "an administrator sees everything");
     assert_eq!(ids(&other, all()).await, [others.task_id], "others see their own");
     let of = |name: &str| TaskFilter { client_id: Some(name.parse().unwrap()), ..all() };
-    assert_eq!(ids(&client, of("other")).await, [others.task_id]);
-    assert_eq!(ids(&client, of("admin")).await.len(), 13);
-    assert_eq!(other.list(of("admin")).await.unwrap_err().status(), Some(Status::Unauthorized));
+    assert_eq!(ids(&client, of("other")).await, [others.task_id], "another client's, for an administrator");
+    assert_eq!(ids(&client, of("admin")).await.len(), 13, "an administrator's own");
+    let refused = other.list(of("admin")).await.unwrap_err();
+    assert_eq!(refused.status(), Some(Status::Unauthorized), "an administrator's, for another client: {refused}");
     let state = |state| TaskFilter { state: Some(state), ..all() };
-    assert_eq!(ids(&client, state(TaskState::Paused)).await, expect(&[11]));
-    assert_eq!(ids(&client, state(TaskState::Retrying)).await, [failing.task_id]);
-    assert_eq!(ids(&client, state(TaskState::Scheduled)).await.len(), 12);
-    assert_eq!(ids(&client, state(TaskState::Out)).await, []);
-    assert_eq!(ids(&client, TaskFilter { recurring: Some(true), ..all() }).await, expect(&[0, 3, 6, 9]));
+    assert_eq!(ids(&client, state(TaskState::Paused)).await, expect(&[11]), "paused");
+    assert_eq!(ids(&client, state(TaskState::Retrying)).await, [failing.task_id], "retrying");
+    assert_eq!(ids(&client, state(TaskState::Scheduled)).await.len(), 12, "scheduled");
+    assert_eq!(ids(&client, state(TaskState::Out)).await, [], "out");
+    assert_eq!(ids(&client, TaskFilter { recurring: Some(true), ..all() }).await, expect(&[0, 3, 6, 9]), "recurring");
     let range = TaskFilter { due_after_ms: Some(mine[2].due_ms), due_before_ms: Some(mine[5].due_ms), ..of("admin") };
     let in_range = ids(&client, range).await;
     assert_eq!(in_range.iter().filter(|id| expect(&[3, 4]).contains(id)).count(), 2, "{in_range:?}");
     let name = |prefix: &str| TaskFilter { name_prefix: prefix.into(), ..of("admin") };
     assert_eq!(ids(&client, name("job-1-")).await, expect(&[1, 11, 3, 5, 7, 9]), "in the order of their names");
-    assert_eq!(ids(&client, name("job-1-3")).await, expect(&[3]));
-    assert_eq!(ids(&client, name("nothing")).await, []);
+    assert_eq!(ids(&client, name("job-1-3")).await, expect(&[3]), "by a whole name");
+    assert_eq!(ids(&client, name("nothing")).await, [], "by a name that there is not");
     let label = |prefix: &str| TaskFilter { label_prefix: prefix.into(), ..of("admin") };
-    assert_eq!(ids(&client, label("env=pr")).await.len(), 5);
-    assert_eq!(ids(&client, label("env=")).await.len(), 12);
+    assert_eq!(ids(&client, label("env=pr")).await.len(), 5, "by the beginning of a label's value");
+    assert_eq!(ids(&client, label("env=")).await.len(), 12, "by a label of any value");
     let paused = TaskFilter { state: Some(TaskState::Paused), ..label("env=") };
-    assert_eq!(ids(&client, paused).await, expect(&[11]));
+    assert_eq!(ids(&client, paused).await, expect(&[11]), "by label and state");
     let refused = client.list(TaskFilter { name_prefix: "job".into(), ..all() }).await.unwrap_err();
     assert!(refused.to_string().contains("client_id"), "{refused}");
     let token = client.list(TaskFilter { limit: 1, ..all() }).await.unwrap().next_token.unwrap();
     let misused = client.list(TaskFilter { token, ..name("job") }).await.unwrap_err();
     assert!(misused.to_string().contains("next_token"), "{misused}");
     let task = client.get(mine[3].task_id).await.unwrap().unwrap();
-    assert_eq!(task.tags, named("job-1-3", Some(("env", "prod"))));
+    assert_eq!(task.tags, named("job-1-3", Some(("env", "prod"))), "name and label as they were registered");
 }
 
 /// Ten tasks among a hundred thousand of somebody else's cost what they cost alone.
@@ -566,7 +597,8 @@ async fn a_page_costs_the_same_however_many_tasks_there_are() {
             let began = Instant::now();
             let page = client.list(filter.clone()).await.unwrap();
             took.push(began.elapsed());
-            assert_eq!((page.tasks.len(), page.next_token.is_some()), (10, filter.limit > 0));
+            let found = (page.tasks.len(), page.next_token.is_some());
+            assert_eq!(found, (10, filter.limit > 0), "tasks of a page, and whether another one follows");
         }
         took.sort();
         took[took.len() / 2]
@@ -583,12 +615,14 @@ async fn a_page_costs_the_same_however_many_tasks_there_are() {
         batches.push(client.register_batch_nowait(batch.collect()).await.unwrap());
     }
     for batch in batches {
-        assert!(batch.await.unwrap().iter().all(Result::is_ok));
+        let refused: Vec<_> = batch.await.unwrap().into_iter().filter_map(Result::err).collect();
+        assert!(refused.is_empty(), "tasks of others were refused: {refused:?}");
     }
     let after = [page(&small, own).await, page(&small, by_name).await, page(&client, first).await];
     println!("a page of 10: {before:?} alone, {after:?} among {OTHERS}");
     for took in after {
-        assert!(took < before[0].max(before[1]) * 10 + Duration::from_millis(20), "{before:?}, {after:?}");
+        let limit = before[0].max(before[1]) * 10 + Duration::from_millis(20);
+        assert!(took < limit, "a page took {took:?} among {OTHERS} tasks of others, and may take {limit:?}: {after:?}");
     }
 }
 
@@ -605,16 +639,18 @@ async fn history_tells_what_became_of_a_task_unless_it_is_switched_off() {
     let registered = client.register(task(callback.clone(), tries(3, 10), 50)).await.unwrap();
     let past_ones = async |client: &Client| past(client, registered.task_id).await;
     let ended = until("it is settled", async || past_ones(&client).await.pop()).await;
-    assert_eq!((ended.outcome, ended.attempts, ended.due_ms), (Outcome::Acknowledged, 2, registered.due_ms));
+    let became = (ended.outcome, ended.attempts, ended.due_ms);
+    assert_eq!(became, (Outcome::Acknowledged, 2, registered.due_ms), "outcome, attempts and due instant: {ended:?}");
     let dispatched_ms = ended.dispatched_ms.unwrap();
     assert!(dispatched_ms >= ended.due_ms + 10 && ended.ended_ms >= dispatched_ms, "{ended:?}");
     assert_eq!(past_ones(&stranger).await, [], "others do not see it");
     let cancelled = client.register(task(callback.clone(), tries(1, 0), 60_000)).await.unwrap();
     client.cancel(cancelled.task_id).await.unwrap();
-    assert_eq!(past(&client, cancelled.task_id).await[0].outcome, Outcome::Cancelled);
+    let past_of_cancelled = past(&client, cancelled.task_id).await;
+    assert_eq!(past_of_cancelled[0].outcome, Outcome::Cancelled, "{past_of_cancelled:?}");
     node.kill();
     tokio::task::block_in_place(|| node.restart());
-    assert_eq!(past_ones(&client).await, [ended]);
+    assert_eq!(past_ones(&client).await, [ended], "history after a restart");
     while deliveries.try_recv().is_ok() {}
     // Switched off, nothing is kept.
     node.kill();
@@ -623,7 +659,7 @@ async fn history_tells_what_became_of_a_task_unless_it_is_switched_off() {
     tokio::task::block_in_place(|| node.restart_with(&flags));
     let registered = client.register(task(callback, tries(3, 10), 0)).await.unwrap();
     until("it is settled", async || client.get(registered.task_id).await.unwrap().is_none().then_some(())).await;
-    assert_eq!(past(&client, registered.task_id).await, []);
+    assert_eq!(past(&client, registered.task_id).await, [], "history where none is kept");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -639,8 +675,10 @@ async fn a_client_is_held_to_its_own_limits() {
     let large = small.register(large).await.unwrap_err();
     assert!(large.to_string().contains("10 bytes"), "{large}");
     let update = TaskUpdate { payload: Some(Bytes::from_static(&[0; 11])), ..TaskUpdate::default() };
-    assert!(small.update(good.task_id, update).await.unwrap_err().to_string().contains("10 bytes"));
+    let refused = small.update(good.task_id, update).await.unwrap_err();
+    assert!(refused.to_string().contains("10 bytes"), "an edit beyond the client's payload: {refused}");
     let update = TaskUpdate { due: Some(Due::In(100_000)), ..TaskUpdate::default() };
-    assert!(small.update(good.task_id, update).await.unwrap_err().to_string().contains("60000 ms"));
+    let refused = small.update(good.task_id, update).await.unwrap_err();
+    assert!(refused.to_string().contains("60000 ms"), "an edit beyond the client's delay: {refused}");
     client.register(task(to(NOWHERE), tries(1, 0), 60_001)).await.unwrap();
 }

@@ -231,7 +231,7 @@ async fn agree(nodes: &[&Node], group: GroupId) -> usize {
     }
     let first = nodes[0].rows(group);
     for node in &nodes[1..] {
-        assert_eq!(node.applied(group), nodes[0].applied(group));
+        assert_eq!(node.applied(group), nodes[0].applied(group), "what node {} has applied of {group}", node.id);
         assert!(node.rows(group) == first, "node {} differs in {group}", node.id);
     }
     first.len()
@@ -271,7 +271,8 @@ async fn what_is_written_reaches_every_replica() {
         }))
         .await;
         for group in 0..=2 {
-            assert!(agree(&all, GroupId(group)).await > 400);
+            let rows = agree(&all, GroupId(group)).await;
+            assert!(rows > 400, "{rows} rows in group {group}, of more than 400 that were written");
         }
         // One entry larger than all that is replicated in one go.
         write_many(&nodes[0].raft(GROUP), 1, 6 * 1024 * 1024).await;
@@ -302,7 +303,8 @@ async fn another_node_leads_when_the_leader_stops() {
         let raft = leader.raft(GROUP);
         raft.wait(Some(WITHIN)).leader_with_quorum_acked(None, "with a majority").await.unwrap();
         write_many(&raft, 20, 100).await;
-        assert!(agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await > 80);
+        let rows = agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await;
+        assert!(rows > 80, "{rows} rows, of more than 80 that were written");
 
         // It comes back as what it was, wherever it is now, and is told what it has missed. Its database is free once
         // the last task of its groups has ended.
@@ -310,9 +312,10 @@ async fn another_node_leads_when_the_leader_stops() {
         let leads = leader.vote(GROUP);
         nodes.push(Node::start_in(folder, 1, 1, Begin::Wait { replica: 99 }).await);
         connect(&nodes);
-        assert_eq!(nodes[2].groups.get(GROUP).unwrap().replica, 1);
-        assert!(agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await > 80);
-        assert_eq!(nodes[2].vote(GROUP), leads);
+        assert_eq!(nodes[2].groups.get(GROUP).unwrap().replica, 1, "the replica's id on another node");
+        let rows = agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await;
+        assert!(rows > 80, "{rows} rows, of more than 80 that were written");
+        assert_eq!(nodes[2].vote(GROUP), leads, "its vote: who comes back starts no election");
     })
     .await;
 }
@@ -341,14 +344,14 @@ async fn a_replica_that_hears_nobody_disturbs_nobody() {
         let mut client = client(&nodes[2], 1).await;
         let request = VoteRequest::new(vote(before.leader_id.term + 1, 3, false), last);
         let answer = client.pre_vote(request, RPCOption::new(WITHIN)).await.unwrap();
-        assert!(!answer.vote_granted, "a leader lives");
-        assert_eq!(answer.vote, before, "asking changes nothing");
+        assert!(!answer.vote_granted, "a vote was promised though a leader lives: {answer:?}");
+        assert_eq!(answer.vote, before, "asking for a vote before an election changes nothing");
 
         nodes[2].serve().await;
         connect(&nodes);
         agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await;
         for node in &nodes {
-            assert_eq!(node.vote(GROUP), before, "node {}", node.id);
+            assert_eq!(node.vote(GROUP), before, "vote of node {}: nobody was elected meanwhile", node.id);
         }
     })
     .await;
@@ -413,7 +416,7 @@ async fn a_group_that_is_busy_keeps_its_leader_until_it_hangs() {
             leads.is_some_and(|new| new > term).then_some(())
         };
         common::until("another leads", async || nodes[1..].iter().find_map(leads_later)).await;
-        assert_eq!(leader.leads(Duration::ZERO), None);
+        assert_eq!(leader.leads(Duration::ZERO), None, "the term of a leader whom another one has followed");
         busy.end().await;
     })
     .await;
@@ -469,11 +472,16 @@ async fn a_replica_far_behind_gets_a_snapshot_while_writes_go_on() {
         let reached = nodes[0].applied(GROUP).unwrap().index + 50;
         let new = nodes[2].raft(GROUP);
         let metrics = new.wait(Some(WITHIN)).applied_index_at_least(Some(reached), "catches up").await.unwrap();
-        assert!(metrics.snapshot >= Some(purged), "it cannot have had the log");
+        let snapshot = metrics.snapshot;
+        assert!(
+            snapshot >= Some(purged),
+            "the log below {purged:?} is gone, so only a snapshot brings it: {snapshot:?}"
+        );
         stop.cancel();
-        assert!(writer.await.unwrap() > 0);
-        assert!(agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await > 1_200);
-        assert_eq!(nodes[2].staging(), Vec::<PathBuf>::new());
+        assert!(writer.await.unwrap() > 0, "nothing was written meanwhile");
+        let rows = agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await;
+        assert!(rows > 1_200, "{rows} rows, of more than 1,200 that were written");
+        assert_eq!(nodes[2].staging(), Vec::<PathBuf>::new(), "parts of a snapshot that is taken in");
     })
     .await;
 }
@@ -540,7 +548,10 @@ async fn a_snapshot_that_is_not_whole_leaves_no_trace() {
         let new = &nodes[1];
         let forged = Forged::of(&nodes[0], 2);
         let all = forged.rows.len();
-        let untouched = || assert!(new.rows(GROUP).is_empty() && new.staging().is_empty());
+        let untouched = || {
+            let (rows, parts) = (new.rows(GROUP).len(), new.staging());
+            assert!(rows == 0 && parts.is_empty(), "a refused snapshot left {rows} rows and {parts:?} behind");
+        };
 
         // Ends without its last part; claims another number; lacks the row that says what was applied; says another.
         let cut = send(new, vec![forged.header(), forged.rows(all)]).await.unwrap_err();
@@ -551,7 +562,8 @@ async fn a_snapshot_that_is_not_whole_leaves_no_trace() {
         let headless = send(new, vec![forged.header(), forged.rows(10), Forged::end(10)]).await.unwrap_err();
         assert_eq!(headless.code(), Code::DataLoss, "{headless}");
         let disordered = vec![forged.header(), forged.rows(10), forged.rows(10), Forged::end(20)];
-        assert_eq!(send(new, disordered).await.unwrap_err().code(), Code::DataLoss);
+        let disordered = send(new, disordered).await.unwrap_err();
+        assert_eq!(disordered.code(), Code::DataLoss, "rows that do not ascend: {disordered}");
         untouched();
 
         // The sender dies while its rows are being put into files.
@@ -567,12 +579,13 @@ async fn a_snapshot_that_is_not_whole_leaves_no_trace() {
         call.abort();
         until("they are gone", || new.staging().is_empty());
         untouched();
-        assert_eq!(new.applied(GROUP), None);
+        assert_eq!(new.applied(GROUP), None, "what a node has applied that took in no snapshot");
 
         connect(&nodes);
         nodes[0].raft(GROUP).add_learner(2, Member { node_id: 2 }, true).await.unwrap();
-        assert!(agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await > 600);
-        assert_eq!(nodes[1].staging(), Vec::<PathBuf>::new());
+        let rows = agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await;
+        assert!(rows > 600, "{rows} rows, of more than 600 that were written");
+        assert_eq!(nodes[1].staging(), Vec::<PathBuf>::new(), "parts of a snapshot that is taken in");
     })
     .await;
 }
@@ -629,8 +642,10 @@ async fn messages_that_are_wrong_are_refused_and_harm_nobody() {
             let requests = futures::stream::iter([right.clone(), wrong]);
             let mut answers = client.append(requests).await.unwrap().into_inner();
             let accepted = answers.message().await.unwrap().unwrap();
-            assert!(matches!(accepted.result, Some(peer::append_response::Result::Accepted(_))));
-            assert_eq!(answers.message().await.unwrap_err().code(), Code::InvalidArgument);
+            let is_accepted = matches!(accepted.result, Some(peer::append_response::Result::Accepted(_)));
+            assert!(is_accepted, "what came before the wrong one is accepted: {accepted:?}");
+            let refused = answers.message().await.unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
         }
 
         // Of a leader that is not one any more; of one that contradicts what is committed; of what is here already.
@@ -639,18 +654,19 @@ async fn messages_that_are_wrong_are_refused_and_harm_nobody() {
         old.header.last_log_id = Some(to_peer_id(&log_id(leads.leader_id.term - 1, 999)));
         old.header.membership_log_id = None;
         let overruled = send(&nodes[1], vec![old.header()]).await.unwrap();
-        assert_eq!(overruled.vote, Some(to_peer_vote(&leads)));
+        assert_eq!(overruled.vote, Some(to_peer_vote(&leads)), "the vote that overrules an older leader's snapshot");
         let mut liar = Forged::of(&nodes[0], 2);
         liar.header.vote = Some(to_peer_vote(&vote(leads.leader_id.term + 1, 1, true)));
         liar.header.last_log_id = Some(to_peer_id(&log_id(leads.leader_id.term + 1, 2)));
         liar.header.membership_log_id = None;
-        assert_eq!(send(&nodes[1], vec![liar.header()]).await.unwrap_err().code(), Code::FailedPrecondition);
+        let refused = send(&nodes[1], vec![liar.header()]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
         let known = send(&nodes[1], vec![Forged::of(&nodes[0], 2).header()]).await.unwrap();
-        assert_eq!(known.vote, Some(to_peer_vote(&leads)));
+        assert_eq!(known.vote, Some(to_peer_vote(&leads)), "the vote after a snapshot of what is known already");
 
         write_many(&nodes[0].raft(GROUP), 5, 100).await;
         agree(&nodes.iter().collect::<Vec<_>>(), GROUP).await;
-        assert_eq!(nodes[1].vote(GROUP), leads);
+        assert_eq!(nodes[1].vote(GROUP), leads, "a vote that nothing of this has changed");
     })
     .await;
 }
@@ -802,14 +818,16 @@ async fn heartbeats_of_one_moment_share_a_message() {
         for (group, answer) in join_all((1..=20).map(beat)).await.into_iter().enumerate() {
             let number = group as u64 + 1;
             match answer {
-                Ok(Ok(last)) => assert_eq!(last, Some(log_id(1, number))),
-                other => assert!(number == 3 && other.is_err(), "{number}: {other:?}"),
+                Ok(Ok(last)) => assert_eq!(last, Some(log_id(1, number)), "the entry that answer {number} confirms"),
+                other => assert!(number == 3 && other.is_err(), "answer {number}: {other:?}"),
             }
         }
-        assert_eq!(silent.beats.load(Relaxed), 1);
+        assert_eq!(silent.beats.load(Relaxed), 1, "beats that came while appends had no answer");
         let begun = Instant::now();
-        assert!(beat(1).await.is_err());
-        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        let unanswered = beat(1).await;
+        assert!(unanswered.is_err(), "a beat without an answer: {unanswered:?}");
+        let elapsed = begun.elapsed();
+        assert!(elapsed < Duration::from_secs(1), "a beat without an answer is waited for for {elapsed:?}");
         server.abort();
     })
     .await;
@@ -831,14 +849,15 @@ async fn a_replica_that_does_not_answer_is_unreachable_and_one_that_is_not_asked
             let answers: Vec<_> = answers.collect().await;
             assert!(matches!(&answers[..], [Ok(Ok(None))]), "{answers:?}");
         }
-        assert_eq!(streams(), 1);
+        assert_eq!(streams(), 1, "streams for appends one after the other");
 
         // One more answer, and then none.
         let (sender, mut receiver) = mpsc::unbounded_channel();
         let input = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
         let mut answers = client.stream_append(input, option()).await.unwrap();
         sender.send(heartbeat()).unwrap();
-        assert!(answers.next().await.unwrap().is_ok());
+        let answer = answers.next().await.unwrap();
+        assert!(answer.is_ok(), "the one answer that is left: {answer:?}");
         // Nothing is asked, so nothing is missing.
         let idle = tokio::time::timeout(Duration::from_millis(3_300), answers.next()).await;
         assert!(idle.is_err(), "an idle stream ended: {idle:?}");
@@ -846,24 +865,31 @@ async fn a_replica_that_does_not_answer_is_unreachable_and_one_that_is_not_asked
         let begun = Instant::now();
         let error = answers.next().await.unwrap().unwrap_err();
         assert!(matches!(error, openraft::errors::RPCError::Unreachable(_)), "{error}");
-        assert!(begun.elapsed() > Duration::from_millis(2_900), "{:?}", begun.elapsed());
-        assert!(answers.next().await.is_none());
+        let elapsed = begun.elapsed();
+        assert!(
+            elapsed > Duration::from_millis(2_900),
+            "an answer was given up after {elapsed:?} instead of three seconds"
+        );
+        assert!(answers.next().await.is_none(), "a stream that has failed goes on");
         drop(answers);
 
         // A heartbeat given up half way takes its lane with it: its answer must not be the next one's.
         let mut answers = client.stream_append(once(), option()).await.unwrap();
-        assert!(tokio::time::timeout(Duration::from_millis(50), answers.next()).await.is_err());
+        let early = tokio::time::timeout(Duration::from_millis(50), answers.next()).await;
+        assert!(early.is_err(), "an answer from one that gives none: {early:?}");
         drop(answers);
         silent.answers.store(1, Relaxed);
         let before = streams();
         let answers: Vec<_> = client.stream_append(once(), option()).await.unwrap().collect().await;
         assert!(matches!(&answers[..], [Ok(Ok(None))]), "{answers:?}");
-        assert_eq!(streams(), before + 1);
+        assert_eq!(streams(), before + 1, "streams: one that is left with something under way is not used again");
 
         // A vote is not waited for longer than openraft says.
         let begun = Instant::now();
-        assert!(client.vote(VoteRequest::new(vote(1, 1, false), None), option()).await.is_err());
-        assert!(begun.elapsed() < Duration::from_secs(1));
+        let vote = client.vote(VoteRequest::new(vote(1, 1, false), None), option()).await;
+        assert!(vote.is_err(), "a vote from one that gives no answers: {vote:?}");
+        let elapsed = begun.elapsed();
+        assert!(elapsed < Duration::from_secs(1), "a vote without an answer is waited for for {elapsed:?}");
 
         // A node that is removed is not spoken to any more, even where a stream is open.
         let (_sender, mut receiver) = mpsc::unbounded_channel();
@@ -874,7 +900,8 @@ async fn a_replica_that_does_not_answer_is_unreachable_and_one_that_is_not_asked
             network.remove(2);
         };
         let (answer, ()) = tokio::join!(answers.next(), removed);
-        assert!(matches!(answer, Some(Err(openraft::errors::RPCError::Unreachable(_)))));
+        let is_over = matches!(answer, Some(Err(openraft::errors::RPCError::Unreachable(_))));
+        assert!(is_over, "a node that is removed is out of reach, also on an open stream: {answer:?}");
         server.abort();
     })
     .await;
@@ -945,6 +972,7 @@ async fn a_failure_waits_for_the_request_it_is_about() {
         let early = tokio::time::timeout(Duration::from_millis(50), answers.next()).await;
         assert!(early.is_err(), "an error about nothing: {early:?}");
         sender.send(heartbeat()).unwrap();
-        assert!(answers.next().await.unwrap().is_err());
+        let answer = answers.next().await.unwrap();
+        assert!(answer.is_err(), "an answer from nobody: {answer:?}");
     }
 }

@@ -198,7 +198,7 @@ impl Load {
             "{} acknowledged, {came} came, lost {lost}, early {early}, at most {late_ms} ms late",
             acknowledged.len()
         );
-        assert!(acknowledged.len() > 20, "that is no load");
+        assert!(acknowledged.len() > 20, "{} tasks were accepted, which is no load", acknowledged.len());
         assert_eq!(
             (lost, early),
             (0, 0),
@@ -291,7 +291,7 @@ fn three_nodes_begin_and_one_that_is_lost_is_replaced() {
     world.wait_until_on(1, &[1, 2, 4], 3);
     load.goes_on(30);
     let away = world.cluster(1).unwrap().nodes.into_iter().find(|node| node.node_id == 3).unwrap();
-    assert!(!away.answers && away.away_since_ms > 0 && away.replicas == 0, "{away:?}");
+    assert!(!away.answers && away.away_since_ms > 0 && away.replicas == 0, "a node that is away is replaced: {away:?}");
 
     // It comes back as it was, lets go of what it has, and gets what is its own now.
     world.node(3).restart();
@@ -331,36 +331,40 @@ fn a_cluster_grows_from_one_to_three_to_five_and_shrinks_to_one() {
     world.wait_until_on(2, &[2, 3, 4, 5], 3);
     load.set_nodes([2, 3, 4, 5].map(|id| at(&world, id)).to_vec());
     load.goes_on(30);
-    assert_eq!(world.node(1).terminate(), Some(0));
+    assert_eq!(world.node(1).terminate(), Some(0), "exit code of a drained node after SIGTERM");
     let away = world.cluster(2).unwrap().nodes.into_iter().find(|node| node.node_id == 1).unwrap();
-    assert!(away.draining && away.replicas == 0, "{away:?}");
+    assert!(away.draining && away.replicas == 0, "a node that is drained and gone holds nothing: {away:?}");
 
     // Two at a time, until there are fewer nodes than copies are wanted.
     for id in ["2", "4"] {
-        assert_eq!(boomtool(at(&world, 3), &["cluster", "drain", id, "--no-wait"]).code, Some(0));
+        let drained = boomtool(at(&world, 3), &["cluster", "drain", id, "--no-wait"]);
+        assert_eq!(drained.code, Some(0), "{}", drained.stderr);
     }
     world.wait_until_on(3, &[3, 5], 2);
     load.set_nodes([3, 5].map(|id| at(&world, id)).to_vec());
     load.goes_on(30);
-    assert_eq!([2, 4].map(|id| world.node(id).terminate()), [Some(0); 2]);
+    let codes = [2, 4].map(|id| world.node(id).terminate());
+    assert_eq!(codes, [Some(0); 2], "exit codes of drained nodes after SIGTERM");
 
     let text = |world: &World, args: &[&str]| {
         let ended = boomtool(at(world, 3), args);
         (ended.code, ended.stdout + &ended.stderr)
     };
     let (code, said) = text(&world, &["cluster", "drain", "7"]);
-    assert!(code == Some(1) && said.contains("node 7 is not known"), "{said}");
+    assert!(code == Some(1) && said.contains("node 7 is not known"), "exit code {code:?}: {said}");
     let (code, said) = text(&world, &["cluster", "shards"]);
-    assert!(code == Some(0) && said.contains("SHARD") && said.lines().count() == 6, "{said}");
+    assert!(code == Some(0) && said.contains("SHARD") && said.lines().count() == 6, "exit code {code:?}: {said}");
     let (code, said) = text(&world, &["cluster", "status", "--json"]);
-    assert!(code == Some(0) && said.lines().count() == 5, "{said}");
-    assert_eq!(text(&world, &["cluster", "drain", "5"]).0, Some(0));
+    assert!(code == Some(0) && said.lines().count() == 5, "exit code {code:?}: {said}");
+    let (code, said) = text(&world, &["cluster", "drain", "5"]);
+    assert_eq!(code, Some(0), "{said}");
     world.wait_until_on(3, &[3], 1);
     let (code, said) = text(&world, &["cluster", "drain", "3"]);
-    assert!(code == Some(1) && said.contains("the last one"), "{said}");
+    assert!(code == Some(1) && said.contains("the last one"), "exit code {code:?}: {said}");
     load.set_nodes(vec![at(&world, 3)]);
     load.goes_on(30);
-    assert_eq!(text(&world, &["cluster", "undrain", "5"]).0, Some(0));
+    let (code, said) = text(&world, &["cluster", "undrain", "5"]);
+    assert_eq!(code, Some(0), "{said}");
     world.wait_until_on(3, &[3, 5], 2);
     load.judge();
 }
@@ -432,7 +436,7 @@ fn a_node_alone_becomes_a_cluster_and_a_cluster_survives_the_loss_of_etcd() {
     let mut world = World::start(&[with(&["--node-id", "1", "--shards", SHARDS])]);
     let load = Load::start(world.addresses());
     load.goes_on(30);
-    assert_eq!(world.node(1).terminate(), Some(0));
+    assert_eq!(world.node(1).terminate(), Some(0), "exit code after SIGTERM");
     let flags = in_etcd(&etcd, 1, &["--bootstrap-expect", "1", "--admin-password", ADMIN_PASSWORD]);
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     world.node(1).restart_with(&flags);

@@ -113,7 +113,7 @@ async fn killed_at_random_instants_under_load() {
     }
     let mut acknowledged = BTreeMap::new();
     while let Some((id, due_ms)) = acknowledged_in.recv().await {
-        assert!(acknowledged.insert(id, due_ms).is_none(), "an id was given twice");
+        assert!(acknowledged.insert(id, due_ms).is_none(), "id {id} was given twice");
     }
 
     let mut missing = acknowledged.keys().filter(|id| !seen.deliveries.contains_key(&(**id, 0))).count();
@@ -137,7 +137,7 @@ async fn killed_at_random_instants_under_load() {
         restarts[restarts.len() / 2],
         restarts[restarts.len() - 1],
     );
-    assert!(acknowledged.len() > 500, "there was load");
+    assert!(acknowledged.len() > 500, "{} tasks were accepted, which is no load", acknowledged.len());
     assert_eq!((missing, seen.early, seen.unfenced), (0, 0, 0), "lost, early, duplicates without a larger fence");
 }
 
@@ -195,7 +195,8 @@ async fn an_acknowledged_task_is_there_after_the_next_start() {
         let registered = client.register(registration).await.unwrap();
         node.kill();
         tokio::task::block_in_place(|| node.restart());
-        let task = client.get(registered.task_id).await.unwrap().expect("it is still there");
-        assert_eq!((task.due_ms, task.payload), (registered.due_ms, bytes::Bytes::from(format!("{round}"))));
+        let task = client.get(registered.task_id).await.unwrap().expect("an accepted task is still there");
+        let expected = (registered.due_ms, bytes::Bytes::from(format!("{round}")));
+        assert_eq!((task.due_ms, task.payload), expected, "due instant and payload of an accepted task, after a kill");
     }
 }

@@ -186,15 +186,16 @@ impl Account {
 
     /// Everything acknowledged came, nothing early, and what came twice can be told by its fence.
     pub fn assert_promises(&self) {
-        assert!(self.number("acknowledged") > 0, "{}", self.report);
+        assert!(self.number("acknowledged") > 0, "a load of which nothing was accepted says nothing: {}", self.report);
         for promise in ["lost", "early", "duplicates_with_the_same_fence"] {
-            assert_eq!(self.number(promise), 0, "{promise}: {}", self.report);
+            assert_eq!(self.number(promise), 0, "tasks that are {promise} in {}", self.report);
         }
     }
 
     /// And nobody who asked was refused.
     pub fn assert_all_acknowledged(&self) {
-        assert_eq!(self.number("acknowledged"), self.number("sent"), "{}", self.report["failures"]);
+        let (acknowledged, sent) = (self.number("acknowledged"), self.number("sent"));
+        assert_eq!(acknowledged, sent, "all that was sent is accepted; failures: {}", self.report["failures"]);
     }
 
     pub fn latest(&self) -> Duration {

@@ -98,13 +98,14 @@ impl NodeProcess {
     /// Asks it to stop; returns its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
         kill_process(Pid::from_child(&self.process.child), Signal::TERM).unwrap();
-        assert_eq!(self.process.ended.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "the node stops");
+        let ended = self.process.ended.recv_timeout(PATIENCE);
+        assert_eq!(ended, Err(RecvTimeoutError::Disconnected), "a node that got SIGTERM ends within {PATIENCE:?}");
         self.process.child.wait().unwrap().code()
     }
 
     /// On the same folder, after [`NodeProcess::kill`] or [`NodeProcess::terminate`]; the ports are new.
     pub fn restart(&mut self) {
-        assert!(self.exit_code().is_some(), "it still runs");
+        assert!(self.exit_code().is_some(), "a node is restarted that still runs, with pid {}", self.pid());
         Running { started: self.started, took: self.took, process: self.process } = run(&[&self.home]).remove(0);
     }
 
@@ -271,7 +272,7 @@ impl Ended {
             said => {
                 let _ = child.kill();
                 let _ = child.wait();
-                panic!("it does not end within {within:?}: {said:?}");
+                panic!("process {} does not end within {within:?}; stdout and stderr: {said:?}", child.id());
             }
         }
     }

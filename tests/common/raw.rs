@@ -115,7 +115,8 @@ impl Raw {
     }
 
     pub fn assert_closed(&mut self) {
-        assert_eq!(self.next_frame(PATIENCE).map(|body| body.len()), Err(NoFrame::Closed));
+        let found = self.next_frame(PATIENCE).map(|body| format!("a frame of {} bytes", body.len()));
+        assert_eq!(found, Err(NoFrame::Closed), "the server closes the connection, and sends nothing more");
     }
 }
 

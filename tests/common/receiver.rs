@@ -95,7 +95,8 @@ impl Receiver {
     /// The next one, but only with this payload.
     pub fn next_is(&self, payload: &[u8]) -> Arrived {
         let arrived = self.next();
-        assert_eq!(String::from_utf8_lossy(&arrived.payload), String::from_utf8_lossy(payload));
+        let (came, expected) = (String::from_utf8_lossy(&arrived.payload), String::from_utf8_lossy(payload));
+        assert_eq!(came, expected, "payload of the next callback, {arrived:?}");
         arrived
     }
 
@@ -105,7 +106,7 @@ impl Receiver {
 
     pub fn assert_nothing_came(&self) {
         if let Ok(arrived) = self.arrivals.try_recv() {
-            panic!("nobody waits for this: {arrived:?}");
+            panic!("a callback came that no task is waiting for: {arrived:?}");
         }
     }
 }

@@ -69,8 +69,9 @@ pub struct Extended {
 impl Extended {
     pub fn open(node: &NodeProcess, handshake: proto::AuthHandshake) -> Self {
         let mut raw = Raw::connect(node.started.tcp);
-        let Payload::AuthResponse(session) = raw.ask("", Payload::AuthHandshake(handshake)) else { panic!() };
-        assert_eq!(session.status, Status::Ok as i32, "{}", session.error_message);
+        let answer = raw.ask("", Payload::AuthHandshake(handshake));
+        let Payload::AuthResponse(session) = answer else { panic!("not the answer to a handshake: {answer:?}") };
+        assert_eq!(session.status(), Status::Ok, "a handshake was refused: {}", session.error_message);
         Self { raw, session }
     }
 
