@@ -1,9 +1,9 @@
-//! `jepsen`: runs, simulates and checks. Parses and calls; the code is in the library.
+//! `jepsen`: runs, simulates, checks and exports. Parses and calls; the code is in the library.
 //!
-//! Exit codes: 0 every promise was kept, 1 one was broken or the run failed, 2 wrong usage.
+//! Exit codes: 0 every promise was kept, or all was exported; 1 one was broken, or something failed; 2 wrong usage.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{self, BufWriter, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand, value_parser};
 use jepsen::check::{self, Limits, Verdict};
 use jepsen::cluster::{ClusterSettings, find_binaries};
 use jepsen::fault::Kind;
-use jepsen::history::edn::{self, Meta};
+use jepsen::history::{Meta, edn, stored};
 use jepsen::load::{self, LoadSettings};
 use jepsen::report;
 use jepsen::run::{self, RunSettings};
@@ -33,7 +33,8 @@ Examples:
   jepsen run --time 5m
   jepsen run --time 1h --seed 7 --faults kill,partition,clock
   jepsen sim --schedules 10000 --seed 1
-  jepsen check jepsen-report/history.edn"
+  jepsen check jepsen-report/history.jsonl
+  jepsen export jepsen-report/history.jsonl > history.edn"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -65,11 +66,27 @@ enum Command {
                       is odd, which wants --early 300ms here."
     )]
     Check(Check),
+    /// Print a history that was written before as EDN, for other checkers, such as Jepsen's own
+    #[command(after_help = "\
+One line for each event, as Jepsen has them, for example:
+  {:index 0, :time 1200000, :type :invoke, :process 3, :f :cancel, :value {:token 9, :task \"t\"}}
+  {:index 1, :time 1900000, :type :ok, :process 3, :f :cancel, :value {:answer :cancelled}}
+
+Operations begin with :invoke and end with :ok, :fail or, when nobody knows whether they happened, :info. What \
+receivers saw, what was broken, and what the cluster said of itself is :info of the processes :receiver, :nemesis and \
+:observer.
+
+:time is nanoseconds since the run began, and instants in :value, such as :due-ms, are milliseconds since 1970. When \
+the run began, its seed and its settings are in the first line of FILE alone.
+
+Example:
+  jepsen export jepsen-report/history.jsonl > history.edn")]
+    Export(Export),
 }
 
 #[derive(Args)]
 struct Check {
-    /// The file history.edn of a report
+    /// The file history.jsonl of a report
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// So much before its due instant a delivery may come, also while no clock is wrong
@@ -81,6 +98,13 @@ struct Check {
     /// Where a report goes; without it, verdicts are only shown
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Export {
+    /// The file history.jsonl of a report
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
 }
 
 /// All faults.
@@ -129,7 +153,7 @@ struct Run {
     /// Folder of boomerang and boomtool [default: that of this program]
     #[arg(long, value_name = "FOLDER")]
     binaries: Option<PathBuf>,
-    /// Where the report goes: a page, the history as EDN, the verdicts, the logs of all nodes
+    /// Where the report goes: a page, the history, the verdicts, the logs of all nodes
     #[arg(long, value_name = "FOLDER", default_value = "jepsen-report")]
     out: PathBuf,
     /// No namespaces, even where they are permitted
@@ -162,19 +186,20 @@ struct Sim {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match EnvFilter::try_new(&cli.log) {
-        Ok(filter) => tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init(),
+        Ok(filter) => tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init(),
         Err(error) => return usage(&format!("--log: {error}")),
     }
     match cli.command {
         Command::Run(run) => start(run),
         Command::Sim(sim) => simulate(sim),
         Command::Check(check) => judge(check),
+        Command::Export(export) => print_edn(&export),
     }
 }
 
 /// Whoever reads it may have seen enough; the report is written all the same.
 fn tell(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 fn usage(error: &str) -> ExitCode {
@@ -304,7 +329,7 @@ fn simulate(asked: Sim) -> ExitCode {
 }
 
 fn judge(asked: Check) -> ExitCode {
-    let (history, meta) = match edn::read_file(&asked.file) {
+    let (history, meta) = match stored::read_file(&asked.file) {
         Ok(read) => read,
         Err(error) => return failed(&format!("{}: {error}", asked.file.display())),
     };
@@ -321,4 +346,16 @@ fn judge(asked: Check) -> ExitCode {
         tell(&format!("{}", out.join("index.html").display()));
     }
     if verdicts.iter().all(Verdict::holds) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print_edn(asked: &Export) -> ExitCode {
+    let history = match stored::read_file(&asked.file) {
+        Ok((history, _)) => history,
+        Err(error) => return failed(&format!("{}: {error}", asked.file.display())),
+    };
+    match edn::write(&history, BufWriter::new(io::stdout().lock())) {
+        // Whoever reads it may have seen enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => failed(&format!("cannot write: {error}")),
+        _ => ExitCode::SUCCESS,
+    }
 }

@@ -17,8 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::check::{self, Limits, Verdict, Violation};
 use crate::cluster::{Cluster, ClusterError, ClusterSettings};
 use crate::fault::{self, Kind};
-use crate::history::edn::Meta;
-use crate::history::{End, History, Recorder, Stage, Watch, What};
+use crate::history::{End, History, Meta, Recorder, Stage, Watch, What};
 use crate::load::{Load, LoadError, LoadSettings, Target};
 use crate::report;
 

@@ -102,13 +102,14 @@ async fn on_loopback_processes_are_broken_and_networks_are_not() {
     assert_eq!(begun, 1);
     fault::heal(&cluster).await.unwrap();
     assert!(cluster.hosts().iter().all(|view| view.state == State::Up), "{:?}", cluster.hosts());
-    let notes: Vec<(&str, Stage)> = recorder.look(|history| {
+    let notes: Vec<(String, Stage)> = recorder.look(|history| {
         let note = |what: &What| match what {
-            What::Fault(note) => Some((note.fault, note.stage)),
+            What::Fault(note) => Some((note.fault.clone(), note.stage)),
             _ => None,
         };
         history.events.iter().filter_map(|event| note(&event.what)).collect()
     });
+    let notes: Vec<(&str, Stage)> = notes.iter().map(|(fault, stage)| (fault.as_str(), *stage)).collect();
     assert_eq!(notes, [("partition", Stage::Note), ("kill", Stage::Begin), ("kill", Stage::End)]);
     cluster.stop().await;
 }

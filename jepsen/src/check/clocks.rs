@@ -30,7 +30,7 @@ impl WrongClocks {
         let mut wrong: Option<(u64, u64)> = None;
         for event in &history.events {
             match &event.what {
-                What::Fault(note) if FAULTS.contains(&note.fault) => {
+                What::Fault(note) if FAULTS.contains(&note.fault.as_str()) => {
                     let (since_us, many) = wrong.unwrap_or((event.at_us.saturating_sub(BEGINNING_US), 0));
                     let many = if begins(note) { many + 1 } else { many - u64::from(ends(note)).min(many) };
                     wrong = (many > 0).then_some((since_us, many));
@@ -100,8 +100,8 @@ mod tests {
         WrongClocks::of(&history.history()).windows.into_iter().map(|(from, to)| (ms(from), ms(to))).collect()
     }
 
-    fn noted(fault: &'static str, stage: Stage, detail: &str) -> What {
-        What::Fault(FaultNote { fault, stage, detail: detail.to_owned() })
+    fn noted(fault: &str, stage: Stage, detail: &str) -> What {
+        What::Fault(FaultNote { fault: fault.to_owned(), stage, detail: detail.to_owned() })
     }
 
     fn begun(at: u64) -> HandMade {

@@ -173,7 +173,7 @@ mod tests {
         task().delivered(100, held_back(1)).delivered(150, held_back(2)).fails(within_a_term, "left twice");
         // What could not be done is none, and to hand over is one.
         let noted = |detail: &str| {
-            let note = FaultNote { fault: "hand-over", stage: Stage::Note, detail: detail.to_owned() };
+            let note = FaultNote { fault: "hand-over".to_owned(), stage: Stage::Note, detail: detail.to_owned() };
             task().event(50, What::Fault(note))
         };
         again(noted("not done: nobody leads")).fails(without_a_fault, "again in term 2");

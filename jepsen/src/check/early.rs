@@ -126,7 +126,7 @@ mod tests {
     }
 
     /// Clocks are wrong from second 20 to second 30.
-    fn wrong_clocks(fault: &'static str) -> HandMade {
+    fn wrong_clocks(fault: &str) -> HandMade {
         HandMade::new().fault_of(fault, 20_000, Stage::Begin).fault_of(fault, 30_000, Stage::End)
     }
 

@@ -38,7 +38,7 @@ pub struct HandMade {
 pub fn one_shot(token: Token, due_at: u64) -> Registration {
     Registration {
         token,
-        load: "one-shot",
+        load: "one-shot".to_owned(),
         client: "c".to_owned(),
         due: Due::At(due(due_at)),
         every_ms: None,
@@ -51,7 +51,7 @@ pub fn one_shot(token: Token, due_at: u64) -> Registration {
 }
 
 pub fn recurring(token: Token, first_at: u64, every_ms: u64, missed: Missed) -> Registration {
-    Registration { load: "recurring", every_ms: Some(every_ms), missed, ..one_shot(token, first_at) }
+    Registration { load: "recurring".to_owned(), every_ms: Some(every_ms), missed, ..one_shot(token, first_at) }
 }
 
 pub fn id(token: Token) -> String {
@@ -153,8 +153,8 @@ impl HandMade {
         self.fault_of("kill", at, stage)
     }
 
-    pub fn fault_of(self, fault: &'static str, at: u64, stage: Stage) -> Self {
-        self.event(at, What::Fault(FaultNote { fault, stage, detail: "node 1".to_owned() }))
+    pub fn fault_of(self, fault: &str, at: u64, stage: Stage) -> Self {
+        self.event(at, What::Fault(FaultNote { fault: fault.to_owned(), stage, detail: "node 1".to_owned() }))
     }
 
     pub fn healed(self, at: u64) -> Self {

@@ -304,7 +304,7 @@ impl<'h> Task<'h> {
         let id = id.or_else(|| self.deliveries.first().map(|arrival| &arrival.delivery.task));
         let token = self.asked().map(|asked| asked.token);
         let token = token.or_else(|| self.deliveries.first().map(|arrival| arrival.delivery.token));
-        let load = self.asked().map_or("nobody's", |asked| asked.load);
+        let load = self.asked().map_or("nobody's", |asked| asked.load.as_str());
         match (token, id) {
             (Some(token), Some(id)) => format!("{load} task {token} ({id})"),
             (Some(token), None) => format!("{load} task {token}"),

@@ -62,7 +62,7 @@ async fn look(cluster: &Cluster) {
     for machine in cluster.machines() {
         for detail in machine.ends_to_tell() {
             tracing::warn!(detail);
-            cluster.recorder().record(What::Fault(FaultNote { fault: "ended", stage: Stage::Note, detail }));
+            cluster.recorder().record(What::Fault(FaultNote { fault: "ended".to_owned(), stage: Stage::Note, detail }));
         }
     }
     let views = cluster.hosts().into_iter().filter(|view| view.state == State::Up);

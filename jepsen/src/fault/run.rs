@@ -94,7 +94,7 @@ async fn mend(cluster: &Cluster, well: bool) {
         Err(error) => format!("machines {down:?} were down after the round, and not all is well again: {error}"),
     };
     tracing::info!("{detail}");
-    cluster.recorder().record(What::Fault(FaultNote { fault: MEND, stage: Stage::Note, detail }));
+    cluster.recorder().record(What::Fault(FaultNote { fault: MEND.to_owned(), stage: Stage::Note, detail }));
 }
 
 /// Together: none of them may be ready alone.
@@ -110,5 +110,5 @@ async fn wait(time: Duration, stop: &CancellationToken) {
 
 fn note(cluster: &Cluster, kind: Kind, stage: Stage, detail: String) {
     tracing::info!(%kind, ?stage, "{detail}");
-    cluster.recorder().record(What::Fault(FaultNote { fault: kind.name(), stage, detail }));
+    cluster.recorder().record(What::Fault(FaultNote { fault: kind.name().to_owned(), stage, detail }));
 }

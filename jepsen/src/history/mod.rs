@@ -3,6 +3,8 @@
 //! One clock stamps all of it: that of the process that runs clients, receivers and faults. An operation is two events,
 //! its call and its end; what has no end, or an unknown one, may or may not have happened. Nothing here judges.
 //!
+//! A history is stored as lines of JSON ([`stored`]), and can be exported for outside checkers ([`edn`]).
+//!
 //! Every task carries a [`Token`] in its payload, so that a delivery can be told from others even if the answer to its
 //! registration was lost.
 
@@ -10,9 +12,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use boomerang_task::{Fence, Missed};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 pub mod edn;
+pub mod stored;
 
 /// A task as the load knows it: given by the load, unique in a run.
 pub type Token = u64;
@@ -33,6 +37,14 @@ pub struct History {
     pub events: Vec<Event>,
 }
 
+/// What a history was recorded under.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Meta {
+    pub seed: Option<u64>,
+    /// By name: how many nodes, which loads and faults, how long.
+    pub settings: BTreeMap<String, String>,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// Microseconds since the run began.
@@ -40,7 +52,8 @@ pub struct Event {
     pub what: What,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum What {
     Call(Process, Call),
     /// The end of the last call of this process.
@@ -68,7 +81,8 @@ pub enum What {
     Left(Left),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum End {
     Ok(Answer),
     /// It certainly did not happen.
@@ -78,7 +92,8 @@ pub enum End {
 }
 
 /// What is asked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Call {
     Register(Registration),
     Cancel {
@@ -103,16 +118,18 @@ pub enum Call {
     },
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Registration {
     pub token: Token,
     /// Which load it belongs to: `one-shot`, `races`, `recurring`, `dedup`, `dead-letters`, `fenced`.
-    pub load: &'static str,
+    pub load: String,
     pub client: String,
     pub due: Due,
     /// Every so many milliseconds; `None` for a task that is due once.
     pub every_ms: Option<u64>,
     /// What becomes of missed occurrences; of no meaning for a task that is due once.
+    #[serde(with = "MissedForm")]
     pub missed: Missed,
     /// It ends after so many due instants.
     pub count: Option<u64>,
@@ -124,13 +141,24 @@ pub struct Registration {
     pub refusals: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// [`Missed`] as it is stored, with names like all others.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Missed", rename_all = "snake_case")]
+enum MissedForm {
+    Skip,
+    Once,
+    All { max: u32 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Due {
     In(u64),
     At(u64),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Answer {
     Registered {
         task: TaskId,
@@ -168,7 +196,8 @@ pub enum Answer {
 }
 
 /// One delivery, as the receiver saw it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Delivery {
     pub token: Token,
     pub task: TaskId,
@@ -189,16 +218,17 @@ pub struct Delivery {
 }
 
 /// What was broken or mended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultNote {
     /// Which kind, for example `partition`.
-    pub fault: &'static str,
+    pub fault: String,
     pub stage: Stage,
     /// What exactly: nodes, links, sizes.
     pub detail: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     Begin,
     End,
@@ -207,14 +237,16 @@ pub enum Stage {
 }
 
 /// What the cluster knew of a task at the very end.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Left {
     pub token: Option<Token>,
     pub task: TaskId,
     pub state: LeftAs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LeftAs {
     /// It waits for its due instant.
     Pending {

@@ -149,7 +149,7 @@ impl Worker {
     fn registration(&self, payload: Payload, attempts: u32) -> Registration {
         Registration {
             token: payload.token,
-            load: self.load,
+            load: self.load.to_owned(),
             client: self.asker.client_id(),
             due: Due::In(0),
             every_ms: None,

@@ -1,6 +1,6 @@
 //! A history and its verdicts as a page with pictures.
 //!
-//! [`write()`] makes three files: `history.edn` for other checkers, `verdicts.json` for programs, and `index.html` for people, which
+//! [`write()`] makes three files: `history.jsonl` and `verdicts.json` for programs, and `index.html` for people, which
 //! needs nothing else: no scripts, no fonts, no network. It shows what the checkers said and judges nothing itself.
 //!
 //! - [`figures`]: what is counted; [`series`]: the same over time, in as many steps as a picture has room for
@@ -19,8 +19,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::check::Verdict;
-use crate::history::History;
-use crate::history::edn::{self, Meta};
+use crate::history::{History, Meta, stored};
 
 /// Among what a history was recorded under: what was typed, so that it can be typed again.
 pub const COMMAND: &str = "command";
@@ -37,7 +36,7 @@ struct Verdicts<'a> {
 /// Writes all three files into `folder`, which is made if it is not there.
 pub fn write(folder: &Path, history: &History, verdicts: &[Verdict], meta: &Meta) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    edn::write(history, meta, BufWriter::new(File::create(folder.join("history.edn"))?))?;
+    stored::write(history, meta, BufWriter::new(File::create(folder.join("history.jsonl"))?))?;
     let all = Verdicts {
         seed: meta.seed,
         settings: &meta.settings,

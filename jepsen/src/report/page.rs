@@ -10,8 +10,7 @@ use super::chart::{charts, clock, span};
 use super::figures::{Figures, figures};
 use super::series::series;
 use crate::check::{Verdict, Violation};
-use crate::history::edn::{self, Meta};
-use crate::history::{Event, History};
+use crate::history::{Event, History, Meta};
 
 /// Violations of one checker that are shown; the file of verdicts has more.
 const SHOWN_MAX: usize = 20;
@@ -54,7 +53,7 @@ pub fn page(history: &History, verdicts: &[Verdict], meta: &Meta) -> String {
     violations(&mut page, verdicts, &shown);
     events(&mut page, history, verdicts, &shown);
     page.push_str(
-        "<footer><a href=\"history.edn\">history.edn</a> · <a href=\"verdicts.json\">verdicts.json</a></footer>\n",
+        "<footer><a href=\"history.jsonl\">history.jsonl</a> · <a href=\"verdicts.json\">verdicts.json</a></footer>\n",
     );
     page.push_str("</main>\n</body>\n</html>\n");
     page
@@ -218,7 +217,7 @@ fn events(page: &mut String, history: &History, verdicts: &[Verdict], shown: &BT
 /// As in the file of the history, without what the table says already. Long lists are cut.
 fn said(event: &Event) -> String {
     const CHARACTERS_MAX: usize = 400;
-    let line = edn::line_of(event);
+    let line = serde_json::to_string(&event.what).expect("an event can be written");
     match line.char_indices().nth(CHARACTERS_MAX) {
         Some((cut, _)) => format!("{} …", &line[..cut]),
         None => line,

@@ -25,7 +25,7 @@ pub struct Series {
     pub late_half_us: Vec<Option<u64>>,
     pub late_max_us: Vec<Option<u64>>,
     /// By kind, in the order in which they began.
-    pub faults: BTreeMap<&'static str, Vec<Span>>,
+    pub faults: BTreeMap<String, Vec<Span>>,
     /// By group, one after the other.
     pub leaders: BTreeMap<u16, Vec<Leader>>,
     /// Everybody who ever led.
@@ -110,13 +110,14 @@ pub fn series(history: &History) -> Series {
 
 /// An end belongs to what began last with the same words, or else to what of its kind has gone on longest. What never ended
 /// ended with the healing, or with the run.
-fn faults(history: &History, end_us: u64) -> BTreeMap<&'static str, Vec<Span>> {
-    let mut all: BTreeMap<&'static str, Vec<Span>> = BTreeMap::new();
-    let mut open: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
-    let close_all = |all: &mut BTreeMap<_, Vec<Span>>, open: &mut BTreeMap<&'static str, Vec<usize>>, at_us| {
-        for (kind, spans) in std::mem::take(open) {
-            for at in spans {
-                all.entry(kind).or_default()[at].to_us = at_us;
+fn faults(history: &History, end_us: u64) -> BTreeMap<String, Vec<Span>> {
+    let mut all: BTreeMap<String, Vec<Span>> = BTreeMap::new();
+    let mut open: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let close_all = |all: &mut BTreeMap<_, Vec<Span>>, open: &mut BTreeMap<String, Vec<usize>>, at_us| {
+        for (kind, open) in std::mem::take(open) {
+            let spans = all.entry(kind).or_default();
+            for at in open {
+                spans[at].to_us = at_us;
             }
         }
     };
@@ -129,8 +130,8 @@ fn faults(history: &History, end_us: u64) -> BTreeMap<&'static str, Vec<Span>> {
             }
             _ => continue,
         };
-        let spans = all.entry(note.fault).or_default();
-        let open = open.entry(note.fault).or_default();
+        let spans = all.entry(note.fault.clone()).or_default();
+        let open = open.entry(note.fault.clone()).or_default();
         if note.stage == Stage::End && !open.is_empty() {
             let same = open.iter().rposition(|at| spans[*at].detail == note.detail).unwrap_or(0);
             spans[open.remove(same)].to_us = event.at_us;

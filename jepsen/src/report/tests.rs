@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use super::*;
 use crate::check::hand_made::{delivery, one_shot};
 use crate::check::{self, Limits, Violation};
-use crate::history::edn::tests::any_history;
+use crate::history::stored::tests::any_history;
 use crate::history::{Answer, Call, Delivery, Due, End, Event, FaultNote, Registration, Stage, What};
 
 const BEGAN: u64 = 1_700_000_000_000;
@@ -24,7 +24,8 @@ fn example(seconds: u64, seed: u64) -> History {
     for second in (10..healed.saturating_sub(10)).step_by(15) {
         let detail = format!("node {}", second % 3 + 1);
         let note = |stage| {
-            What::Fault(FaultNote { fault: ["kill", "partition"][second as usize % 2], stage, detail: detail.clone() })
+            let fault = ["kill", "partition"][second as usize % 2].to_owned();
+            What::Fault(FaultNote { fault, stage, detail: detail.clone() })
         };
         events.push((second * 1_000_000, note(Stage::Begin)));
         events.push((second * 1_000_000 + 10_000_000, note(Stage::End)));
@@ -69,7 +70,7 @@ fn written(history: &History, verdicts: &[Verdict]) -> (String, History, serde_j
     let inner = folder.path().join("not/there/yet");
     write(&inner, history, verdicts, &meta()).unwrap();
     let page = fs::read_to_string(inner.join("index.html")).unwrap();
-    let (again, _) = edn::read_file(&inner.join("history.edn")).unwrap();
+    let (again, _) = stored::read_file(&inner.join("history.jsonl")).unwrap();
     let json = serde_json::from_str(&fs::read_to_string(inner.join("verdicts.json")).unwrap()).unwrap();
     (page, again, json)
 }
@@ -219,7 +220,7 @@ fn whatever_a_history_is_the_page_is_whole() {
 fn what_never_ended_ended_with_the_healing() {
     let fault = |at_us, stage, detail: &str| Event {
         at_us,
-        what: What::Fault(FaultNote { fault: "kill", stage, detail: detail.to_owned() }),
+        what: What::Fault(FaultNote { fault: "kill".to_owned(), stage, detail: detail.to_owned() }),
     };
     let events = vec![
         fault(1, Stage::Begin, "node 1"),

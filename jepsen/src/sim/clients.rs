@@ -162,10 +162,10 @@ impl Client {
         if self.rng.random_bool(0.5) { Due::In(ahead_ms) } else { Due::At(self.world.now_ms() + ahead_ms) }
     }
 
-    fn registration(&mut self, load: &'static str, attempts: u32) -> Registration {
+    fn registration(&mut self, load: &str, attempts: u32) -> Registration {
         Registration {
             token: self.token(),
-            load,
+            load: load.to_owned(),
             client: self.name.to_string(),
             due: self.due(),
             every_ms: None,
@@ -177,7 +177,7 @@ impl Client {
         }
     }
 
-    async fn one_shot(&mut self, load: &'static str, attempts: u32, refusals: u32, fenced: bool) {
+    async fn one_shot(&mut self, load: &str, attempts: u32, refusals: u32, fenced: bool) {
         let registration = Registration { refusals, ..self.registration(load, attempts) };
         let payload = Payload { token: registration.token, version: 1, refusals, fenced };
         self.register(registration, payload).await;
@@ -211,7 +211,7 @@ impl Client {
 
     /// Whether it was answered.
     async fn register(&mut self, registration: Registration, payload: Payload) -> bool {
-        let receiver = match registration.load {
+        let receiver = match registration.load.as_str() {
             "fenced" => "fenced",
             "dead-letters" => "refuses",
             _ => "plain",

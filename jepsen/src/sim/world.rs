@@ -128,8 +128,8 @@ impl World {
         &self.machines[usize::try_from(node - 1).expect("a few nodes")]
     }
 
-    pub fn note(&self, fault: &'static str, stage: Stage, detail: String) {
-        self.recorder.record(What::Fault(FaultNote { fault, stage, detail }));
+    pub fn note(&self, fault: &str, stage: Stage, detail: String) {
+        self.recorder.record(What::Fault(FaultNote { fault: fault.to_owned(), stage, detail }));
     }
 
     /// A node that stops by itself has met something it must not meet here.
