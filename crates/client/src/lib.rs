@@ -25,6 +25,24 @@
 //! - `handle`: sending and answers; `hub`: which node, and what is sent again
 //! - `link`, `connection`, `session`: how a request travels; `error`: how it can fail
 //! - `registration`, `requests`, `dead_letters`, `cluster`: what can be asked for; `views`: what a node shows
+//! ```no_run
+//! use boomerang_client::{Client, Credentials, Due, Options, Registration};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let credentials = Credentials::Password { client_id: "orders".parse()?, password: "secret".into() };
+//! let options = Options::new(vec!["127.0.0.1:9973".into()], credentials);
+//! let client = Client::connect(options).await?;
+//! // Answered when a majority has it on disk.
+//! let payload = "hello, future me".into();
+//! let registered = client.register(Registration { payload, due: Due::In(3_000), ..Default::default() }).await?;
+//! println!("{} is due at {}", registered.task_id, registered.due_ms);
+//! client.cancel(registered.task_id).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+#![warn(missing_docs)]
 
 mod cluster;
 mod connection;
@@ -41,6 +59,7 @@ mod session;
 mod views;
 
 #[cfg(any(test, feature = "fake"))]
+#[allow(missing_docs, reason = "for the tests of this workspace")]
 pub mod fake;
 
 pub use boomerang_wire::proto::{

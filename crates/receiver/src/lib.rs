@@ -11,6 +11,24 @@
 //! - `grpc`: the service `BoomerangCallback`; `http`: HTTP/1.1 and HTTP/2, without TLS; `udp`: a datagram each way
 //! - `signature`: what Standard Webhooks say about who sent it
 //! - `tally`: what came, counted
+//! ```
+//! use boomerang_receiver::Receiver;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> std::io::Result<()> {
+//! // By TCP, on any free port; no more than a hundred deliveries wait to be looked at.
+//! let (receiver, mut deliveries) = Receiver::channel("127.0.0.1:0", 100).await?;
+//! println!("register with --callback tcp://{}", receiver.local_addr());
+//! # let stopped = async { receiver.finish().await };
+//! # stopped.await;
+//! while let Some(delivery) = deliveries.recv().await {
+//!     println!("{} came back {:?} us after it was due", delivery.task_id, delivery.lateness_us());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+#![warn(missing_docs)]
 
 mod grpc;
 mod http;

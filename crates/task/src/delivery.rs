@@ -12,22 +12,32 @@ use super::{ClientId, DeadLetterId, InstantMs, Policy, TaskId};
 /// larger term, and within a term the leader counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Fence {
+    /// Term of the leader that made the delivery.
     pub term: u64,
+    /// Number of the delivery within the term; grows.
     pub seq: u64,
 }
 
 /// What goes to the receiver.
 #[derive(Debug, Clone)]
 pub struct Delivery {
+    /// Name of the task.
     pub task: TaskId,
+    /// Whose task it is.
     pub client: ClientId,
+    /// What its client calls it.
     pub name: Option<String>,
+    /// What the client wants to have back, byte for byte.
     pub payload: Bytes,
+    /// Number of the due instant, from 0; always 0 for a task that does not recur.
     pub occurrence: u64,
+    /// Number of the try of this occurrence, from 1.
     pub attempt: u32,
     /// When this occurrence was due; a retry keeps the due instant of its occurrence.
     pub due_ms: InstantMs,
+    /// Larger than that of each delivery of this occurrence before.
     pub fence: Fence,
+    /// Where it goes, and what follows a failure.
     pub policy: Arc<Policy>,
     /// This is the copy of a dead letter.
     pub dead_letter: Option<DeadLetterNotice>,
@@ -36,8 +46,11 @@ pub struct Delivery {
 /// What the destination of dead letters is told besides the task itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetterNotice {
+    /// Name of the dead letter, by which it is replayed.
     pub id: DeadLetterId,
+    /// How often it was tried.
     pub attempts: u32,
+    /// How the last attempt failed.
     pub failure: Failure,
 }
 
@@ -53,7 +66,9 @@ pub enum Outcome {
 /// Why an attempt failed. The text says what happened, for a person to act on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
+    /// What kind of failure it is, for programs.
     pub class: FailureClass,
+    /// What happened, at most [`Failure::TEXT_CHARS_MAX`] characters and dots, for people.
     pub text: String,
     /// The receiver wants the next attempt no sooner than so long after this one.
     pub retry_after_ms: Option<u64>,
@@ -63,6 +78,7 @@ impl Failure {
     /// No more of a text is kept.
     pub const TEXT_CHARS_MAX: usize = 500;
 
+    /// Cuts a text that is too long.
     pub fn new(class: FailureClass, text: impl Into<String>) -> Self {
         let mut text: String = text.into();
         if let Some((end, _)) = text.char_indices().nth(Self::TEXT_CHARS_MAX) {

@@ -25,6 +25,7 @@ impl GroupId {
     /// Holds the clients, their credentials and the settings that `apply` depends on.
     pub const CLUSTER: GroupId = GroupId(0);
 
+    /// The group that holds `shard`.
     pub fn of_shard(shard: ShardId) -> Self {
         GroupId(shard.0 + 1)
     }
@@ -54,6 +55,7 @@ impl fmt::Display for ShardId {
 pub struct TaskId([u8; 16]);
 
 impl TaskId {
+    /// Bytes of an id.
     pub const LEN: usize = 16;
 
     /// `random` gives the 62 bits of `rand_b`; its two highest bits are ignored.
@@ -66,6 +68,7 @@ impl TaskId {
         Self(bytes)
     }
 
+    /// The shard that holds the task.
     pub fn shard(self) -> ShardId {
         ShardId(u16::from_be_bytes([self.0[6], self.0[7]]) & (SHARDS_MAX - 1))
     }
@@ -77,6 +80,7 @@ impl TaskId {
         InstantMs::from_be_bytes(bytes)
     }
 
+    /// As it is stored: their order is the order of ids.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
@@ -119,7 +123,9 @@ impl fmt::Debug for TaskId {
 /// A dead letter's name: the task that died, and when. In text `<task id>@<milliseconds>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DeadLetterId {
+    /// When the last attempt failed, Unix milliseconds, by the clock of the shard.
     pub died_ms: InstantMs,
+    /// The task whose occurrence it was.
     pub task: TaskId,
 }
 
@@ -146,6 +152,7 @@ pub struct DedupHash(pub [u8; 16]);
 impl DedupHash {
     const KEY_BYTES_MAX: usize = 256;
 
+    /// Of `key` as `client` gives it: at most 256 bytes.
     pub fn new(client: &ClientId, key: &str) -> Result<Self, Invalid> {
         if key.len() > Self::KEY_BYTES_MAX {
             return Err(Invalid::new(format!("dedup_key: {} bytes, the limit is {}", key.len(), Self::KEY_BYTES_MAX)));
@@ -171,6 +178,7 @@ impl ClientId {
     /// The administrator every cluster starts with.
     pub const ADMIN: &'static str = "admin";
 
+    /// As it was given.
     pub fn as_str(&self) -> &str {
         &self.0
     }

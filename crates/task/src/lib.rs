@@ -8,6 +8,17 @@
 //! - [`delivery`]: one attempt on its way out, with its fence
 //! - [`recurrence`]: how a task goes on; [`tags`]: its name and labels
 //! - [`limits`]: the bounds on what a client may ask for
+//! ```
+//! use boomerang_task::{Callback, Retry};
+//!
+//! let callback = Callback::from_url("http://shop:8080/due").expect("a scheme that is known").unwrap();
+//! assert_eq!(callback.endpoint.as_str(), "http://shop:8080/due");
+//! // Five tries: the pauses after the first four.
+//! let again = (1..=5).map(|attempt| Retry::default().next_due(attempt, 0, None, 0));
+//! assert_eq!(again.collect::<Vec<_>>(), [Some(1_000), Some(2_000), Some(4_000), Some(8_000), None]);
+//! ```
+
+#![warn(missing_docs)]
 
 mod delivery;
 mod id;
@@ -35,6 +46,7 @@ pub type InstantMs = u64;
 pub struct Invalid(pub String);
 
 impl Invalid {
+    /// `text` names the field and the rule.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }

@@ -6,10 +6,12 @@ use super::{InstantMs, Invalid};
 
 const YEAR_MS: u64 = 365 * 24 * 3600 * 1000;
 
+/// What a node allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// How far ahead a task may be due, and how long the interval of a recurring one may be.
     pub delay_max_ms: u64,
+    /// Bytes of a payload.
     pub payload_bytes_max: usize,
 }
 
@@ -23,7 +25,9 @@ impl Default for Limits {
 /// What one client may ask for, where that is less than what the node allows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientLimits {
+    /// Milliseconds ahead that a task may be due, and of an interval; `None`: what the node allows.
     pub delay_max_ms: Option<u64>,
+    /// Bytes of a payload; `None`: what the node allows.
     pub payload_bytes_max: Option<u64>,
 }
 
@@ -37,6 +41,7 @@ impl Limits {
         }
     }
 
+    /// Refuses a payload of too many bytes.
     pub fn check_payload(&self, bytes: usize) -> Result<(), Invalid> {
         if bytes > self.payload_bytes_max {
             return Err(Invalid::new(format!("payload: {bytes} bytes, the limit is {} bytes", self.payload_bytes_max)));
@@ -44,10 +49,12 @@ impl Limits {
         Ok(())
     }
 
+    /// Refuses what is due too far ahead.
     pub fn check_delay(&self, delay_ms: u64) -> Result<(), Invalid> {
         self.check_span("delay_ms", delay_ms)
     }
 
+    /// Refuses an interval that is too long.
     pub fn check_interval(&self, interval_ms: u64) -> Result<(), Invalid> {
         self.check_span("repeat_interval_ms", interval_ms)
     }

@@ -26,9 +26,13 @@ const UDP_PAYLOAD_BYTES_MAX: usize = 60_000;
 /// How a callback travels. Append only: the number is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Protocol {
+    /// Frames over a connection that is kept: `host:port`.
     Tcp,
+    /// The service `boomerang.BoomerangCallback`: `host:port`, or a URL.
     Grpc,
+    /// A `POST` of the payload, with all else in headers: a URL.
     Http,
+    /// One datagram: `host:port`.
     Udp,
 }
 
@@ -46,8 +50,11 @@ impl fmt::Display for Protocol {
 /// Where a callback goes, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Callback {
+    /// How it travels.
     pub protocol: Protocol,
+    /// Where it goes.
     pub endpoint: Endpoint,
+    /// Those that go with the protocol; others are refused.
     pub options: CallbackOptions,
 }
 
@@ -95,6 +102,7 @@ impl CallbackOptions {
 pub struct Secret(String);
 
 impl Secret {
+    /// 1 to 256 bytes; with `whsec_` before it, base64.
     pub fn new(text: &str) -> Result<Self, Invalid> {
         if text.is_empty() || text.len() > SECRET_BYTES_MAX {
             return Err(Invalid::new(format!("callback.secret: is not within 1 and {SECRET_BYTES_MAX} bytes")));
@@ -135,6 +143,7 @@ impl fmt::Debug for Secret {
 pub struct Endpoint(String);
 
 impl Endpoint {
+    /// As it was given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -159,11 +168,13 @@ impl Callback {
         })
     }
 
+    /// The same with `options`, if they go with the protocol.
     pub fn with(self, options: CallbackOptions) -> Result<Self, Invalid> {
         options.validate(self.protocol)?;
         Ok(Self { options, ..self })
     }
 
+    /// To `endpoint` by `protocol`, without options.
     pub fn new(protocol: Protocol, endpoint: &str) -> Result<Self, Invalid> {
         let refuse = |why: &str| Err(Invalid::new(format!("callback.endpoint: {why}")));
         if endpoint.is_empty() {
@@ -224,7 +235,9 @@ fn check_host_port(text: &str) -> Result<(), Invalid> {
 /// How the pause between attempts grows. Append only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Backoff {
+    /// The same pause each time.
     Fixed,
+    /// Twice the pause before, up to a bound.
     Exponential,
 }
 
@@ -233,14 +246,18 @@ pub enum Backoff {
 pub struct Retry {
     /// The first try included; at least 1.
     pub attempts_max: u32,
+    /// How pauses grow.
     pub backoff: Backoff,
+    /// The first pause, milliseconds; at most a week.
     pub interval_ms: u64,
+    /// The longest pause, milliseconds; at most a week. Means something with [`Backoff::Exponential`] only.
     pub interval_max_ms: u64,
     /// Each pause is longer by a random part of itself, up to so many percent.
     pub jitter_percent: u8,
 }
 
 impl Retry {
+    /// Refuses what is out of range, by the name of the field.
     pub fn validate(&self) -> Result<(), Invalid> {
         if self.attempts_max == 0 || self.attempts_max > ATTEMPTS_MAX {
             return Err(Invalid::new(format!(
@@ -307,7 +324,9 @@ impl Default for Retry {
 /// Callback, retry and dead-letter settings of a task.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Policy {
+    /// Where each attempt goes.
     pub callback: Callback,
+    /// How often it is tried, and when.
     pub retry: Retry,
     /// Where a copy of a dead letter goes. The dead letter itself is always stored in the shard.
     pub dead_letter: Option<String>,
@@ -355,6 +374,7 @@ impl Policy {
         Ok(())
     }
 
+    /// Equal policies have equal ids.
     pub fn id(&self) -> PolicyId {
         // Hashed over a form of its own, so that the id survives a change of the stored encoding.
         let mut hash = Sha256::new();
@@ -387,6 +407,7 @@ impl Policy {
 pub struct PolicyId(pub [u8; 16]);
 
 impl PolicyId {
+    /// Bytes of an id.
     pub const LEN: usize = 16;
 }
 

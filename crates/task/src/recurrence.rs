@@ -7,7 +7,9 @@ use super::{InstantMs, Invalid};
 /// A task that comes back. Its n-th due instant is the first one and n intervals: nothing drifts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recurrence {
+    /// From one due instant to the next, milliseconds, at least 1.
     pub interval_ms: u64,
+    /// What becomes of due instants that have passed.
     pub missed: Missed,
     /// An occurrence starts even if the one before is still out.
     pub overlap: bool,
@@ -26,11 +28,16 @@ pub enum Missed {
     /// They are run as one, at once.
     Once,
     /// Each is run, one after the other: at most so many of them, the latest.
-    All { max: u32 },
+    All {
+        /// The latest so many; the others are left out.
+        max: u32,
+    },
 }
 
 impl Missed {
+    /// So many of those that were missed are delivered when nothing else is said.
     pub const MAX_DEFAULT: u32 = 100;
+    /// No more of those that were missed can be asked for.
     pub const MAX_MAX: u32 = 10_000;
 }
 
@@ -40,6 +47,7 @@ impl Recurrence {
         Self { interval_ms, missed: Missed::Once, overlap: false, count: None, until_ms: None }
     }
 
+    /// Refuses what is out of range, or has no occurrence at all when the first is due at `first_due_ms`.
     pub fn validate(&self, first_due_ms: Option<InstantMs>) -> Result<(), Invalid> {
         if self.interval_ms == 0 {
             return Err(Invalid::new("recurrence: needs a repeat_interval_ms"));

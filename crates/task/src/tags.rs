@@ -36,10 +36,12 @@ impl Tags {
         Ok(Self { name: (!name.is_empty()).then(|| name.to_owned()), labels })
     }
 
+    /// What the client calls its task.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
+    /// Keys and values, in the order of the keys.
     pub fn labels(&self) -> &[(String, String)] {
         &self.labels
     }
@@ -50,6 +52,7 @@ impl Tags {
         labels + self.name.as_ref().map_or(0, String::len)
     }
 
+    /// Whether there is neither a name nor a label.
     pub fn is_empty(&self) -> bool {
         self.name.is_none() && self.labels.is_empty()
     }

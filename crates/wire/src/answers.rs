@@ -37,7 +37,10 @@ pub enum Refused {
     /// The node does not lead what the request is about. Whoever does would do it.
     NotLeader,
     /// There was no room, and there will be some after this time.
-    NoRoom { retry_after: Duration },
+    NoRoom {
+        /// From when the answer was made.
+        retry_after: Duration,
+    },
     /// By what it asks for, or by who asks: it is refused each time.
     Itself,
 }

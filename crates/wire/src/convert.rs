@@ -11,6 +11,7 @@ const INTERVAL_MAX_MS_DEFAULT: u64 = 3_600_000;
 /// As long as a callback's endpoint may be. It travels in each log entry that names its policy.
 const DESTINATION_BYTES_MAX: usize = 2048;
 
+/// Refuses what no callback can be, by the name of the field.
 pub fn callback_from(message: &proto::CallbackConfig) -> Result<Callback, Invalid> {
     let protocol = match callback_config::Protocol::try_from(message.protocol) {
         Ok(callback_config::Protocol::Tcp) => Protocol::Tcp,
@@ -80,6 +81,7 @@ pub fn retry_from(message: &proto::RetryPolicy) -> Result<Retry, Invalid> {
     Ok(retry)
 }
 
+/// The message of a retry policy.
 pub fn retry_to(retry: &Retry) -> proto::RetryPolicy {
     let strategy = match retry.backoff {
         Backoff::Fixed => retry_policy::Strategy::Fixed,
@@ -94,14 +96,17 @@ pub fn retry_to(retry: &Retry) -> proto::RetryPolicy {
     }
 }
 
+/// The message of a destination of dead letters.
 pub fn dead_letter_to(destination: &str) -> proto::DlqPolicy {
     proto::DlqPolicy { destination: destination.to_owned() }
 }
 
+/// The message of a failure at `at_ms`.
 pub fn failure_to(failure: &Failure, at_ms: InstantMs) -> proto::Failure {
     proto::Failure { class: failure_class_to(failure.class).into(), text: failure.text.clone(), at_ms }
 }
 
+/// The number of a class on the wire.
 pub fn failure_class_to(class: FailureClass) -> proto::FailureClass {
     match class {
         FailureClass::Refused => proto::FailureClass::Refused,
@@ -153,6 +158,7 @@ pub fn recurrence_from(interval_ms: u64, message: Option<&proto::Recurrence>) ->
     Ok(Some(recurrence))
 }
 
+/// The message of a recurrence.
 pub fn recurrence_to(recurrence: &Recurrence) -> proto::Recurrence {
     let (missed, missed_max) = match recurrence.missed {
         Missed::Once => (recurrence::Missed::Once, 0),

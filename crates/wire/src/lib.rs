@@ -11,6 +11,20 @@
 //! ```text
 //!   00 00 00 2a | BoomerangEnvelope (42 bytes) | 00 00 01 07 | BoomerangEnvelope (263 bytes) | ...
 //! ```
+//! ```
+//! use boomerang_wire::proto::{BoomerangEnvelope, GetTaskRequest, boomerang_envelope::Payload};
+//! use boomerang_wire::{FRAME_BYTES_MAX, decode_envelope, encode_frame, frame_codec};
+//! use tokio_util::codec::Decoder;
+//!
+//! let asked = Payload::GetTaskRequest(GetTaskRequest { task_id: "a name".into(), ..Default::default() });
+//! let envelope = BoomerangEnvelope { request_id: 7, payload: Some(asked), ..Default::default() };
+//! let mut bytes = bytes::BytesMut::new();
+//! encode_frame(&envelope, &mut bytes);
+//! let frame = frame_codec(FRAME_BYTES_MAX).decode(&mut bytes).unwrap().expect("a whole frame");
+//! assert_eq!(decode_envelope(frame.freeze()).unwrap(), envelope);
+//! ```
+
+#![warn(missing_docs)]
 
 pub mod answers;
 pub mod convert;
