@@ -3,7 +3,7 @@
 //! This room knows the meaning of every row, also of those that only `raft` and `shard` can decode, and so stands above
 //! them. It reads and never writes, and shows no secret: no password, no key, no hash of one.
 //!
-//! - [`rows`]: each row decoded, and as a line; [`digest`]: whether two replicas hold the same
+//! - [`rows`]: each row decoded, and as a line; [`mod@digest`]: whether two replicas hold the same
 //! - `folder`: the data folder of a node that does not run; `summary`: all of it on a page; `task`: what there is of one
 //!   task; [`inspect`] puts them together as `boomerang inspect`
 
