@@ -6,9 +6,9 @@ use std::sync::mpsc::RecvError;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
-use super::rows::hex;
 use crate::store::engine::Family;
 use crate::store::keys::Key;
 use crate::store::rows::Applied;
@@ -30,7 +30,7 @@ pub struct Digest {
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let index = self.applied.map_or_else(|| "none".into(), |applied| applied.index.to_string());
-        write!(f, "{} rows, applied {index}, {}", self.rows, hex(&self.hash[..8]))
+        write!(f, "{} rows, applied {index}, {}", self.rows, HEXLOWER.encode(&self.hash[..8]))
     }
 }
 

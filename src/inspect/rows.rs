@@ -11,6 +11,7 @@
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
+use data_encoding::HEXLOWER;
 use openraft::entry::EntryPayload;
 use serde::de::DeserializeOwned;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
@@ -88,7 +89,7 @@ impl Line {
 
     fn foreign(family: Family, key: &[u8], value: &[u8]) -> Self {
         let why = StoreError::damaged("the key", "it is not one of ours");
-        Self { family, group: None, row: format!("key {}", hex(key)), value: Err(damage(&why, value)) }
+        Self { family, group: None, row: format!("key {}", HEXLOWER.encode(key)), value: Err(damage(&why, value)) }
     }
 
     fn family(&self) -> &'static str {
@@ -211,11 +212,11 @@ fn state_name(key: &Parsed) -> String {
         Parsed::Timeline(due_ms, id) => format!("{kind} {due_ms} {id}"),
         Parsed::Policy(id) => format!("{kind} {}", short(*id)),
         Parsed::DeadLetter(letter) => format!("{kind} {letter}"),
-        Parsed::Dedup(hash) | Parsed::Sender(hash) => format!("{kind} {}", hex(&hash.0)),
-        Parsed::DedupEnd(at, first) => format!("{kind} {at} {}", hex(&first.0)),
+        Parsed::Dedup(hash) | Parsed::Sender(hash) => format!("{kind} {}", HEXLOWER.encode(&hash.0)),
+        Parsed::DedupEnd(at, first) => format!("{kind} {at} {}", HEXLOWER.encode(&first.0)),
         Parsed::History(id, n, ended_ms) => format!("{kind} {id} {n} ended={ended_ms}"),
-        Parsed::ByClient(hash, due_ms, id) => format!("{kind} {} {due_ms} {id}", hex(hash)),
-        Parsed::LetterOfClient(hash, letter) => format!("{kind} {} {letter}", hex(hash)),
+        Parsed::ByClient(hash, due_ms, id) => format!("{kind} {} {due_ms} {id}", HEXLOWER.encode(hash)),
+        Parsed::LetterOfClient(hash, letter) => format!("{kind} {} {letter}", HEXLOWER.encode(hash)),
         Parsed::Client(name) | Parsed::ApiKey(name) => format!("{kind} {name:?}"),
         Parsed::Applied | Parsed::Membership | Parsed::ShardMeta | Parsed::NodeOpened => kind.to_owned(),
     }
@@ -230,7 +231,7 @@ impl StateRow {
             Self::Policy(row) => policy_row(row),
             Self::DeadLetter(row) => dead_letter(*row),
             Self::Dedup(row) => dedup(row),
-            Self::DedupEnd(keys) => keys.iter().map(|key| hex(&key.0)).collect::<Vec<_>>().join(" "),
+            Self::DedupEnd(keys) => keys.iter().map(|key| HEXLOWER.encode(&key.0)).collect::<Vec<_>>().join(" "),
             Self::Sender(row) => sender(row),
             Self::History(row) => history(row),
             Self::StandIns(StandInsRow(ids)) => format!("{ids:?}"),
@@ -433,14 +434,7 @@ fn api_key(row: ApiKeyRow) -> String {
 }
 
 fn short(id: PolicyId) -> String {
-    hex(&id.0[..4])
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        write!(out, "{byte:02x}").expect("a String grows");
-        out
-    })
+    HEXLOWER.encode(&id.0[..4])
 }
 
 fn bytes(bytes: &[u8]) -> String {

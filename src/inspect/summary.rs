@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use data_encoding::HEXLOWER;
 use serde::Serialize;
 
 use super::InspectError;
 use super::digest::Digester;
 use super::folder::StoppedFolder;
-use super::rows::{Line, LogRow, StateRow, decode_log, decode_state, hex, kind};
+use super::rows::{Line, LogRow, StateRow, decode_log, decode_state, kind};
 use crate::raft::types::{LogId, Membership, ReplicaId};
 use crate::store::StoreError;
 use crate::store::engine::Family;
@@ -297,7 +298,7 @@ impl Summary {
             return Err(no_group(folder, group)?);
         }
         let finished = reader.groups.into_values().map(|Reading { summary, digester, .. }| {
-            let digest = hex(&digester.finish().hash);
+            let digest = HEXLOWER.encode(&digester.finish().hash);
             GroupSummary { digest, ..summary }
         });
         let groups: Vec<GroupSummary> = finished.collect();

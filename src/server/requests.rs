@@ -128,7 +128,28 @@ pub(super) async fn serve(
         Payload::CallbackRequest(_) | Payload::CallbackResponse(_) => {
             respond(misunderstood("a callback is sent by the server, to the receiver's own address"));
         }
-        _ => {
+        // Named one by one, so that the compiler asks where a new request goes.
+        Payload::AuthResponse(_)
+        | Payload::RegistrationResponse(_)
+        | Payload::CancellationResponse(_)
+        | Payload::SessionRefreshResponse(_)
+        | Payload::ClientRegistrationResponse(_)
+        | Payload::ClientDeregistrationResponse(_)
+        | Payload::ListTasksResponse(_)
+        | Payload::GetTaskResponse(_)
+        | Payload::ErrorResponse(_)
+        | Payload::ApiKeyResponse(_)
+        | Payload::ApiKeyRevocationResponse(_)
+        | Payload::RegistrationBatchResponse(_)
+        | Payload::CancellationBatchResponse(_)
+        | Payload::UpdateTaskResponse(_)
+        | Payload::PauseTaskResponse(_)
+        | Payload::ListDeadLettersResponse(_)
+        | Payload::GetDeadLetterResponse(_)
+        | Payload::ReplayDeadLettersResponse(_)
+        | Payload::PurgeDeadLettersResponse(_)
+        | Payload::ShardMapResponse(_)
+        | Payload::ClusterResponse(_) => {
             respond(misunderstood("the envelope holds an answer where a request was expected"));
         }
     }

@@ -167,11 +167,6 @@ macro_rules! answers {
 /// Which answer belongs to which request.
 macro_rules! requests {
     ($($request:ident => $answer:ident,)*) => {
-        /// Whether this asks for something, and is not an answer.
-        pub fn is_request(payload: &Payload) -> bool {
-            matches!(payload, $(Payload::$request(_))|*)
-        }
-
         /// The answer to `request` that refuses it; to what is no request, one that says so in general.
         pub fn refused(request: &Payload, refusal: impl Into<Refusal>) -> Payload {
             match request {
@@ -284,7 +279,6 @@ mod tests {
         let answered = refused(&Payload::UpdateTaskRequest(proto::UpdateTaskRequest::default()), refusal.clone());
         let Payload::UpdateTaskResponse(answer) = &answered else { panic!("an edit was answered with {answered:?}") };
         assert_eq!((answer.status, answer.detail.as_ref()), (Status::Conflict.into(), refusal.detail.as_ref()));
-        assert!(!is_request(&answered));
         // No place for a detail.
         let map = refused(&Payload::ShardMapRequest(proto::ShardMapRequest {}), refusal.clone());
         assert_eq!(Verdict::of(&map), Some(verdict(Status::Conflict, "no", None)));
