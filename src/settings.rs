@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::callback::CallbackSettings;
 use crate::firing::FiringSettings;
 use crate::placement::Placement;
-use crate::server::auth::PASSWORD_BYTES_MAX;
+use crate::server::access::auth::PASSWORD_BYTES_MAX;
 use crate::server::tcp::TcpSettings;
 use crate::task::when::parse_duration;
 use crate::task::{Limits, SHARDS_MAX};

@@ -363,6 +363,26 @@ mod imports {
         found
     }
 
+    /// An operation is the same whatever brings it: only the dispatcher opens envelopes.
+    #[test]
+    fn operations_know_nothing_of_envelopes_and_sockets() {
+        const OF_CARRIERS: [&str; 5] = ["boomerang_envelope", "BoomerangEnvelope", "tonic", "axum", "net"];
+        let sources = Sources::of(&root().join("src/lib.rs"));
+        let api: Module = vec!["server".into(), "api".into()];
+        let operations: Vec<&Module> =
+            sources.0.keys().filter(|module| module.starts_with(&api) && **module != api).collect();
+        assert!(operations.len() > 20, "these are all: {operations:?}");
+        let mut found = Vec::new();
+        for module in operations {
+            for path in paths(&sources.0[module].text) {
+                if path.iter().any(|step| OF_CARRIERS.contains(&step.as_str())) {
+                    found.push(format!("{}: {}", sources.shown(module), path.join("::")));
+                }
+            }
+        }
+        assert!(found.is_empty(), "these know what brings a request: {found:#?}");
+    }
+
     #[test]
     fn sources_are_read_as_they_are_meant() {
         let text = "

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::route::Router;
+use super::routing::Router;
 use crate::task::{GroupId, ShardId};
 
 /// An election takes about a second.

@@ -1,36 +1,30 @@
 //! What comes in: connections, sessions, requests; and the answers that go back.
 //!
 //! This room checks who asks and whether the request makes sense, turns it into an [`crate::propose::Ask`] or a read of
-//! this node's state, and turns the reply into a message. It never writes to the store. Of Raft it knows refusals, and in
-//! [`route`] who leads and whether this node's state may be read.
+//! this node's state, and turns the reply into an answer. It never writes to the store. Of Raft it knows refusals, and in
+//! [`routing`] who leads and whether this node's state may be read.
 //!
-//! - [`tcp`]: one connection: frames in, frames out, bounds on both
-//! - [`envelopes`]: who asks, and where that goes; [`requests`]: what it means on this node; [`tasks`], [`letters`],
-//!   [`clients`], [`cluster`]: what it does; [`problem`]: what went wrong
-//! - [`list`]: pages of tasks; [`walk`]: an index of all shards as one; [`parts`]: what of it is read here; [`readers`]: by
-//!   whom
-//! - [`route`]: which node leads what; [`forward`]: from one node to another; [`spread`]: a request in a cluster
-//! - [`sessions`]: who is who until when; [`auth`]: passwords and API keys
-//! - [`http`]: health, readiness, metrics, where shards are led
+//! ```text
+//!   tcp: frames, envelopes --+                            +--> api: one file per operation
+//!                            +--> api: the dispatcher --> |
+//!   peer: from other nodes --+                            +--> routing: to whoever leads --> other nodes
+//! ```
+//!
+//! - [`tcp`], [`peer`], [`http`]: listeners; what they read becomes a request of [`api`], what it answers goes back
+//! - [`api`]: what can be asked for; [`problem`]: what can go wrong with it
+//! - [`routing`]: which node leads what, and how a request gets there
+//! - [`access`]: who somebody is, and until when
+//! - [`scan`]: an index of all shards as one; [`readers`]: who reads it
 
-pub mod auth;
-mod clients;
-mod cluster;
-mod envelopes;
-pub mod forward;
+pub mod access;
+mod api;
 pub mod http;
-mod letters;
-mod list;
-mod parts;
+pub mod peer;
 mod problem;
 pub mod readers;
-mod requests;
-pub mod route;
-pub mod sessions;
-mod spread;
-mod tasks;
+pub mod routing;
+mod scan;
 pub mod tcp;
-mod walk;
 
 use std::sync::Arc;
 
@@ -41,23 +35,13 @@ use crate::placement::{Cluster, Control};
 use crate::propose::{Dispatches, Proposer};
 use crate::store::Store;
 use crate::task::{GroupId, Limits};
-use crate::wire::proto::boomerang_envelope::Payload;
-use crate::wire::proto::{self, Status};
-use auth::Auth;
+use access::auth::Auth;
+use access::sessions::{Session, Sessions};
 use problem::Problem;
 use readers::Readers;
-use route::Router;
-use sessions::{Session, SessionError, Sessions};
+use routing::Router;
 
-/// Sends the answer to one request; called once, from any task.
-type Respond = Box<dyn FnOnce(Payload) + Send>;
-
-/// The answer to what is no request.
-fn misunderstood(text: impl Into<String>) -> Payload {
-    Payload::ErrorResponse(proto::ErrorResponse { status: Status::InvalidRequest as i32, error_message: text.into() })
-}
-
-/// What every connection shares.
+/// What every request may need of this node.
 pub struct Service {
     pub store: Store,
     pub readers: Readers,
@@ -65,6 +49,7 @@ pub struct Service {
     pub proposer: Proposer,
     /// Which attempts are out.
     pub dispatches: Arc<dyn Dispatches>,
+    /// How long history is kept, in milliseconds; 0 is not at all.
     pub history_ms: u64,
     pub sessions: Arc<Sessions>,
     /// Who leads what.
@@ -93,10 +78,10 @@ impl Service {
     /// What is long to read is read by those who do nothing else.
     async fn read_page<T: Send + 'static>(
         self: &Arc<Self>,
-        session: Result<Arc<Session>, SessionError>,
+        session: Arc<Session>,
         page: impl FnOnce(&Service, &Session) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let (service, session) = (self.clone(), session?);
+        let service = self.clone();
         self.readers.read(move || page(&service, &session)).await
     }
 }

@@ -1,84 +1,136 @@
-//! An answer that is not the one hoped for: what is wrong, in a status, a text and what goes beyond them.
+//! An answer that is not the one hoped for: a code, a text, and what goes beyond them. What can be done about it follows
+//! from the code, see [`Code::advice`].
 
 use std::time::Duration;
 
-use super::auth::AuthError;
-use super::sessions::SessionError;
+use super::access::auth::AuthError;
+use super::access::sessions::SessionError;
+use crate::placement::ControlError;
 use crate::propose::Refused;
 use crate::store::StoreError;
 use crate::task::Invalid;
-use crate::wire::answers::Refusal;
-use crate::wire::proto::{self, Status};
+use crate::wire::answers::{Answer, Refusal};
+use crate::wire::problems::Code;
+use crate::wire::proto::Detail;
 
-/// An answer that is not the one hoped for, before it is put into the message of its request.
-#[derive(Debug)]
+/// Why a request has no good answer, before it is put into the words of whoever asks.
+#[derive(Debug, Clone)]
 pub(super) struct Problem {
-    pub status: Status,
+    pub code: Code,
     pub text: String,
-    pub detail: Option<proto::Detail>,
+    pub detail: Option<Detail>,
 }
 
 impl Problem {
-    pub(super) fn new(status: Status, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), detail: None }
+    pub(super) fn new(code: Code, text: impl Into<String>) -> Self {
+        Self { code, text: text.into(), detail: None }
+    }
+
+    fn with_detail(code: Code, text: impl Into<String>, detail: Detail) -> Self {
+        Self { code, text: text.into(), detail: Some(detail) }
+    }
+
+    pub(super) fn invalid(text: impl Into<String>) -> Self {
+        Self::new(Code::InvalidRequest, text)
+    }
+
+    pub(super) fn unauthorized(text: impl Into<String>) -> Self {
+        Self::new(Code::Unauthorized, text)
+    }
+
+    /// An attempt may be out; `so` says what follows from it for the request.
+    pub(super) fn too_late(occurrence: u64, attempt: u32, so: &str) -> Self {
+        let text = format!("too late: attempt {attempt} of occurrence {occurrence} may be out; {so}");
+        Self::with_detail(Code::TooLate, text, Detail { occurrence, attempt, ..Default::default() })
+    }
+
+    pub(super) fn conflict(version: u64) -> Self {
+        let text = format!("the task has version {version}; nothing was changed");
+        Self::with_detail(Code::Conflict, text, Detail { version, ..Default::default() })
+    }
+
+    /// With where to go instead, as far as that is known.
+    pub(super) fn not_leader(text: impl Into<String>, detail: Detail) -> Self {
+        Self::with_detail(Code::NotLeader, text, detail)
     }
 
     /// Nobody knows whether it was done.
     pub(super) fn maybe_done(text: impl Into<String>) -> Self {
-        let detail = proto::Detail { maybe_done: true, ..Default::default() };
-        Self { status: Status::Error, text: text.into(), detail: Some(detail) }
+        Self::with_detail(Code::MaybeDone, text, Detail { maybe_done: true, ..Default::default() })
     }
 
     /// Nothing was done, and there is no room for it before `retry_after`.
     pub(super) fn overloaded(text: impl Into<String>, retry_after: Duration) -> Self {
-        let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
-        let detail = proto::Detail { retry_after_ms, ..Default::default() };
-        Self { status: Status::Overloaded, text: text.into(), detail: Some(detail) }
+        let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX).max(1);
+        Self::with_detail(Code::Overloaded, text, Detail { retry_after_ms, ..Default::default() })
     }
 
-    pub(super) fn unauthorized(text: impl Into<String>) -> Self {
-        Self::new(Status::Unauthorized, text)
+    pub(super) fn is_not_leader(&self) -> bool {
+        self.code == Code::NotLeader
     }
 
-    /// A client of the original protocol knows five statuses.
-    pub(super) fn status_for(&self, extended: bool) -> i32 {
-        let known = extended || (self.status as i32) < Status::NotLeader as i32;
-        (if known { self.status } else { Status::Error }) as i32
+    /// An answer of another node, as one of this node's.
+    pub(super) fn unless_done<A: Answer>(answer: A) -> Result<A, Self> {
+        let verdict = answer.verdict();
+        match Code::of(&verdict) {
+            None => Ok(answer),
+            Some(code) => Err(Self { code, text: verdict.text.to_owned(), detail: verdict.detail.cloned() }),
+        }
+    }
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self { status: problem.code.status(), text: problem.text, detail: problem.detail }
     }
 }
 
 impl From<Invalid> for Problem {
     fn from(invalid: Invalid) -> Self {
-        Self::new(Status::InvalidRequest, invalid.to_string())
+        Self::invalid(invalid.to_string())
     }
 }
 
 impl From<SessionError> for Problem {
     fn from(error: SessionError) -> Self {
-        let status = match error {
-            SessionError::Missing => Status::Unauthorized,
-            SessionError::Unknown | SessionError::Expired => Status::SessionExpired,
-            SessionError::TooMany(_) => Status::Overloaded,
+        let code = match error {
+            SessionError::Missing => Code::Unauthorized,
+            SessionError::Unknown | SessionError::Expired => Code::SessionExpired,
+            SessionError::TooMany(_) => Code::LimitReached,
         };
-        Self::new(status, error.to_string())
+        Self::new(code, error.to_string())
     }
 }
 
 impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
-        let status = match error {
-            AuthError::WrongPassword | AuthError::WrongKey => Status::Unauthorized,
-            AuthError::PasswordTooLong(_) | AuthError::PasswordEmpty | AuthError::Invalid(_) => Status::InvalidRequest,
-            AuthError::Store(_) => Status::Error,
+        let code = match error {
+            AuthError::WrongPassword | AuthError::WrongKey => Code::Unauthorized,
+            AuthError::PasswordTooLong(_) | AuthError::PasswordEmpty | AuthError::Invalid(_) => Code::InvalidRequest,
+            AuthError::Store(_) => Code::Failed,
         };
-        Self::new(status, error.to_string())
+        Self::new(code, error.to_string())
     }
 }
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         tracing::error!(%error, "cannot read what was asked for");
-        Self::new(Status::Error, "the node cannot read its store")
+        Self::new(Code::Failed, "the node cannot read its store")
+    }
+}
+
+impl From<ControlError> for Problem {
+    fn from(error: ControlError) -> Self {
+        let code = match error {
+            ControlError::NoNode(_) => Code::NotFound,
+            ControlError::LastNode(_) | ControlError::CannotMove(_) | ControlError::Fixed | ControlError::Alone => {
+                Code::InvalidRequest
+            }
+            ControlError::Moving(_) => Code::Conflict,
+            ControlError::Etcd(_) => Code::Failed,
+        };
+        Self::new(code, error.to_string())
     }
 }
 
@@ -88,20 +140,10 @@ impl From<Refused> for Problem {
         match refused {
             Refused::NotLeader { group } => {
                 let shard = group.shard().map_or(0, |shard| u32::from(shard.0));
-                let detail = proto::Detail { shard, ..Default::default() };
-                Self { status: Status::NotLeader, text, detail: Some(detail) }
+                Self::not_leader(text, Detail { shard, ..Default::default() })
             }
-            Refused::Overloaded { retry_after_ms, .. } => {
-                let detail = proto::Detail { retry_after_ms, ..Default::default() };
-                Self { status: Status::Overloaded, text, detail: Some(detail) }
-            }
+            Refused::Overloaded { retry_after_ms, .. } => Self::overloaded(text, Duration::from_millis(retry_after_ms)),
             Refused::Unknown | Refused::Stopping => Self::maybe_done(text),
         }
-    }
-}
-
-impl From<Problem> for Refusal {
-    fn from(problem: Problem) -> Self {
-        Self { status: problem.status, text: problem.text, detail: problem.detail }
     }
 }

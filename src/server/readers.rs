@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::problem::Problem;
 use crate::blocking;
-use crate::wire::proto::Status;
+use crate::wire::problems::Code;
 
 /// A page that would wait longer is refused.
 const WAIT_MAX: Duration = Duration::from_millis(150);
@@ -96,8 +96,8 @@ impl Readers {
             return Err(busy(self.waited_max));
         }
         reading.await.map_err(|error| match error.is_panic() {
-            true => Problem::new(Status::Error, "the node has failed to read this list; its log says why"),
-            false => Problem::new(Status::Error, "the node is stopping"),
+            true => Problem::new(Code::Failed, "the node has failed to read this list; its log says why"),
+            false => Problem::new(Code::Failed, "the node is stopping"),
         })?
     }
 }
@@ -152,7 +152,7 @@ mod tests {
         assert!(line.busy().is_none(), "nobody knows how long a page takes");
         line.has_taken(Duration::from_millis(30));
         let busy = line.busy().unwrap();
-        assert_eq!(busy.status, Status::Overloaded);
+        assert_eq!(busy.code, Code::Overloaded);
         assert_eq!(busy.detail.unwrap().retry_after_ms, 300, "ten rounds of 30 ms");
         (0..100).for_each(|_| line.has_taken(Duration::from_millis(5)));
         assert!(line.busy().is_none(), "50 ms");
@@ -197,7 +197,7 @@ mod tests {
         for busy in busy {
             busy.await.unwrap().unwrap();
         }
-        assert_eq!(late.status, Status::Overloaded);
+        assert_eq!(late.code, Code::Overloaded);
         let left = async {
             while readers.line.under_way.load(Ordering::Relaxed) > 0 {
                 tokio::task::yield_now().await;
@@ -212,8 +212,8 @@ mod tests {
         let readers = Readers::new(threads.handle().clone(), 2);
         let name = || Ok(std::thread::current().name().unwrap().to_owned());
         assert_eq!(readers.read(name).await.unwrap(), "readers");
-        let refusal = readers.read(|| Err::<(), _>(Problem::new(Status::InvalidRequest, "no"))).await.unwrap_err();
-        assert_eq!(refusal.status, Status::InvalidRequest);
+        let refusal = readers.read(|| Err::<(), _>(Problem::new(Code::InvalidRequest, "no"))).await.unwrap_err();
+        assert_eq!(refusal.code, Code::InvalidRequest);
         let panics = readers.read(|| -> Result<(), Problem> { panic!("on purpose") }).await.unwrap_err();
         assert!(panics.text.contains("failed to read"), "{}", panics.text);
         assert_eq!(readers.line.under_way.load(Ordering::Relaxed), 0);

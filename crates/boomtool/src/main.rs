@@ -97,14 +97,13 @@ impl ToolError {
             ToolError::Client(ClientError::TooLarge { .. }) => {
                 "store the data elsewhere, and register where it is to be found"
             }
-            ToolError::Client(ClientError::Server { status, retry_after, .. }) => match (status, retry_after) {
+            ToolError::Client(error @ ClientError::Server { status, retry_after, .. }) => match (status, retry_after) {
                 (Status::Unauthorized, _) => {
                     "see --client and --password (BOOMERANG_CLIENT, BOOMERANG_PASSWORD), or --token (BOOMERANG_TOKEN); \
                      the first password of 'admin' is in <data-dir>/admin-password on the node"
                 }
                 (Status::Overloaded, Some(after)) => return Some(format!("try again in {after:?}")),
-                (Status::Overloaded, None) => "try again in a moment",
-                _ => return None,
+                _ => return error.code().map(|code| code.advice().to_owned()),
             },
             ToolError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
                 "another program listens there; port 0 picks a free one"

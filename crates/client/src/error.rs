@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use boomerang_task::Invalid;
 use boomerang_wire::answers::Verdict;
-use boomerang_wire::proto::Status;
+use boomerang_wire::problems::Code;
+use boomerang_wire::proto::{Detail, Status};
 
 /// Why a request has no good answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -80,6 +81,14 @@ impl ClientError {
         }
     }
 
+    /// What kind of refusal the node answered with, if it answered: its [`Code::advice`] says what to do.
+    pub fn code(&self) -> Option<Code> {
+        let ClientError::Server { status, retry_after, maybe_done, .. } = self else { return None };
+        let retry_after_ms = retry_after.map_or(0, |after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1));
+        let detail = Detail { retry_after_ms, maybe_done: *maybe_done, ..Default::default() };
+        Code::of(&Verdict { status: (*status).into(), text: "", detail: Some(&detail) })
+    }
+
     /// Whether the request may have taken effect all the same, or may still.
     pub fn is_unknown(&self) -> bool {
         match self {
@@ -133,7 +142,7 @@ pub(super) fn check(verdict: Verdict<'_>) -> Result<(), ClientError> {
 mod tests {
     use super::*;
     use boomerang_wire::proto::boomerang_envelope::Payload;
-    use boomerang_wire::proto::{CancellationResponse, Detail, ErrorResponse, RegistrationResponse};
+    use boomerang_wire::proto::{CancellationResponse, ErrorResponse, RegistrationResponse};
 
     fn error_of(answer: &Payload) -> ClientError {
         check(Verdict::of(answer).unwrap()).unwrap_err()
@@ -152,6 +161,7 @@ mod tests {
         assert_eq!(error.to_string(), "OVERLOADED: queue is full");
         assert!(matches!(error, ClientError::Server { retry_after: Some(after), .. } if after.as_millis() == 250));
         assert!(!error.is_unknown());
+        assert_eq!(error.code(), Some(Code::Overloaded));
 
         let payload = Payload::ErrorResponse(ErrorResponse { status: 99, error_message: "new".into() });
         let text = error_of(&payload).to_string();
@@ -168,6 +178,8 @@ mod tests {
             detail: Some(Detail { maybe_done: true, ..Default::default() }),
         });
         assert!(error_of(&maybe).is_unknown());
+        assert_eq!(error_of(&maybe).code(), Some(Code::MaybeDone));
+        assert_eq!(ClientError::Closed.code(), None);
         let slow = ClientError::Timeout { after: Duration::from_secs(3) }.to_string();
         assert!(slow.contains("3s") && slow.contains("outcome is unknown"), "{slow}");
     }

@@ -27,8 +27,9 @@ use super::senders::{Numbers, Senders};
 use super::{ClientError, Options, session};
 use boomerang_task::{GroupId, Pauses, ShardId, TaskId};
 use boomerang_wire::answers::{Proof, Refused, Verdict};
+use boomerang_wire::operations::{effect, target};
 use boomerang_wire::proto::{self, Detail, Status, boomerang_envelope::Payload};
-use boomerang_wire::routing::{self, Target};
+use boomerang_wire::routing::{self, Target, Whose};
 
 /// A failover takes about a second: the first tries come quickly, the later ones do not add to the load.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -341,7 +342,7 @@ impl Hub {
                     redirected = true;
                 }
                 Judgement::Again => {
-                    unknown = routing::changes_something(&sent.payload).then(|| answer.clone());
+                    unknown = effect(&sent.payload).changes_something().then(|| answer.clone());
                     pause(&mut pauses, None, deadline).await;
                     self.refresh_map(sent_at, deadline).await;
                 }
@@ -413,7 +414,8 @@ impl Hub {
 
     fn wish(&self, payload: &Payload, map: &Map) -> Wish {
         let of_group = |group: GroupId| group.shard().map_or(Wish::Any, Wish::Shard);
-        match (routing::target(payload, self.seen.client_id.get(), map.shards_count()), payload) {
+        let whose = Whose { client: self.seen.client_id.get(), shards: map.shards_count() };
+        match (target(payload, &whose), payload) {
             (Target::Leader(group, _), _) => of_group(group),
             (Target::AnyLeader, _) => Wish::AnyLeader,
             // Those of one node are in one batch, as far as that is known: see `split`.
@@ -701,7 +703,7 @@ impl Judgement {
             }
             Ok((Proof::NotDone(Refused::NoSession), _)) => Judgement::NewSession,
             Ok((Proof::NotDone(Refused::NotLeader), answer)) => Judgement::Redirected(detail(answer)),
-            Ok((Proof::Nothing, _)) | Err(ClientError::ConnectionLost { .. }) if routing::may_be_repeated(request) => {
+            Ok((Proof::Nothing, _)) | Err(ClientError::ConnectionLost { .. }) if effect(request).may_be_repeated() => {
                 Judgement::Again
             }
             _ => Judgement::Final,

@@ -1,11 +1,9 @@
 //! What every answer has, whichever kind it is: a status, a text, and what goes beyond them; and what that proves about the
 //! request.
-//!
-//! One table says which answer belongs to which request. A new kind of request gets a line there.
 
 use std::time::Duration;
 
-use crate::proto::{self, Detail, Status, boomerang_envelope::Payload};
+use crate::proto::{Detail, Status};
 
 /// What an answer says about its request. Any answer can be asked for it, see [`Verdict::of`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,12 +43,7 @@ pub enum Refused {
     Itself,
 }
 
-impl<'a> Verdict<'a> {
-    /// `None` when `payload` is a request.
-    pub fn of(payload: &'a Payload) -> Option<Self> {
-        answer(payload).map(Answer::verdict)
-    }
-
+impl Verdict<'_> {
     /// Whether the request was done, as far as this answer says.
     pub fn proves(&self) -> Proof {
         if self.detail.is_some_and(|detail| detail.maybe_done) {
@@ -76,16 +69,6 @@ impl<'a> Verdict<'a> {
         self.status == Status::SessionExpired as i32
             || self.status == Status::Unauthorized as i32 && self.text.to_ascii_lowercase().contains("session")
     }
-}
-
-/// Whether the request was done, and `answer` proves it.
-pub fn is_done(answer: &Payload) -> bool {
-    Verdict::of(answer).is_some_and(|verdict| verdict.proves() == Proof::Done)
-}
-
-/// Whether nothing of the request was done because the node does not lead.
-pub fn is_not_leader(answer: &Payload) -> bool {
-    Verdict::of(answer).is_some_and(|verdict| verdict.proves() == Proof::NotDone(Refused::NotLeader))
 }
 
 /// A request is not done, in the words of any answer.
@@ -117,111 +100,6 @@ pub trait Answer {
         answer.refuse(refusal.into());
         answer
     }
-}
-
-/// Which fields of an answer say what all answers say. Some have no place for a detail.
-macro_rules! answers {
-    ($($message:ident $(($without_detail:ident))?,)*) => {
-        $(impl Answer for proto::$message {
-            fn verdict(&self) -> Verdict<'_> {
-                Verdict {
-                    status: self.status,
-                    text: &self.error_message,
-                    detail: answers!(@detail self $($without_detail)?),
-                }
-            }
-
-            fn status_mut(&mut self) -> &mut i32 {
-                &mut self.status
-            }
-
-            fn refuse(&mut self, refusal: Refusal) {
-                self.status = refusal.status.into();
-                self.error_message = refusal.text;
-                answers!(@refuse self (refusal.detail) $($without_detail)?);
-            }
-        })*
-
-        /// The answer in `payload`; `None` when it is a request.
-        pub fn answer(payload: &Payload) -> Option<&dyn Answer> {
-            match payload {
-                $(Payload::$message(answer) => Some(answer),)*
-                _ => None,
-            }
-        }
-
-        /// The same, to be changed.
-        pub fn answer_mut(payload: &mut Payload) -> Option<&mut dyn Answer> {
-            match payload {
-                $(Payload::$message(answer) => Some(answer),)*
-                _ => None,
-            }
-        }
-    };
-    (@detail $answer:ident) => { $answer.detail.as_ref() };
-    (@detail $answer:ident without_detail) => { None };
-    (@refuse $answer:ident ($detail:expr)) => { $answer.detail = $detail };
-    (@refuse $answer:ident ($detail:expr) without_detail) => { drop($detail) };
-}
-
-/// Which answer belongs to which request.
-macro_rules! requests {
-    ($($request:ident => $answer:ident,)*) => {
-        /// The answer to `request` that refuses it; to what is no request, one that says so in general.
-        pub fn refused(request: &Payload, refusal: impl Into<Refusal>) -> Payload {
-            match request {
-                $(Payload::$request(_) => Payload::$answer(proto::$answer::refusing(refusal)),)*
-                _ => Payload::ErrorResponse(proto::ErrorResponse::refusing(refusal)),
-            }
-        }
-    };
-}
-
-requests! {
-    AuthHandshake => AuthResponse,
-    SessionRefresh => SessionRefreshResponse,
-    RegistrationRequest => RegistrationResponse,
-    RegistrationBatch => RegistrationBatchResponse,
-    CancellationRequest => CancellationResponse,
-    CancellationBatch => CancellationBatchResponse,
-    UpdateTaskRequest => UpdateTaskResponse,
-    PauseTaskRequest => PauseTaskResponse,
-    GetTaskRequest => GetTaskResponse,
-    ListTasksRequest => ListTasksResponse,
-    ListDeadLettersRequest => ListDeadLettersResponse,
-    GetDeadLetterRequest => GetDeadLetterResponse,
-    ReplayDeadLettersRequest => ReplayDeadLettersResponse,
-    PurgeDeadLettersRequest => PurgeDeadLettersResponse,
-    ClientRegistration => ClientRegistrationResponse,
-    ClientDeregistration => ClientDeregistrationResponse,
-    ApiKeyRequest => ApiKeyResponse,
-    ApiKeyRevocation => ApiKeyRevocationResponse,
-    ShardMapRequest => ShardMapResponse,
-    ClusterRequest => ClusterResponse,
-}
-
-answers! {
-    AuthResponse,
-    SessionRefreshResponse (without_detail),
-    RegistrationResponse,
-    RegistrationBatchResponse,
-    CancellationResponse,
-    CancellationBatchResponse,
-    UpdateTaskResponse,
-    PauseTaskResponse,
-    GetTaskResponse,
-    ListTasksResponse,
-    ListDeadLettersResponse,
-    GetDeadLetterResponse,
-    ReplayDeadLettersResponse,
-    PurgeDeadLettersResponse,
-    ClientRegistrationResponse,
-    ClientDeregistrationResponse,
-    ApiKeyResponse,
-    ApiKeyRevocationResponse,
-    ShardMapResponse (without_detail),
-    ClusterResponse,
-    ErrorResponse (without_detail),
 }
 
 #[cfg(test)]
@@ -267,23 +145,5 @@ mod tests {
         }
         let newer = Verdict { status: 99, text: "", detail: None };
         assert_eq!(newer.proves(), Proof::NotDone(Refused::Itself), "a status that this code does not know");
-    }
-
-    #[test]
-    fn a_refusal_is_told_by_the_answer_to_its_request() {
-        let refusal = Refusal {
-            status: Status::Conflict,
-            text: "no".into(),
-            detail: Some(Detail { version: 7, ..Default::default() }),
-        };
-        let answered = refused(&Payload::UpdateTaskRequest(proto::UpdateTaskRequest::default()), refusal.clone());
-        let Payload::UpdateTaskResponse(answer) = &answered else { panic!("an edit was answered with {answered:?}") };
-        assert_eq!((answer.status, answer.detail.as_ref()), (Status::Conflict.into(), refusal.detail.as_ref()));
-        // No place for a detail.
-        let map = refused(&Payload::ShardMapRequest(proto::ShardMapRequest {}), refusal.clone());
-        assert_eq!(Verdict::of(&map), Some(verdict(Status::Conflict, "no", None)));
-        // Only requests are answered by name.
-        let general = refused(&answered, refusal);
-        assert!(matches!(general, Payload::ErrorResponse(_)), "{general:?}");
     }
 }

@@ -29,6 +29,8 @@
 pub mod answers;
 pub mod convert;
 pub mod fuzz;
+pub mod operations;
+pub mod problems;
 pub mod routing;
 
 use bytes::{BufMut, Bytes, BytesMut};

@@ -1,10 +1,10 @@
-//! The rules of a request in a cluster, as functions of the message alone: whose answer it needs, and whether it may be sent
-//! again. The client asks them to find the right node, a node to find the leader for its client; what an answer proves is
-//! in [`super::answers`].
+//! The rules of a request in a cluster: whose answer it needs, and whether it may be sent again. The client goes by them to
+//! find the right node, a node to find the leader for its client. Which request they say what of is in [`super::operations`],
+//! what an answer proves in [`super::answers`].
 
 use boomerang_task::{ClientId, DeadLetterId, DedupHash, GroupId, ShardId, TaskId};
 
-use crate::proto::{self, boomerang_envelope::Payload};
+use crate::proto;
 
 /// Most registrations in one message. Each counts as a request.
 pub const BATCH_TASKS_MAX: usize = 1_000;
@@ -43,44 +43,79 @@ pub enum Target {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Nowhere;
 
-/// Whose answer `request` needs in a cluster of so many shards, when `client` makes it. A client that does not know yet what
-/// it is called can ask as well: then its deduplication keys may be anywhere.
-pub fn target(request: &Payload, client: Option<&ClientId>, shards: u16) -> Target {
-    let of_task = |id: &str, access| leader(id.parse().ok().map(|id: TaskId| id.shard()), access, shards);
-    let of_letter = |id: &str, access| leader(id.parse().ok().map(|id: DeadLetterId| id.task.shard()), access, shards);
-    let of_letters = |ids: &[String]| match ids {
-        [id] => of_letter(id, Access::Write),
-        _ => Target::DeadLetters,
-    };
-    match request {
-        Payload::RegistrationRequest(task) => match group_of_task(task, client, shards) {
-            Ok(Some(group)) => Target::Leader(group, Access::Write),
-            Ok(None) => Target::AnyLeader,
-            Err(Nowhere) => Target::Any,
-        },
-        Payload::RegistrationBatch(batch) if (1..=BATCH_TASKS_MAX).contains(&batch.tasks.len()) => Target::Batch,
-        Payload::CancellationRequest(request) => of_task(&request.task_id, Access::Write),
-        Payload::CancellationBatch(batch) if (1..=CANCELLATIONS_MAX).contains(&batch.task_ids.len()) => {
-            Target::Cancellations
-        }
-        Payload::UpdateTaskRequest(request) => of_task(&request.task_id, Access::Write),
-        Payload::PauseTaskRequest(request) => of_task(&request.task_id, Access::Write),
-        Payload::GetTaskRequest(request) => of_task(&request.task_id, Access::Read),
-        Payload::GetDeadLetterRequest(request) => of_letter(&request.dead_letter_id, Access::Read),
-        Payload::ReplayDeadLettersRequest(request) => of_letters(&request.dead_letter_ids),
-        Payload::PurgeDeadLettersRequest(request) => of_letters(&request.dead_letter_ids),
-        Payload::ListTasksRequest(_) | Payload::ListDeadLettersRequest(_) => Target::Page,
-        Payload::ClientRegistration(_)
-        | Payload::ClientDeregistration(_)
-        | Payload::ApiKeyRequest(_)
-        | Payload::ApiKeyRevocation(_) => Target::Leader(GroupId::CLUSTER, Access::Write),
-        _ => Target::Any,
+impl Target {
+    /// That of the leader of the cluster's own group.
+    pub const CLUSTER: Self = Self::Leader(GroupId::CLUSTER, Access::Write);
+
+    pub(crate) fn of_batch(batch: &proto::RegistrationBatch) -> Self {
+        if (1..=BATCH_TASKS_MAX).contains(&batch.tasks.len()) { Self::Batch } else { Self::Any }
+    }
+
+    pub(crate) fn of_cancellations(batch: &proto::CancellationBatch) -> Self {
+        if (1..=CANCELLATIONS_MAX).contains(&batch.task_ids.len()) { Self::Cancellations } else { Self::Any }
     }
 }
 
-fn leader(shard: Option<ShardId>, access: Access, shards: u16) -> Target {
-    let shard = shard.filter(|shard| shard.0 < shards);
-    shard.map_or(Target::Any, |shard| Target::Leader(GroupId::of_shard(shard), access))
+/// What a request does, as far as it matters when nobody knows whether it was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It leaves nothing behind: a question.
+    Nothing,
+    /// Done twice, it has the same effect and the same answer as done once.
+    SameAgain,
+    /// Done twice, it has another effect, or an answer that does not say what became of the first time.
+    Change,
+}
+
+impl Effect {
+    /// Whether the request may be sent again when nobody knows if it was done.
+    pub fn may_be_repeated(self) -> bool {
+        self != Effect::Change
+    }
+
+    /// Whether it leaves anything behind.
+    pub fn changes_something(self) -> bool {
+        self != Effect::Nothing
+    }
+}
+
+/// Who asks, and in what cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Whose<'a> {
+    /// Not known yet to a client that does not know what it is called: then its deduplication keys may be anywhere.
+    pub client: Option<&'a ClientId>,
+    /// Number of shards in the cluster.
+    pub shards: u16,
+}
+
+impl Whose<'_> {
+    pub(crate) fn new_task(&self, task: &proto::Task) -> Target {
+        match group_of_task(task, self.client, self.shards) {
+            Ok(Some(group)) => Target::Leader(group, Access::Write),
+            Ok(None) => Target::AnyLeader,
+            Err(Nowhere) => Target::Any,
+        }
+    }
+
+    pub(crate) fn task(&self, id: &str, access: Access) -> Target {
+        self.leader(id.parse().ok().map(|id: TaskId| id.shard()), access)
+    }
+
+    pub(crate) fn dead_letter(&self, id: &str, access: Access) -> Target {
+        self.leader(id.parse().ok().map(|id: DeadLetterId| id.task.shard()), access)
+    }
+
+    pub(crate) fn dead_letters(&self, ids: &[String]) -> Target {
+        match ids {
+            [id] => self.dead_letter(id, Access::Write),
+            _ => Target::DeadLetters,
+        }
+    }
+
+    fn leader(&self, shard: Option<ShardId>, access: Access) -> Target {
+        let shard = shard.filter(|shard| shard.0 < self.shards);
+        shard.map_or(Target::Any, |shard| Target::Leader(GroupId::of_shard(shard), access))
+    }
 }
 
 /// Where a task goes: with a deduplication key to where the key lives, otherwise to where its sender says. `None`: that is
@@ -105,30 +140,6 @@ pub fn is_known_again(task: &proto::Task) -> bool {
     !task.dedup_key.is_empty() || task.origin.is_some()
 }
 
-/// Whether `request` may be sent again when nobody knows if it was done: done twice, it has the same effect and the same
-/// answer as done once.
-pub fn may_be_repeated(request: &Payload) -> bool {
-    match request {
-        Payload::RegistrationRequest(task) => is_known_again(task),
-        Payload::RegistrationBatch(batch) => batch.origin.is_some() || batch.tasks.iter().all(is_known_again),
-        Payload::ClientRegistration(_) => true,
-        _ => !changes_something(request),
-    }
-}
-
-/// Whether doing `request` leaves anything behind. A question that is asked twice has one answer; of a change that was asked
-/// for twice, the second answer does not say what became of the first.
-pub fn changes_something(request: &Payload) -> bool {
-    !matches!(
-        request,
-        Payload::GetTaskRequest(_)
-            | Payload::ListTasksRequest(_)
-            | Payload::GetDeadLetterRequest(_)
-            | Payload::ListDeadLettersRequest(_)
-            | Payload::ShardMapRequest(_)
-    )
-}
-
 /// What the caller is told in the end: the last answer, unless the request may have been done when it was sent before, which
 /// `before` says. Then only an answer which proves that it is done says more than that: a refusal is no proof.
 pub fn what_to_tell<A>(last: A, proves_done: impl FnOnce(&A) -> bool, before: Option<A>) -> A {
@@ -141,100 +152,6 @@ pub fn what_to_tell<A>(last: A, proves_done: impl FnOnce(&A) -> bool, before: Op
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SHARDS: u16 = 16;
-
-    fn client() -> ClientId {
-        "orders".parse().unwrap()
-    }
-
-    fn task_in(shard: u16) -> TaskId {
-        TaskId::new(1_800_000_000_000, ShardId(shard), 7)
-    }
-
-    fn letter_in(shard: u16) -> String {
-        format!("{}@7", task_in(shard))
-    }
-
-    fn keyed(key: &str) -> proto::Task {
-        proto::Task { dedup_key: key.into(), ..Default::default() }
-    }
-
-    fn from_sender(shard: u32) -> proto::Task {
-        proto::Task { origin: Some(proto::Origin { shard, ..Default::default() }), ..Default::default() }
-    }
-
-    fn batch(tasks: Vec<proto::Task>) -> Payload {
-        Payload::RegistrationBatch(proto::RegistrationBatch { tasks, origin: None })
-    }
-
-    fn cancel(task_id: String) -> Payload {
-        Payload::CancellationRequest(proto::CancellationRequest { task_id })
-    }
-
-    fn purge(dead_letter_ids: Vec<String>) -> Payload {
-        Payload::PurgeDeadLettersRequest(proto::PurgeDeadLettersRequest { dead_letter_ids, ..Default::default() })
-    }
-
-    #[test]
-    fn whose_answer_each_request_needs() {
-        let shard = |shard, access| Target::Leader(GroupId::of_shard(ShardId(shard)), access);
-        let of_key = DedupHash::new(&client(), "k").unwrap().shard(SHARDS).0;
-        let get = |task_id| Payload::GetTaskRequest(proto::GetTaskRequest { task_id, ..Default::default() });
-        for (name, request, expected) in [
-            ("a plain task", Payload::RegistrationRequest(proto::Task::default()), Target::AnyLeader),
-            ("with a key", Payload::RegistrationRequest(keyed("k")), shard(of_key, Access::Write)),
-            ("a key too long", Payload::RegistrationRequest(keyed(&"k".repeat(10_000))), Target::Any),
-            ("of a sender", Payload::RegistrationRequest(from_sender(3)), shard(3, Access::Write)),
-            ("of a sender, to no shard", Payload::RegistrationRequest(from_sender(16)), Target::Any),
-            ("an empty batch", batch(vec![]), Target::Any),
-            ("a batch", batch(vec![proto::Task::default(); BATCH_TASKS_MAX]), Target::Batch),
-            ("a batch too large", batch(vec![proto::Task::default(); BATCH_TASKS_MAX + 1]), Target::Any),
-            ("a cancellation", cancel(task_in(5).to_string()), shard(5, Access::Write)),
-            ("of a shard that is not there", cancel(task_in(16).to_string()), Target::Any),
-            ("of nothing", cancel("seven".into()), Target::Any),
-            ("a look", get(task_in(5).to_string()), shard(5, Access::Read)),
-            ("one dead letter", purge(vec![letter_in(4)]), shard(4, Access::Write)),
-            ("two of them", purge(vec![letter_in(4), letter_in(5)]), Target::DeadLetters),
-            ("those of a filter", purge(vec![]), Target::DeadLetters),
-            ("a list", Payload::ListTasksRequest(proto::ListTasksRequest::default()), Target::Page),
-            ("a map", Payload::ShardMapRequest(proto::ShardMapRequest {}), Target::Any),
-            (
-                "a client",
-                Payload::ClientRegistration(proto::ClientRegistrationRequest::default()),
-                Target::Leader(GroupId::CLUSTER, Access::Write),
-            ),
-        ] {
-            assert_eq!(target(&request, Some(&client()), SHARDS), expected, "{name}");
-        }
-        let unknown = target(&Payload::RegistrationRequest(keyed("k")), None, SHARDS);
-        assert_eq!(unknown, Target::AnyLeader, "whoever does not know its own name cannot say where its key is");
-    }
-
-    #[test]
-    fn only_what_does_no_harm_is_sent_again() {
-        let numbered =
-            proto::RegistrationBatch { tasks: vec![proto::Task::default()], origin: Some(proto::Origin::default()) };
-        for (name, request, repeated) in [
-            ("a plain task", Payload::RegistrationRequest(proto::Task::default()), false),
-            ("with a key", Payload::RegistrationRequest(keyed("k")), true),
-            ("of a sender", Payload::RegistrationRequest(from_sender(3)), true),
-            ("a batch with keys", batch(vec![keyed("a"), keyed("b")]), true),
-            ("a batch with one key missing", batch(vec![keyed("a"), proto::Task::default()]), false),
-            ("a batch of a sender", Payload::RegistrationBatch(numbered), true),
-            // Cancelled twice, the second answer is "not found".
-            ("a cancellation", cancel(task_in(5).to_string()), false),
-            ("a look", Payload::GetTaskRequest(proto::GetTaskRequest::default()), true),
-            ("a list", Payload::ListTasksRequest(proto::ListTasksRequest::default()), true),
-            ("an edit", Payload::UpdateTaskRequest(proto::UpdateTaskRequest::default()), false),
-            ("a purge", purge(vec![letter_in(4)]), false),
-            // Each makes another key.
-            ("an API key", Payload::ApiKeyRequest(proto::ApiKeyRequest::default()), false),
-            ("a client", Payload::ClientRegistration(proto::ClientRegistrationRequest::default()), true),
-        ] {
-            assert_eq!(may_be_repeated(&request), repeated, "{name}");
-        }
-    }
 
     #[test]
     fn a_refusal_after_an_answer_that_was_lost_is_no_proof() {

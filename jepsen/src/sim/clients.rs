@@ -1,6 +1,6 @@
 //! Those who ask: processes in the sense of the history, each of which asks for one thing at a time.
 //!
-//! They ask the proposer of a node, as `server::tasks` does, and read where `server::route` says that reading is allowed.
+//! They ask the proposer of a node, as `server::api` does, and read where `server::routing` says that reading is allowed.
 //! What certainly was not done is asked of the next node; what may have been done is unknown.
 
 use std::collections::BTreeMap;

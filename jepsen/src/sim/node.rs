@@ -20,7 +20,7 @@ use boomerang::placement::{self, Cluster, Digests, NodeInfo, NodesService, Table
 use boomerang::propose::{DiskState, Proposer};
 use boomerang::raft::groups::GroupError;
 use boomerang::raft::{Groups, Observer, PeerNetwork, PeerService, peer_service};
-use boomerang::server::route::Router;
+use boomerang::server::routing::Router;
 use boomerang::shard::Effect;
 use boomerang::store::Store;
 use boomerang::store::memory::MemoryDisk;

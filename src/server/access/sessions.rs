@@ -35,7 +35,7 @@ pub struct Session {
     /// Wants to be told where else to go, rather than that this node goes there.
     pub redirects: bool,
     /// Of the client's row that it was opened by.
-    print: Print,
+    fingerprint: Fingerprint,
     expires_at_ms: AtomicU64,
 }
 
@@ -50,7 +50,7 @@ impl Session {
             limits,
             extended: true,
             redirects: true,
-            print: Print::default(),
+            fingerprint: Fingerprint::default(),
             expires_at_ms: AtomicU64::new(InstantMs::MAX),
         }
     }
@@ -58,9 +58,9 @@ impl Session {
 
 /// Tells whether what is stored about a client has changed, in all that its sessions go by: its keys may come and go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Print(u64);
+pub struct Fingerprint(u64);
 
-impl Print {
+impl Fingerprint {
     pub fn of(row: &ClientRow) -> Self {
         let mut hasher = DefaultHasher::new();
         let ClientLimits { delay_max_ms, payload_bytes_max } = row.limits;
@@ -79,7 +79,7 @@ pub struct Opened {
     pub limits: ClientLimits,
     pub extended: bool,
     pub redirects: bool,
-    pub print: Print,
+    pub fingerprint: Fingerprint,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -107,12 +107,12 @@ impl Sessions {
 
     /// Returns the session's id and when it ends.
     pub fn open(&self, opened: Opened, now_ms: InstantMs) -> Result<(String, InstantMs), SessionError> {
-        let Opened { client, admin, key_id, policy, limits, extended, redirects, print } = opened;
+        let Opened { client, admin, key_id, policy, limits, extended, redirects, fingerprint } = opened;
         let expires_at_ms = now_ms + self.lifetime_ms;
         let policy = policy.map(Arc::new);
         let expires = AtomicU64::new(expires_at_ms);
         let session =
-            Session { client, admin, key_id, policy, limits, extended, redirects, print, expires_at_ms: expires };
+            Session { client, admin, key_id, policy, limits, extended, redirects, fingerprint, expires_at_ms: expires };
         let mut sessions = self.sessions.write().expect("no panic under this lock");
         if sessions.len() >= self.sessions_max {
             sessions.retain(|_, session| session.expires_at_ms.load(Ordering::Relaxed) > now_ms);
@@ -152,9 +152,9 @@ impl Sessions {
     }
 
     /// Ends all sessions of a client but those that were opened by what is stored about it now.
-    pub fn end_others(&self, client: &ClientId, now: Option<Print>) {
+    pub fn end_others(&self, client: &ClientId, now: Option<Fingerprint>) {
         let mut sessions = self.sessions.write().expect("no panic under this lock");
-        sessions.retain(|_, session| session.client != *client || Some(session.print) == now);
+        sessions.retain(|_, session| session.client != *client || Some(session.fingerprint) == now);
     }
 
     /// Nobody knows any more what they were opened by.
@@ -196,7 +196,7 @@ impl Observer for Ending {
                 Effect::ClientChanged { client } => {
                     // A store that cannot be read ends the node elsewhere, and until then nobody stays in.
                     let row = get_row::<ClientRow>(&self.store, "a client", &Key::client(client.as_str()));
-                    self.sessions.end_others(client, row.ok().flatten().as_ref().map(Print::of));
+                    self.sessions.end_others(client, row.ok().flatten().as_ref().map(Fingerprint::of));
                 }
                 Effect::KeyRevoked { key_id } => self.sessions.end_all_of_key(key_id),
                 Effect::Scheduled { .. } | Effect::Ended { .. } | Effect::Marked { .. } => {}
@@ -228,7 +228,7 @@ mod tests {
             limits: ClientLimits::default(),
             extended: false,
             redirects: false,
-            print: Print::default(),
+            fingerprint: Fingerprint::default(),
         }
     }
 
@@ -270,14 +270,14 @@ mod tests {
             since_ms: 1,
             api_keys: Vec::new(),
         };
-        let print = Print::of(&row);
-        assert_eq!(Print::of(&ClientRow { api_keys: vec!["k".into()], ..row.clone() }), print);
+        let fingerprint = Fingerprint::of(&row);
+        assert_eq!(Fingerprint::of(&ClientRow { api_keys: vec!["k".into()], ..row.clone() }), fingerprint);
         let sessions = Sessions::new(100, 10);
         let (other, _) = sessions.open(opened("b"), 0).unwrap();
-        let (id, _) = sessions.open(Opened { print, ..opened("a") }, 0).unwrap();
-        sessions.end_others(&client("a"), Some(print));
+        let (id, _) = sessions.open(Opened { fingerprint, ..opened("a") }, 0).unwrap();
+        sessions.end_others(&client("a"), Some(fingerprint));
         assert!(sessions.get(&id, 0).is_ok(), "it was let in by the leader, before this node had heard of the client");
-        sessions.end_others(&client("a"), Some(Print::of(&ClientRow { admin: true, ..row })));
+        sessions.end_others(&client("a"), Some(Fingerprint::of(&ClientRow { admin: true, ..row })));
         assert_eq!(sessions.get(&id, 0).unwrap_err(), SessionError::Unknown);
         assert!(sessions.get(&other, 0).is_ok());
     }

@@ -2,7 +2,7 @@
 //!
 //! Every request belongs to a group, or to several, and only the leader of a group answers for it: a follower may be
 //! behind. This module says where that leader is and waits until there is one; [`super::forward`] asks it,
-//! [`super::spread`] takes apart what belongs to several. A node that is alone leads everything, and none of this is on
+//! [`super::batches`] and [`super::pages`] take apart what belongs to several. A node that is alone leads everything, and none of this is on
 //! the way of its requests.
 //!
 //! To lead means two things here. For a write it is a valid lease: the proposer checks it once more, and an entry is
@@ -20,13 +20,13 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::problem::Problem;
 use crate::placement::{Cluster, LeaderAt};
 use crate::propose::Turns;
 use crate::random;
 use crate::sabotage::Fault;
+use crate::server::problem::Problem;
 use crate::task::{GroupId, Pauses};
-use crate::wire::proto::{self, Status};
+use crate::wire::proto;
 use crate::wire::routing::Access;
 
 /// A failover takes about a second. Whoever does not follow redirects waits as long as this, and then is refused.
@@ -44,7 +44,7 @@ const RETRY_AFTER_MS: u64 = 500;
 
 /// Where a request for a group goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Route {
+pub(in crate::server) enum Route {
     Here,
     At(u64),
     Nobody,
@@ -91,12 +91,12 @@ impl Router {
     }
 
     /// Room among the requests this node asks others for.
-    pub(super) async fn room(&self) -> OwnedSemaphorePermit {
+    pub(in crate::server) async fn room(&self) -> OwnedSemaphorePermit {
         self.forwarded.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 
     /// The term in which this node leads the group now.
-    pub(super) fn leads(&self, group: GroupId) -> Option<u64> {
+    pub(in crate::server) fn leads(&self, group: GroupId) -> Option<u64> {
         self.cluster.groups().get(group)?.leads(Duration::ZERO)
     }
 
@@ -127,7 +127,7 @@ impl Router {
     }
 
     /// Where to go with a request for `group`; `past` could not be reached just now.
-    pub(super) fn route(&self, group: GroupId, past: Option<u64>) -> Route {
+    pub(in crate::server) fn route(&self, group: GroupId, past: Option<u64>) -> Route {
         let here = self.cluster.node_id();
         let known = self.cluster.leader(group).map(|leader| leader.node_id);
         let held = self.cluster.groups().get(group).is_some();
@@ -150,7 +150,7 @@ impl Router {
     }
 
     /// Another node has said who leads `group`.
-    pub(super) fn told(&self, group: GroupId, leader: LeaderAt) {
+    pub(in crate::server) fn told(&self, group: GroupId, leader: LeaderAt) {
         if leader.node_id != 0 && self.cluster.groups().get(group).is_none() {
             self.cluster.told(group, leader);
         }
@@ -170,16 +170,16 @@ impl Router {
     }
 
     /// What was believed to be led here is not.
-    pub(super) fn look_again(&self) {
+    pub(in crate::server) fn look_again(&self) {
         self.led.write().expect("no panic under this lock").until = Instant::now();
     }
 
-    pub(super) fn leads_any(&self) -> bool {
+    pub(in crate::server) fn leads_any(&self) -> bool {
         !self.led().is_empty()
     }
 
     /// A shard for `tasks` new tasks, of those led here: each in turn.
-    pub(super) fn shard_here(&self, tasks: usize) -> Option<GroupId> {
+    pub(in crate::server) fn shard_here(&self, tasks: usize) -> Option<GroupId> {
         let led = self.led();
         let turn = self.turns.take(tasks);
         (!led.is_empty()).then(|| led[usize::try_from(turn % led.len() as u64).expect("an index")])
@@ -198,7 +198,7 @@ impl Router {
     }
 
     /// `NOT_LEADER`, with what is known.
-    pub(super) fn not_leader(&self, group: GroupId) -> Problem {
+    pub(in crate::server) fn not_leader(&self, group: GroupId) -> Problem {
         let leader = self.cluster.leader(group).filter(|leader| leader.node_id != self.cluster.node_id());
         let address = leader.and_then(|leader| self.cluster.node(leader.node_id)).map(|node| node.tcp);
         // Empty until that node has said it.
@@ -216,22 +216,21 @@ impl Router {
             retry_after_ms: if known { 0 } else { RETRY_AFTER_MS },
             ..Default::default()
         };
-        Problem { status: Status::NotLeader, text, detail: Some(detail) }
+        Problem::not_leader(text, detail)
     }
 
     /// The answer to a request for the map.
-    pub(super) fn map(&self) -> proto::ShardMapResponse {
+    pub(in crate::server) fn map(&self) -> proto::ShardMapResponse {
         let leader = |group| {
             let leader = self.cluster.leader(group).unwrap_or(LeaderAt { node_id: 0, term: 0 });
             proto::ShardLeader { node_id: leader.node_id, term: leader.term }
         };
         let nodes = self.cluster.nodes().into_iter().filter(|node| !node.tcp.is_empty());
         proto::ShardMapResponse {
-            status: Status::Ok as i32,
-            error_message: String::new(),
             shards: self.all_shards().map(leader).collect(),
             cluster: Some(leader(GroupId::CLUSTER)),
             nodes: nodes.map(|node| proto::NodeAddress { node_id: node.node_id, address: node.tcp }).collect(),
+            ..Default::default()
         }
     }
 

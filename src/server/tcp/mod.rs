@@ -12,6 +12,8 @@
 //! What a connection can hold is bounded: requests read and not answered, bytes of answers not written. A client that
 //! does not read its answers is not read from any more, and after [`TcpSettings::write_timeout`] it is disconnected.
 
+mod envelopes;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,18 +32,15 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodecError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::envelopes::handle;
-use super::{Service, misunderstood};
+use super::problem::Problem;
+use super::{Service, api};
 use crate::wire::proto::boomerang_envelope::Payload;
 use crate::wire::proto::{BoomerangEnvelope, Status};
 use crate::wire::{decode_envelope, encode_frame, frame_codec};
+use envelopes::handle;
 
 /// Answers to everything but lists and gets are about this long.
 const SMALL_ANSWER_BYTES: usize = 1024;
-/// About what one task of a batch is answered with, a refusal included.
-const BATCH_ANSWER_BYTES: usize = 160;
-/// The same of a cancellation in a batch, whose text is with another.
-const CANCELLATION_ANSWER_BYTES: usize = 64;
 /// Bytes gathered into one write.
 const WRITE_BYTES: usize = 64 * 1024;
 /// After `accept` failed: most likely there are no file descriptors left.
@@ -195,24 +194,25 @@ async fn read_loop(
                         known.store(true, Ordering::Relaxed);
                     }
                     let place = place(envelope.request_id);
-                    let large = match &envelope.payload {
-                        // Taken before the answer is made: as much as it can be.
-                        Some(payload) if answer_bytes_most(payload, &settings) > 0 => {
-                            let most = answer_bytes_most(payload, &settings).min(settings.answer_bytes_max);
-                            let most = u32::try_from(most).unwrap_or(u32::MAX);
+                    // Taken before the answer is made: as much as it can be.
+                    let most = envelope.payload.as_ref().map_or(0, |payload| {
+                        api::answer_bytes_max(payload, settings.frame_bytes_max).min(settings.answer_bytes_max)
+                    });
+                    let large = match u32::try_from(most).unwrap_or(u32::MAX) {
+                        0 => None,
+                        most => {
                             let permit = answer_bytes.clone().acquire_many_owned(most).await;
                             Some(permit.expect("the semaphore is never closed"))
                         }
-                        _ => None,
                     };
                     let out = answers.clone();
                     let known = known.clone();
-                    let respond = Box::new(move |payload| {
+                    let respond = move |payload| {
                         if matches!(&payload, Payload::AuthResponse(answer) if answer.status == Status::Ok as i32) {
                             known.store(true, Ordering::Relaxed);
                         }
                         let _ = out.send(Answer { place, payload, room: (room, large) });
-                    });
+                    };
                     handle(service, envelope, respond).await;
                 }
             },
@@ -220,18 +220,8 @@ async fn read_loop(
     }
 }
 
-/// How large the answer to a request can be; 0 for those that are always small.
-fn answer_bytes_most(payload: &Payload, settings: &TcpSettings) -> usize {
-    match payload {
-        Payload::ListTasksRequest(_)
-        | Payload::GetTaskRequest(_)
-        | Payload::ListDeadLettersRequest(_)
-        | Payload::GetDeadLetterRequest(_)
-        | Payload::ReplayDeadLettersRequest(_) => settings.frame_bytes_max,
-        Payload::RegistrationBatch(batch) => batch.tasks.len() * BATCH_ANSWER_BYTES,
-        Payload::CancellationBatch(batch) => batch.task_ids.len() * CANCELLATION_ANSWER_BYTES,
-        _ => 0,
-    }
+fn misunderstood(text: impl Into<String>) -> Payload {
+    api::misunderstood(Problem::invalid(text))
 }
 
 /// What to tell a client whose bytes are no frames; nothing when it has gone.

@@ -2,9 +2,9 @@
 //!
 //! A place is what a row's key has behind the prefix of its index, the same in every shard, and ends with a task's id.
 //! It is also what a cursor holds: rows may come and go between two pages, and none is shown twice or left out because
-//! of it, unless it was moved itself. Walking costs what is walked over, however much the index holds.
+//! of it, unless it was moved itself. A scan costs what it looks at, however much the index holds.
 //!
-//! In a cluster each node walks over the shards it leads, and the [`Part`]s are merged by place once more: a page ends at
+//! In a cluster each node scans the shards it leads, and the [`Part`]s are merged by place once more: a page ends at
 //! the first place behind which one of the parts may hold more, because what lies there is not known.
 
 use std::cmp::Reverse;
@@ -20,7 +20,7 @@ const ROWS_PER_READ: usize = 64;
 
 pub(super) type Place = Vec<u8>;
 
-/// Where to walk, the same in every shard.
+/// Where to look, the same in every shard.
 pub(super) struct Range<'a> {
     pub prefix: &'a dyn Fn(GroupId) -> Key,
     /// The first place.
@@ -29,7 +29,7 @@ pub(super) struct Range<'a> {
     pub until: Option<Place>,
 }
 
-pub(super) struct Walk<'a> {
+pub(super) struct Scan<'a> {
     store: &'a Store,
     shards: Vec<Rows>,
     /// The first unread place of each shard that has one.
@@ -45,13 +45,13 @@ struct Rows {
     until: Key,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> Scan<'a> {
     pub fn new(
         store: &'a Store,
         groups: impl IntoIterator<Item = GroupId>,
         range: &Range<'_>,
     ) -> Result<Self, StoreError> {
-        let mut walk = Self { store, shards: Vec::new(), heads: BinaryHeap::new() };
+        let mut scan = Self { store, shards: Vec::new(), heads: BinaryHeap::new() };
         for group in groups {
             let prefix = (range.prefix)(group);
             let until = match &range.until {
@@ -60,10 +60,10 @@ impl<'a> Walk<'a> {
             };
             let next = Some(prefix.join(&range.from));
             let prefix_bytes = prefix.as_ref().len();
-            walk.shards.push(Rows { group, prefix_bytes, read: VecDeque::new(), next, until });
-            walk.pull(walk.shards.len() - 1)?;
+            scan.shards.push(Rows { group, prefix_bytes, read: VecDeque::new(), next, until });
+            scan.pull(scan.shards.len() - 1)?;
         }
-        Ok(walk)
+        Ok(scan)
     }
 
     /// The next row of all: its shard, its place, and its value.

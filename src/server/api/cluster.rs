@@ -7,46 +7,37 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Service;
-use super::clients::administrator;
-use super::problem::Problem;
-use super::sessions::{Session, SessionError};
+use super::administration::check_administrator;
+use super::operation::{Operation, Respond};
 use crate::inspect::Digest;
 use crate::placement::agent::has_followed;
 use crate::placement::nodes::own_status;
 use crate::placement::verify::{Verdict, verify};
 use crate::placement::{Control, ControlError, GroupRow};
+use crate::server::Service;
+use crate::server::access::sessions::Session;
+use crate::server::problem::Problem;
 use crate::task::{GroupId, Invalid};
 use crate::wire::peer::{GroupStatus, NodeStatus};
 use crate::wire::proto::cluster_group::State;
 use crate::wire::proto::cluster_nodes::Placement;
 use crate::wire::proto::cluster_request::Ask;
 use crate::wire::proto::cluster_response::Answer;
-use crate::wire::proto::{self, Status};
+use crate::wire::proto::{self, ClusterRequest, ClusterResponse};
 
 /// Who has not said anything for longer does not answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
-impl From<ControlError> for Problem {
-    fn from(error: ControlError) -> Self {
-        let status = match error {
-            ControlError::NoNode(_) => Status::NotFound,
-            ControlError::LastNode(_) | ControlError::CannotMove(_) | ControlError::Fixed | ControlError::Alone => {
-                Status::InvalidRequest
-            }
-            ControlError::Moving(_) => Status::Conflict,
-            ControlError::Etcd(_) => Status::Error,
-        };
-        Self::new(status, error.to_string())
+impl Operation for ClusterRequest {
+    async fn here(self, service: &Arc<Service>, session: Arc<Session>, respond: Respond<Self>) {
+        // Rare, and large: not a part of what each connection keeps.
+        let answer = Box::pin(answer(service, &session, self)).await;
+        respond(answer.map(|answer| ClusterResponse { answer, ..Default::default() }));
     }
 }
 
-pub(super) async fn handle(
-    service: &Service,
-    session: Result<Arc<Session>, SessionError>,
-    request: proto::ClusterRequest,
-) -> Result<Option<Answer>, Problem> {
-    administrator(session)?;
+async fn answer(service: &Service, session: &Session, request: ClusterRequest) -> Result<Option<Answer>, Problem> {
+    check_administrator(session)?;
     match request.ask {
         None => Err(Invalid::new("ask: is missing").into()),
         Some(Ask::Nodes(_)) => Ok(Some(Answer::Nodes(nodes(service)))),
@@ -243,9 +234,11 @@ fn count(number: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rig::{Rig, check};
     use super::*;
     use crate::placement::ReplicaAt;
     use crate::wire::peer::{GroupMember, LogId};
+    use crate::wire::problems::Code;
 
     fn row() -> GroupRow {
         let at = |replica, node_id| ReplicaAt { replica, node_id, voter: true };
@@ -293,5 +286,25 @@ mod tests {
         assert_eq!(shown, [(1, false, false), (2, false, true), (3, true, false)]);
         let nobody = look(&[status(2, false, &both)], 2);
         assert_eq!((nobody.state(), nobody.leader_node, nobody.replicas.len()), (State::NoLeader, 0, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_administrators_look_and_nobody_moves_what_is_alone() {
+        let rig = Rig::start().await;
+        let request = |ask| ClusterRequest { ask: Some(ask) };
+        let nodes = request(Ask::Nodes(proto::ClusterNodesRequest {}));
+        check("a client", &rig.refusal(&rig.client(), nodes).await, Code::Unauthorized, "administrator");
+        let Some(Answer::Nodes(found)) = rig.ask(&rig.admin(), nodes).await.unwrap().answer else { panic!("nodes") };
+        assert_eq!(found.nodes.len(), 1);
+        let verify = |group| request(Ask::Verify(proto::ClusterVerifyRequest { group }));
+        let move_replica = request(Ask::Move(proto::MoveReplica { shard: 0, from_node: 1, to_node: 2 }));
+        for (name, request, text) in [
+            ("nothing", ClusterRequest { ask: None }, "ask: is missing"),
+            ("no group", verify(99), "there is no group 99"),
+            ("alone", move_replica, "alone"),
+            ("drained", request(Ask::Drain(proto::DrainNode { node_id: 1 })), "alone"),
+        ] {
+            check(name, &rig.refusal(&rig.admin(), request).await, Code::InvalidRequest, text);
+        }
     }
 }

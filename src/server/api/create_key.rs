@@ -1,0 +1,76 @@
+//! Makes an API key for a client.
+
+use std::sync::Arc;
+
+use super::administration::{ask_cluster, check_administrator, unknown_client};
+use super::operation::{Operation, Respond};
+use crate::server::Service;
+use crate::server::access::auth::new_key;
+use crate::server::access::sessions::Session;
+use crate::server::problem::Problem;
+use crate::shard::{PutApiKey, Reply, Request};
+use crate::task::{ClientId, Invalid};
+use crate::wire::proto::{ApiKeyRequest, ApiKeyResponse};
+
+const LABEL_BYTES_MAX: usize = 128;
+
+impl Operation for ApiKeyRequest {
+    async fn here(self, service: &Arc<Service>, session: Arc<Session>, respond: Respond<Self>) {
+        respond(create(service, &session, self).await);
+    }
+}
+
+async fn create(service: &Service, session: &Session, request: ApiKeyRequest) -> Result<ApiKeyResponse, Problem> {
+    check_administrator(session)?;
+    let client: ClientId = request.client_id.parse()?;
+    if request.label.len() > LABEL_BYTES_MAX {
+        return Err(Invalid::new(format!("label: more than {LABEL_BYTES_MAX} bytes")).into());
+    }
+    let new = new_key();
+    let put = PutApiKey {
+        key_id: new.key_id.clone(),
+        client: client.clone(),
+        label: request.label,
+        secret_hash: new.secret_hash,
+    };
+    match ask_cluster(service, Request::PutApiKey(put)).await? {
+        Reply::NotFound => Err(unknown_client(&client)),
+        _ => Ok(ApiKeyResponse { key_id: new.key_id, key: new.key, ..Default::default() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rig::{Rig, check};
+    use super::*;
+    use crate::wire::problems::Code;
+    use crate::wire::proto::{ApiKeyRevocation, ClientRegistrationRequest};
+
+    fn key_for(client_id: &str) -> ApiKeyRequest {
+        ApiKeyRequest { client_id: client_id.into(), label: "laptop".into() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_opens_the_door_until_it_is_revoked() {
+        let rig = Rig::start().await;
+        check(
+            "no client",
+            &rig.refusal(&rig.admin(), key_for("orders")).await,
+            Code::NotFound,
+            "'orders' is not known",
+        );
+        let orders =
+            ClientRegistrationRequest { client_id: "orders".into(), password: "x".into(), ..Default::default() };
+        rig.ask(&rig.admin(), orders).await.unwrap();
+        check("a client", &rig.refusal(&rig.client(), key_for("orders")).await, Code::Unauthorized, "administrator");
+        let made = rig.ask(&rig.admin(), key_for("orders")).await.unwrap();
+        assert_eq!(rig.service.auth.with_key(&made.key).unwrap().client.as_str(), "orders");
+        let revoke = ApiKeyRevocation { key_id: made.key_id.clone() };
+        check("a client", &rig.refusal(&rig.client(), revoke.clone()).await, Code::Unauthorized, "administrator");
+        rig.ask(&rig.admin(), revoke.clone()).await.unwrap();
+        assert!(rig.service.auth.with_key(&made.key).is_err(), "it was revoked");
+        check("twice", &rig.refusal(&rig.admin(), revoke).await, Code::NotFound, &made.key_id);
+        let long = ApiKeyRequest { label: "x".repeat(LABEL_BYTES_MAX + 1), ..key_for("orders") };
+        check("a label too long", &rig.refusal(&rig.admin(), long).await, Code::InvalidRequest, "label");
+    }
+}
