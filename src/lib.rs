@@ -27,6 +27,7 @@ pub mod callback;
 pub mod clock;
 pub mod disk;
 pub mod firing;
+pub mod flags;
 pub mod inspect;
 pub mod metrics;
 pub mod node;

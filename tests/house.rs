@@ -65,6 +65,7 @@ mod imports {
 
     /// The rooms of the server, each below those that come after it. A room imports only what comes before it.
     const ROOMS: &[&str] = &[
+        "flags",
         "sabotage",
         "random",
         "blocking",

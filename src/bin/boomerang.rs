@@ -6,10 +6,11 @@ use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use boomerang::flags::WrongFlag;
 use boomerang::inspect::{Asked, inspect};
 use boomerang::node::{Node, NodeError};
-use boomerang::settings::{Given, Settings, SettingsError};
-use clap::{Parser, Subcommand};
+use boomerang::settings::{Given, Settings, flags_in_file};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -80,7 +81,10 @@ const DEV_DATA_DIR: &str = ".boomerang-dev";
 const THREADS_MIN: usize = 4;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match with_file() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error.to_string()),
+    };
     let filter = match EnvFilter::try_new(&cli.log) {
         Ok(filter) => filter,
         Err(error) => return usage(&format!("--log: {error}")),
@@ -89,11 +93,14 @@ fn main() -> ExitCode {
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let (given, open) = match cli.command {
-        Command::Dev(given) => (given, true),
+        Command::Dev(mut given) => {
+            given.data_dir.get_or_insert_with(|| DEV_DATA_DIR.into());
+            (given, true)
+        }
         Command::Serve(given) => (given, false),
         Command::Inspect(asked) => return look_into(&asked),
     };
-    let settings = match settings(given, cli.config, open) {
+    let settings = match Settings::build(given, open) {
         Ok(settings) => settings,
         Err(error) => return usage(&error.to_string()),
     };
@@ -109,6 +116,18 @@ fn main() -> ExitCode {
     match runtime.block_on(run(settings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error.to_string()),
+    }
+}
+
+/// The command line, with what the file named by `--config` adds to it.
+fn with_file() -> Result<Cli, WrongFlag> {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match (&cli.config, matches.subcommand()) {
+        (Some(path), Some((_, given))) if !matches!(cli.command, Command::Inspect(_)) => {
+            Ok(Cli::parse_from(std::env::args_os().chain(flags_in_file(path, given)?)))
+        }
+        _ => Ok(cli),
     }
 }
 
@@ -139,17 +158,6 @@ fn look_into(asked: &Asked) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error.to_string()),
     }
-}
-
-fn settings(given: Given, config: Option<PathBuf>, open: bool) -> Result<Settings, SettingsError> {
-    let mut given = match config {
-        Some(path) => given.with_file(&path)?,
-        None => given,
-    };
-    if open {
-        given.data_dir.get_or_insert_with(|| DEV_DATA_DIR.into());
-    }
-    Settings::build(given, open)
 }
 
 async fn run(settings: Settings) -> Result<(), NodeError> {

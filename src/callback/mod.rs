@@ -17,6 +17,7 @@
 
 mod destinations;
 mod failures;
+pub mod flags;
 mod gate;
 mod grpc;
 mod http;

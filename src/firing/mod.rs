@@ -26,6 +26,7 @@
 
 mod dispatch;
 mod driver;
+pub mod flags;
 mod forget;
 pub mod hand_over;
 mod ledger;

@@ -158,7 +158,7 @@ impl Node {
         };
 
         let database = folder.database();
-        let cache_bytes_max = settings.cache_bytes_max;
+        let cache_bytes_max = settings.store.cache_bytes_max;
         let opened = tokio::task::spawn_blocking(move || Store::open_with(&database, cache_bytes_max));
         let store = opened.await.expect("opening does not panic")?;
         let (writer, writer_threads) = Writer::start(store.clone());
@@ -179,7 +179,7 @@ impl Node {
         network.run_urgent_on(urgent.handle());
         let marks = Marks::new(store.clone());
         let digests = RunningDigests(marks.clone());
-        let sessions = Arc::new(Sessions::new(settings.session_lifetime_ms, settings.sessions_max));
+        let sessions = Arc::new(Sessions::new(settings.server.session_lifetime_ms, settings.server.sessions_max));
         let ending = Ending { sessions: sessions.clone(), store: store.clone() };
         let foundation = Foundation::lay(assembly::Parts {
             cluster: settings.cluster.clone(),
@@ -214,8 +214,12 @@ impl Node {
             hand_over: foundation.hand_over(),
         })
         .await?;
-        let mut guard =
-            DiskGuard::new(folder.path(), settings.disk_free_min_bytes, settings.disk_reserve_bytes, store.clone());
+        let mut guard = DiskGuard::new(
+            folder.path(),
+            settings.store.disk_free_min_bytes,
+            settings.store.disk_reserve_bytes,
+            store.clone(),
+        );
         let (disk_out, disk) = watch::channel(guard.look().0);
         // Whatever this node leads fires, though other groups may be waiting for their nodes still.
         let callbacks = Callbacks::new(settings.callback);
@@ -242,8 +246,8 @@ impl Node {
             router: Router::new(cluster.clone(), settings.shards),
             auth,
             metrics: metrics.clone(),
-            limits: settings.limits,
-            frame_bytes_max: settings.tcp.frame_bytes_max,
+            limits: settings.server.limits,
+            frame_bytes_max: settings.server.tcp.frame_bytes_max,
             shards: settings.shards,
             cluster: cluster.clone(),
             digests: marks.clone(),
@@ -266,7 +270,7 @@ impl Node {
             front.handle().spawn(tcp::serve(
                 front.take_over(tcp_listener).map_err(NodeError::Threads)?,
                 service.clone(),
-                within_file_limit(settings.tcp),
+                within_file_limit(settings.server.tcp),
                 stop.clone(),
             )),
             tokio::spawn(serve_http(http_listener, watched, stop.clone())),
@@ -453,7 +457,7 @@ async fn ensure_admin(
 }
 
 async fn make_admin(settings: &Settings, auth: &Auth, proposer: &Proposer) -> Result<(), NodeError> {
-    let password = match &settings.admin_password {
+    let password = match &settings.server.admin_password {
         Some(password) => password.clone(),
         None => {
             let password = random_hex(ADMIN_PASSWORD_BYTES);

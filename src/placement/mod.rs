@@ -23,6 +23,7 @@ pub mod converge;
 pub mod etcd;
 mod files;
 pub mod fixed;
+pub mod flags;
 pub mod nodes;
 pub mod plan;
 pub mod verify;

@@ -18,6 +18,7 @@
 
 pub mod access;
 mod api;
+pub mod flags;
 pub mod http;
 pub mod peer;
 mod problem;

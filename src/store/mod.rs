@@ -24,6 +24,7 @@ pub mod codec;
 pub mod engine;
 mod error;
 pub mod export;
+pub mod flags;
 pub mod folder;
 pub mod keys;
 pub mod memory;
