@@ -20,7 +20,7 @@
 //! - [`ledger`]: what this node knows as leader, under one lock; it hears what is applied
 //! - [`driver`]: what sleeps to the next busy slot
 //! - [`window`]: follows leadership, and reads the timeline ahead
-//! - [`dispatch`]: from a due id to a delivery and its outcome
+//! - [`dispatch`]: from a due id to a delivery and its outcome; [`steps`]: what of it needs no waiting
 //! - [`forget`]: what has been kept long enough
 //! - [`hand_over`]: when another replica is to lead
 
@@ -34,6 +34,7 @@ mod ledger;
 mod panics;
 #[cfg(test)]
 mod races;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod window;

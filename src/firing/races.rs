@@ -1,45 +1,62 @@
 //! The ledger, the state machine and those between them, interleaved at random: whatever was answered stays true.
 //!
-//! The ledger, the maker of entries and `shard::apply` are the real ones, on a real store. Dispatcher, window and destination
-//! are told here in single steps, each as the real one does it, so that anything can come between any two: a command is
-//! held, then applied, then answered; an id is handed over, then read, then begun. A successful `begin` is a delivery.
-//! Each truth is checked as soon as it can be broken. Leading is suspended at any moment and goes on, or its term ends
-//! meanwhile; within a term no attempt leaves twice. In the end the leadership stays, everything is let go, and nothing may
-//! be left: no task, no attempt that is out, nobody who waits.
+//! Real, on a real store: the ledger, the maker of entries, `shard::apply`, the steps of the dispatcher
+//! ([`steps`](super::steps)) and of whoever reads the timeline ahead ([`Reading`]), and the destinations with their
+//! places, lines and breakers ([`Callbacks`]). Anything can come between any two steps: a command is held, then applied,
+//! then answered; an id is handed over, then looked up, read, judged and begun.
+//!
+//! Told here, because it waits, or needs a group of replicas: that a term begins and ends, and how long a lease is valid
+//! (`window`, `dispatch::run`: which messages are taken on, and which given back); how an entry gets through the log
+//! (`propose`, `raft::state_machine`); who asks again when nothing or nothing certain was answered
+//! (`dispatch::propose_until_stored`, `armer`); what receivers answer. Steps for which `put_back`, `hold` or `release` let
+//! go of the ledger's lock on the way are one here. A hand-over to another leader is not tried.
+//!
+//! What leaves is a delivery. Each truth is checked as soon as it can be broken. Leading is suspended at any moment and goes
+//! on, or its term ends meanwhile; within a term no attempt leaves twice. In the end the leadership stays, everything is
+//! let go, and nothing may be left: no task, no attempt that is out, nobody who waits.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boomerang_testkit::seed;
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
 use rand::rngs::{SmallRng, StdRng};
 use rand::{RngExt, SeedableRng};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use super::FiringSettings;
-use super::ledger::{Due, Handed, Horizon, Ledger, Turn};
-use crate::callback::tests::{loose_name, loose_permit};
-use crate::callback::{Ticket, Waiters};
+use super::dispatch::{MESSAGES_AT_ONCE, attempt};
+use super::ledger::{Handed, Ledger, Turn};
+use super::steps::{Departure, Dispatcher, Done, Means, Move, Ready, Work};
+use super::window::{Loaded, Reading};
+use crate::callback::{CallbackSettings, Callbacks, Carrier, Ticket};
 use crate::clock::{Clock, ManualClock};
+use crate::metrics::Metrics;
 use crate::propose::maker::{Asked, Maker};
 use crate::propose::{self, Dispatches, Refused};
 use crate::raft::Observer;
 use crate::shard::{self, Batch, Cancel, CatchUp, Change, Claim, Detach, Edit, Pause, Reply, Request, Settle};
 use crate::store::Store;
 use crate::store::codec;
-use crate::store::keys::{Key, Parsed, parse_state};
+use crate::store::keys::Key;
 use crate::store::overlay::{Overlay, Write};
 use crate::store::rows::{CursorRow, NEVER, Role, ShardMetaRow, TaskRow};
 use crate::task::{
-    Callback, Failure, FailureClass, Fence, GroupId, InstantMs, Missed, Outcome, Policy, Protocol, Recurrence, Retry,
-    TaskId,
+    Callback, Delivery, Failure, FailureClass, Fence, GroupId, InstantMs, Missed, Policy, Protocol, Recurrence, Retry,
+    ShardId, TaskId,
 };
 
 const SCHEDULES: u64 = 2_000;
-const STEPS: usize = 220;
-const TASKS_MAX: u64 = 6;
+const STEPS: usize = 400;
+const TASKS_MAX: u64 = 10;
 /// Short, so that tasks come into it by themselves and by being read.
 const WINDOW_MS: u64 = 1_500;
+/// Of the timeline, read at a time: so that there is something between two reads.
+const ROWS_PER_CHUNK: usize = 2;
+const DESTINATIONS: [&str; 2] = ["127.0.0.1:1", "127.0.0.1:2"];
 
 /// What is asked for and not yet in an entry.
 #[derive(Debug, Clone)]
@@ -47,18 +64,19 @@ enum Ask {
     Register {
         recurrence: Option<Recurrence>,
         due_ms: InstantMs,
+        destination: usize,
     },
     Cancel(TaskId),
     Edit {
         id: TaskId,
         version: Option<u64>,
         due_ms: Option<InstantMs>,
+        destination: Option<usize>,
     },
     Pause(TaskId, bool),
     /// From a delivery of this term, which ends with it.
     Settle(u64, Settle),
-    CatchUp(u64, CatchUp),
-    Detach(u64, TaskId, u64),
+    Move(u64, Move),
     Arm(InstantMs),
 }
 
@@ -77,25 +95,27 @@ struct Entry {
     armed_ms: InstantMs,
 }
 
-/// One id with the dispatcher, after its row was read.
-struct Looked {
-    id: TaskId,
-    due_ms: InstantMs,
-    found: Option<(TaskRow, CursorRow)>,
-    how: How,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum How {
-    Due,
-    Admitted,
-    Down,
+/// While the ledger leads: its dispatcher.
+struct Leads {
+    dues: mpsc::UnboundedReceiver<Handed>,
+    dispatcher: Dispatcher,
+    /// It gives back what it is handed, until the lease is valid.
+    suspended: bool,
 }
 
 /// An attempt that the receiver has and has not answered.
 struct Out {
     term: u64,
-    settle: Settle,
+    departure: Departure,
+}
+
+/// Whoever gets attempts, and what they say to the next one.
+struct Receivers(Mutex<Result<(), Failure>>);
+
+impl Carrier for Receivers {
+    fn carry(&self, _: Delivery, _: Duration) -> BoxFuture<'static, Result<(), Failure>> {
+        ready(self.0.lock().unwrap().clone()).boxed()
+    }
 }
 
 /// What is known of one task, and what was promised.
@@ -124,62 +144,89 @@ enum End {
 }
 
 /// How often what happened; so that a test that meets nothing fails.
-#[derive(Default, Debug, Clone, Copy)]
-struct Met {
-    cancelled: u64,
-    cancel_too_late: u64,
-    cancel_not_found: u64,
-    edited: u64,
-    edit_too_late: u64,
-    conflicts: u64,
-    paused: u64,
-    paused_maybe_out: u64,
-    resumed: u64,
-    deliveries: u64,
-    again: u64,
-    waits: u64,
-    turns_in_line: u64,
-    downs: u64,
-    put_back: u64,
-    void_begins: u64,
-    new_terms: u64,
-    same_terms: u64,
-    kills: u64,
-    moved: u64,
-    timed_out: u64,
-    unknown: u64,
-    late_ends: u64,
-    refused: u64,
-    suspended: u64,
-    /// Leading went on while attempts were out.
-    resumed_with_out: u64,
-    /// The term ended meanwhile.
-    over_while_suspended: u64,
-    taken_back: u64,
+macro_rules! met {
+    ($($(#[$comment:meta])* $field:ident,)*) => {
+        #[derive(Default, Debug)]
+        struct Met { $($(#[$comment])* $field: u64,)* }
+
+        impl Met {
+            fn add(&mut self, other: Met) {
+                $(self.$field += other.$field;)*
+            }
+
+            fn least(&self) -> u64 {
+                [$(self.$field),*].into_iter().min().unwrap()
+            }
+        }
+    };
 }
 
-/// Why leading is suspended.
+met! {
+    cancelled,
+    cancel_too_late,
+    cancel_not_found,
+    edited,
+    edit_too_late,
+    conflicts,
+    paused,
+    paused_maybe_out,
+    resumed,
+    deliveries,
+    again,
+    waits,
+    turns_in_line,
+    downs,
+    put_back,
+    void_begins,
+    new_terms,
+    same_terms,
+    kills,
+    moved,
+    timed_out,
+    unknown,
+    late_ends,
+    refused,
+    suspended,
+    /// Leading went on while attempts were out.
+    resumed_with_out,
+    /// The term ended meanwhile.
+    over_while_suspended,
+    taken_back,
+    /// Whose destination was down, and who were not sent.
+    failed,
+    /// The window ended where there was no room in the wheel.
+    full,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lease {
+    Valid,
     /// It will not last much longer, which is enough to propose and not to dispatch.
     Short,
     Over,
 }
 
-struct World {
+struct World<'r> {
     rng: StdRng,
     group: GroupId,
     store: Store,
+    /// Of the destinations' timers; its time goes with the clock.
+    runtime: &'r Runtime,
     clock: Arc<ManualClock>,
+    settings: FiringSettings,
     ledger: Arc<Ledger>,
+    callbacks: Callbacks,
+    receivers: Arc<Receivers>,
+    /// Which receivers cannot be reached.
+    unreachable: [bool; DESTINATIONS.len()],
+    metrics: Arc<Metrics>,
     meta: ShardMetaRow,
     term: u64,
     /// This node has won `term`, and has a lease. What is asked is proposed from then on.
     won: bool,
     maker: Maker,
-    /// While the ledger leads.
-    dues: Option<mpsc::UnboundedReceiver<Handed>>,
-    suspended: Option<Lease>,
+    leads: Option<Leads>,
+    lease: Lease,
     /// The last term in which the ledger led, and whether it has begun in it more than once: then it has forgotten what was
     /// out. Nobody does that to it any more, and what it says is true all the same.
     led_in: u64,
@@ -187,60 +234,75 @@ struct World {
     asks: Vec<Ask>,
     /// How fast entries are applied: 1 is fast.
     pace: f64,
+    /// The most steps that a dispatcher takes with nothing in between.
+    stride: usize,
     /// In the order of the log.
     entries: VecDeque<Entry>,
     /// Ends of what an entry of an earlier term held back, or one that nobody waits for, which nobody has told yet.
     late_ends: Vec<(u64, TaskId)>,
     /// Moved on by the dispatcher, and found to have moved by themselves.
     stale: Vec<(u64, TaskId)>,
-    messages: VecDeque<Handed>,
-    looked: VecDeque<Looked>,
-    /// Read from the timeline, and not yet with the ledger.
-    rows: Option<Vec<(InstantMs, TaskId)>>,
-    line: Vec<Ticket>,
+    /// Each settles some whose destination is down, beside the dispatcher and beyond its term.
+    failing: Vec<Dispatcher>,
+    /// What is read from the timeline, and the rows that are not yet with the ledger.
+    reading: Option<(Reading, Option<Vec<(InstantMs, TaskId)>>)>,
+    full: bool,
     out: Vec<Out>,
     tasks: BTreeMap<TaskId, Told>,
     next_id: u64,
-    policy: Arc<Policy>,
+    policies: [Arc<Policy>; DESTINATIONS.len()],
     met: Met,
 }
 
-impl World {
-    fn new(store: &Store, mut rng: StdRng, group: GroupId) -> Self {
+impl<'r> World<'r> {
+    /// In `runtime`.
+    fn new(store: &Store, mut rng: StdRng, group: GroupId, runtime: &'r Runtime) -> Self {
         let clock = Arc::new(ManualClock::at_ms(1_000));
-        let ledger = Ledger::new(store.clone(), clock.clone(), settings());
-        let retry = Retry { attempts_max: 3, interval_ms: 100, interval_max_ms: 100, ..Retry::default() };
+        let timers_max = [FiringSettings::default().timers_max, 4][rng.random_range(0..2)];
+        let in_flight_max = [FiringSettings::default().in_flight_max, 2][rng.random_range(0..2)];
+        let settings = FiringSettings { window_ms: WINDOW_MS, timers_max, in_flight_max, ..FiringSettings::default() };
+        let ledger = Ledger::new(store.clone(), clock.clone(), settings);
+        let receivers = Arc::new(Receivers(Mutex::new(Ok(()))));
+        let callbacks = callbacks(&receivers, &ledger, &mut rng);
         let maker = maker(group, &clock, &ledger, &mut rng);
         let pace = [1.0, 0.2][rng.random_range(0..2)];
-        let policy =
-            Policy { callback: Callback::new(Protocol::Tcp, "127.0.0.1:1").unwrap(), retry, dead_letter: None };
+        let stride = rng.random_range(1..6);
+        let unreachable = [false; DESTINATIONS.len()];
+        let retry = Retry { attempts_max: 3, interval_ms: 100, interval_max_ms: 100, ..Retry::default() };
+        let policies = [0, 1].map(|n| Arc::new(Policy { callback: callback(n), retry, dead_letter: None }));
         Self {
             rng,
             group,
             store: store.clone(),
+            runtime,
             clock,
+            settings,
             ledger,
+            callbacks,
+            receivers,
+            unreachable,
+            metrics: Arc::new(Metrics::new()),
             meta: ShardMetaRow::default(),
             term: 0,
             won: false,
             maker,
-            dues: None,
-            suspended: None,
+            leads: None,
+            lease: Lease::Valid,
             led_in: 0,
             forgot: false,
             asks: Vec::new(),
             pace,
+            stride,
             entries: VecDeque::new(),
             late_ends: Vec::new(),
             stale: Vec::new(),
-            messages: VecDeque::new(),
-            looked: VecDeque::new(),
-            rows: None,
-            line: Vec::new(),
+            failing: Vec::new(),
+            reading: None,
+            full: false,
             out: Vec::new(),
             tasks: BTreeMap::new(),
             next_id: 0,
-            policy: Arc::new(policy),
+            policies,
             met: Met::default(),
         }
     }
@@ -262,7 +324,10 @@ impl World {
     fn step(&mut self) {
         match self.rng.random_range(0..100) {
             0..10 => self.ask(),
-            10..20 => self.clock.advance(Duration::from_millis(self.rng.random_range(0..250))),
+            10..20 => {
+                let by = Duration::from_millis(self.rng.random_range(0..250));
+                self.pass(by);
+            }
             20..32 => self.turn(),
             32..42 => self.propose(),
             42..50 => {
@@ -271,19 +336,35 @@ impl World {
                 }
             }
             50..58 => self.answer(),
-            58..64 => self.look(),
-            64..76 => self.dispatch_one(),
-            76..82 => self.settle_one(),
-            82..85 => self.go(),
-            85..87 => self.down(),
-            87..92 => self.read_ahead(),
+            58..74 => self.dispatch(),
+            74..78 => self.fail_some(),
+            78..83 => self.settle_one(),
+            83..86 => {
+                let n = self.rng.random_range(0..DESTINATIONS.len());
+                self.unreachable[n] = self.rng.random_bool(0.7);
+                if self.unreachable[n] {
+                    self.break_off(n);
+                }
+            }
+            86..92 => self.read_ahead(),
             92..95 => self.give_back_one(),
             95..97 => self.lose_or_win(),
             97 if self.rng.random_bool(0.3) => self.kill(),
             98 => self.end_late(),
-            _ if self.won && self.dues.is_none() => self.lead(),
+            _ if self.won && self.leads.is_none() => self.lead(),
             _ => self.turn(),
         }
+    }
+
+    fn pass(&self, by: Duration) {
+        self.clock.advance(by);
+        self.runtime.block_on(async {
+            tokio::time::advance(by).await;
+            // Timers have their turn.
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+        });
     }
 
     /// A client wants something.
@@ -298,7 +379,8 @@ impl World {
                     count: Some(self.rng.random_range(1..6)),
                     ..Recurrence::every(self.rng.random_range(100..800))
                 });
-                self.asks.push(Ask::Register { recurrence, due_ms: soon_ms });
+                let destination = self.rng.random_range(0..DESTINATIONS.len());
+                self.asks.push(Ask::Register { recurrence, due_ms: soon_ms, destination });
                 self.next_id += 1;
             }
             return;
@@ -308,7 +390,8 @@ impl World {
             2..6 => {
                 let version = self.rng.random_bool(0.5).then(|| self.rng.random_range(1..4));
                 let due_ms = self.rng.random_bool(0.5).then_some(soon_ms);
-                Ask::Edit { id, version, due_ms }
+                let destination = self.rng.random_bool(0.2).then(|| self.rng.random_range(0..DESTINATIONS.len()));
+                Ask::Edit { id, version, due_ms, destination }
             }
             6..8 => Ask::Pause(id, true),
             _ => Ask::Pause(id, false),
@@ -321,21 +404,18 @@ impl World {
         let turn = self.ledger.turn(&|_, _, up_to| arms.lock().unwrap().push(up_to));
         assert!(!matches!(turn, Turn::Stop));
         self.asks.extend(arms.into_inner().unwrap().into_iter().map(Ask::Arm));
-        self.take_messages();
-    }
-
-    fn take_messages(&mut self) {
-        while let Some(Ok(handed)) = self.dues.as_mut().map(mpsc::UnboundedReceiver::try_recv) {
-            self.messages.push_back(handed);
-        }
     }
 
     /// The real maker makes an entry of some of what is asked: claims are made here, and tasks are held from here on.
     fn propose(&mut self) {
-        if self.suspended == Some(Lease::Over) {
+        if self.lease == Lease::Over {
             // Refused: clients ask elsewhere, the watermark is asked for again when leading goes on, and whoever moves a task
             // waits for that.
-            self.asks.retain(|ask| matches!(ask, Ask::Settle(..) | Ask::CatchUp(..) | Ask::Detach(..)));
+            let is_ours = |ask: &Ask| matches!(ask, Ask::Arm(_) | Ask::Settle(..) | Ask::Move(..));
+            if self.asks.iter().any(is_ours) {
+                let _ = self.ledger.suspend(self.group, self.term);
+            }
+            self.asks.retain(|ask| matches!(ask, Ask::Settle(..) | Ask::Move(..)));
             return;
         }
         if !self.won || self.asks.is_empty() {
@@ -384,9 +464,9 @@ impl World {
     /// As whoever asks does it.
     fn asked(&self, ask: &Ask) -> Asked {
         let ask = match ask.clone() {
-            Ask::Register { recurrence, due_ms } => propose::Ask::Register {
+            Ask::Register { recurrence, due_ms, destination } => propose::Ask::Register {
                 client: "me".parse().unwrap(),
-                policy: self.policy.clone(),
+                policy: self.policies[destination].clone(),
                 due: propose::Due::At(due_ms),
                 recurrence,
                 tags: None,
@@ -395,14 +475,14 @@ impl World {
                 payload: bytes::Bytes::from_static(b"old"),
             },
             Ask::Cancel(id) => propose::Ask::Cancel { id, owner: None },
-            Ask::Edit { id, version, due_ms } => {
-                let change = Change { payload: Some(bytes::Bytes::from_static(b"new")), ..Change::default() };
+            Ask::Edit { id, version, due_ms, destination } => {
+                let payload = Some(bytes::Bytes::from_static(b"new"));
+                let change = Change { payload, callback: destination.map(callback), ..Change::default() };
                 propose::Ask::Edit { id, owner: None, version, due: due_ms.map(propose::Due::At), change }
             }
             Ask::Pause(id, paused) => propose::Ask::Pause { id, owner: None, paused },
             Ask::Settle(_, settle) => propose::Ask::Settle(settle),
-            Ask::CatchUp(_, catch_up) => propose::Ask::Plain(Request::CatchUp(catch_up)),
-            Ask::Detach(_, id, occurrence) => propose::Ask::Detach { id, occurrence },
+            Ask::Move(_, way) => way.ask(),
             Ask::Arm(up_to) => propose::Ask::Arm(up_to),
         };
         // What is answered is checked when it is applied.
@@ -454,7 +534,6 @@ impl World {
         for (request, reply, before, after) in checks {
             self.promise(&request, &reply, before, after, answered);
         }
-        self.take_messages();
         replies
     }
 
@@ -580,8 +659,10 @@ impl World {
             for request in &entry.batch.requests {
                 match request {
                     Request::Settle(settle) => self.asks.push(Ask::Settle(entry.term, settle.clone())),
-                    Request::CatchUp(catch_up) => self.asks.push(Ask::CatchUp(entry.term, *catch_up)),
-                    Request::Detach(detach) => self.asks.push(Ask::Detach(entry.term, detach.id, detach.occurrence)),
+                    Request::CatchUp(catch_up) => self.asks.push(Ask::Move(entry.term, Move::CatchUp(*catch_up))),
+                    Request::Detach(Detach { id, occurrence, .. }) => {
+                        self.asks.push(Ask::Move(entry.term, Move::Detach { id: *id, occurrence: *occurrence }));
+                    }
                     _ => {}
                 }
             }
@@ -601,96 +682,113 @@ impl World {
         }
     }
 
-    /// As the dispatcher does it with one message: all of its rows are read.
-    fn look(&mut self) {
-        if !self.looked.is_empty() {
+    fn dispatcher(&self) -> Dispatcher {
+        let (ledger, clock, store) = (self.ledger.clone(), self.clock.clone(), self.store.clone());
+        let (callbacks, metrics) = (self.callbacks.clone(), self.metrics.clone());
+        Dispatcher::new(self.group, self.term, Means { ledger, clock, store, callbacks, metrics })
+    }
+
+    /// As `dispatch::run` does it: some of the steps there are, or else the next messages.
+    fn dispatch(&mut self) {
+        let Some(mut leads) = self.leads.take() else { return };
+        if leads.dispatcher.next().is_some() {
+            for _ in 0..self.rng.random_range(1..=self.stride) {
+                self.step_of(&mut leads.dispatcher);
+            }
+        } else if leads.suspended && self.lease == Lease::Valid && self.rng.random_bool(0.5) {
+            self.met.resumed_with_out += u64::from(self.ledger.counts().in_flight > 0);
+            self.ledger.resume(self.group, self.term);
+            leads.suspended = false;
+        } else {
+            self.receive(&mut leads);
+        }
+        self.leads = Some(leads);
+    }
+
+    fn receive(&mut self, leads: &mut Leads) {
+        let Leads { dues, dispatcher, suspended } = leads;
+        let mut messages = Vec::new();
+        if dues.recv_many(&mut messages, MESSAGES_AT_ONCE).now_or_never().is_none() {
             return;
         }
-        if self.suspended.is_some() {
-            return self.take_back();
-        }
-        let Some(message) = self.messages.pop_front() else { return };
-        let (due, how): (Due, How) = match message {
-            Handed::Due(due) => (due, How::Due),
-            Handed::Admitted(admitted) => {
-                (admitted.iter().map(|(ticket, _)| (ticket.due_ms, ticket.task)).collect(), How::Admitted)
-            }
-            Handed::Down(tickets, ..) => (self.ledger.end_wait(&tickets), How::Down),
-        };
-        self.ledger.look(self.group, self.term, &due);
-        for (due_ms, id) in due {
-            let found = shard::read_task(&self.store, self.group, id).unwrap();
-            self.looked.push_back(Looked { id, due_ms, found, how });
-        }
-    }
-
-    /// As the dispatcher does it while leading is suspended, with all that was handed to it.
-    fn take_back(&mut self) {
-        let (mut back, mut permits) = (Due::new(), Vec::new());
-        for message in self.messages.drain(..) {
+        for message in &messages {
             match message {
-                Handed::Due(due) => back.extend(due),
-                Handed::Admitted(admitted) => {
-                    for (ticket, permit) in admitted {
-                        back.push((ticket.due_ms, ticket.task));
-                        permits.push(permit);
-                    }
-                }
-                Handed::Down(tickets, ..) => assert!(self.ledger.end_wait(&tickets).is_empty(), "nobody begins now"),
+                Handed::Due(_) => {}
+                Handed::Admitted(turns) => self.met.turns_in_line += turns.len() as u64,
+                Handed::Down(tickets, ..) => self.met.downs += tickets.len() as u64,
             }
         }
-        self.met.taken_back += back.len() as u64;
-        self.ledger.take_back(self.group, self.term, &back);
+        let valid = (self.lease == Lease::Valid).then_some(self.term);
+        if !*suspended && dispatcher.may_begin(valid) {
+            assert_eq!(self.lease, Lease::Valid);
+            for (tickets, down) in dispatcher.take(&mut messages) {
+                let mut failing = self.dispatcher();
+                failing.fail(&tickets, down);
+                self.failing.push(failing);
+            }
+            return;
+        }
+        if !*suspended {
+            self.met.suspended += 1;
+            assert!(self.ledger.suspend(self.group, self.term).is_some());
+            *suspended = true;
+        }
+        dispatcher.give_back(&mut messages);
     }
 
-    fn dispatch_one(&mut self) {
-        let Some(Looked { id, due_ms, found, how }) = self.looked.pop_front() else { return };
-        let (task, at) = match found {
-            Some((task, at)) if at.due_ms <= due_ms => (task, at),
-            _ => {
-                self.met.put_back += 1;
-                return self.ledger.put_back(self.group, self.term, id).unwrap();
-            }
-        };
-        match how {
-            How::Due => {
-                if shard::must_catch_up(&task, &at, self.now_ms()) {
-                    let catch_up = CatchUp { id, occurrence: at.occurrence };
-                    return self.asks.push(Ask::CatchUp(self.term, catch_up));
-                }
-                if task.recurrence.is_some_and(|recurrence| recurrence.overlap) && at.attempt == 1 {
-                    return self.asks.push(Ask::Detach(self.term, id, at.occurrence));
-                }
-                if self.rng.random_bool(0.4) {
-                    self.met.waits += 1;
-                    self.line.push(Ticket { group: self.group, term: self.term, task: id, due_ms });
-                    // Its turn may come before the ledger hears that it waits.
-                    if self.rng.random_bool(0.1) {
-                        self.go();
-                    }
-                    return self.ledger.wait(self.group, self.term, id);
-                }
-                self.begin(id, &task, &at, true);
-            }
-            How::Admitted => self.begin(id, &task, &at, true),
-            How::Down => self.begin(id, &task, &at, false),
+    /// As `dispatch::fail` does it.
+    fn fail_some(&mut self) {
+        if self.failing.is_empty() {
+            return;
+        }
+        let n = self.rng.random_range(0..self.failing.len());
+        let mut failing = self.failing.swap_remove(n);
+        for _ in 0..self.rng.random_range(1..=self.stride) {
+            self.step_of(&mut failing);
+        }
+        if failing.next().is_some() {
+            self.failing.push(failing);
         }
     }
 
-    /// `sent` is false when the attempt fails without going out.
-    fn begin(&mut self, id: TaskId, task: &TaskRow, at: &CursorRow, sent: bool) {
-        let CursorRow { occurrence, attempt, .. } = *at;
-        let Some(seq) = self.ledger.begin(self.group, self.term, id, occurrence, attempt) else {
-            self.met.void_begins += 1;
-            return self.ledger.put_back(self.group, self.term, id).unwrap();
-        };
-        let failed = Outcome::Failed(Failure::new(FailureClass::CircuitOpen, "down"));
-        let settle = Settle { id, occurrence, attempt, outcome: failed, dispatched_ms: 0 };
-        if !sent {
-            return self.asks.push(Ask::Settle(self.term, settle));
+    fn step_of(&mut self, dispatcher: &mut Dispatcher) {
+        let mut begins = None;
+        if let Some(Work::BeginFailed(ready, down)) = dispatcher.next() {
+            assert!(down.destination.is_of(&ready.policy.callback), "another destination is down");
         }
+        match dispatcher.next() {
+            Some(Work::Begin(ready, _) | Work::BeginFailed(ready, _)) => begins = Some(ready.clone()),
+            Some(Work::Wait(_)) => {
+                self.met.waits += 1;
+                // Its turn may come before the ledger hears that it waits.
+                if self.rng.random_bool(0.1) {
+                    self.settle_one();
+                }
+            }
+            Some(Work::PutBack(_)) => self.met.put_back += 1,
+            Some(Work::TakeBack(due, _)) => self.met.taken_back += due.len() as u64,
+            _ => {}
+        }
+        let suspended = self.ledger.is_suspended(self.group, dispatcher.term);
+        match dispatcher.step().unwrap() {
+            Some(Done::Leaves(departure)) => {
+                assert!(!suspended, "it leaves while leading is suspended");
+                assert_eq!(dispatcher.term, self.term, "it leaves after its term");
+                self.leaves(*begins.unwrap(), *departure);
+            }
+            Some(Done::Fails(settle)) => {
+                self.met.failed += 1;
+                self.asks.push(Ask::Settle(dispatcher.term, settle));
+            }
+            Some(Done::Moves(_, way)) => self.asks.push(Ask::Move(dispatcher.term, way)),
+            Some(Done::Here) => self.met.void_begins += u64::from(begins.is_some()),
+            None => {}
+        }
+    }
+
+    fn leaves(&mut self, ready: Ready, departure: Departure) {
+        let Ready { id, ref task, ref at, .. } = ready;
         self.met.deliveries += 1;
-        assert_eq!(self.suspended, None, "{id} leaves while leading is suspended");
         // Of what was on its way before it was held back, the claim says so.
         let holds = |request: &Request| match request {
             Request::Cancel(Cancel { id: of, claim, .. })
@@ -704,14 +802,13 @@ impl World {
         let now_ms = self.now_ms();
         assert!(at.due_ms <= now_ms, "early");
         assert!(at.due_ms <= self.meta.armed_ms, "not armed: the next leader would not know of it");
-        let (shown, shown_occurrence) = shard::shown_as(id, task, occurrence);
-        assert!(shard::shown_due(task, occurrence) <= now_ms, "early");
+        let Delivery { task: shown, occurrence, attempt, due_ms, fence, .. } = departure.delivery;
+        assert!(due_ms <= now_ms, "early");
         let own = task.role == Role::Own;
         let told = self.tasks.get_mut(&shown).expect("registered");
-        let fence = Fence { term: self.term, seq };
         assert!(told.last_fence < Some(fence), "the fence grows");
         told.last_fence = Some(fence);
-        let which = (shown_occurrence, attempt);
+        let which = (occurrence, attempt);
         match told.ended {
             Some(End::Nothing) => panic!("{shown} {which:?} leaves after it was cancelled"),
             Some(End::UpTo(o, a)) => assert!(which <= (o, a), "{shown} {which:?} leaves after too late {:?}", (o, a)),
@@ -728,7 +825,7 @@ impl World {
         let once = told.delivered_in.insert((self.term, which.0, which.1));
         assert!(once || self.forgot, "{shown} {which:?} leaves twice in term {}", self.term);
         told.delivered.push((which.0, which.1, if own { task.version } else { 0 }));
-        self.out.push(Out { term: self.term, settle });
+        self.out.push(Out { term: self.term, departure });
     }
 
     /// A receiver answers.
@@ -737,55 +834,66 @@ impl World {
             return;
         }
         let n = self.rng.random_range(0..self.out.len());
-        let Out { term, mut settle } = self.out.swap_remove(n);
-        if self.rng.random_bool(0.6) {
-            settle.outcome = Outcome::Acknowledged;
-        }
+        let Out { term, departure } = self.out.swap_remove(n);
+        let to = departure.delivery.policy.callback.endpoint.as_str();
+        let to = DESTINATIONS.iter().position(|endpoint| *endpoint == to).unwrap();
+        let answer = match self.unreachable[to] {
+            true => Err(not_there()),
+            false if self.rng.random_bool(0.6) => Ok(()),
+            false => Err(Failure::new(FailureClass::BadStatus, "no")),
+        };
+        *self.receivers.0.lock().unwrap() = answer;
+        let settle = attempt(departure, &self.callbacks, &self.metrics).now_or_never().expect("it is there at once");
         self.asks.push(Ask::Settle(term, settle));
     }
 
-    /// There is room at the destination for some of those who wait.
-    fn go(&mut self) {
-        let mut admitted = Vec::new();
-        for _ in 0..self.rng.random_range(0..=self.line.len()) {
-            // Not always the first: destinations are many.
-            let n = self.rng.random_range(0..self.line.len());
-            admitted.push((self.line.swap_remove(n), loose_permit()));
+    /// Attempts of others have failed there, and nobody is sent there any more but a probe now and then.
+    fn break_off(&self, destination: usize) {
+        let policy = &self.policies[destination];
+        let nobody = TaskId::new(0, ShardId(0), 0);
+        let ticket = Ticket { group: GroupId(0), term: 0, task: nobody, due_ms: 0 };
+        while let Some(permit) = self.callbacks.admit(&policy.callback, ticket) {
+            let delivery = Delivery {
+                task: nobody,
+                client: "other".parse().unwrap(),
+                name: None,
+                payload: bytes::Bytes::new(),
+                occurrence: 0,
+                attempt: 1,
+                due_ms: 0,
+                fence: Fence { term: 0, seq: 0 },
+                policy: policy.clone(),
+                dead_letter: None,
+            };
+            *self.receivers.0.lock().unwrap() = Err(not_there());
+            let _ = self.callbacks.deliver(permit, delivery).now_or_never();
         }
-        self.met.turns_in_line += admitted.len() as u64;
-        self.ledger.go(admitted);
-        self.take_messages();
     }
 
-    fn down(&mut self) {
-        let some = self.rng.random_range(0..=self.line.len());
-        let tickets: Vec<Ticket> = self.line.drain(..some).collect();
-        self.met.downs += tickets.len() as u64;
-        self.ledger.down(tickets, &Failure::new(FailureClass::CircuitOpen, "down"), &loose_name());
-        self.take_messages();
-    }
-
-    /// As `window` does it: the horizon moves, then rows are read, then they come to the wheel.
+    /// As `window` does it.
     fn read_ahead(&mut self) {
-        if let Some(rows) = self.rows.take() {
-            self.ledger.load(self.group, self.term, &rows);
-            return;
+        for _ in 0..self.rng.random_range(1..4) {
+            self.reading = match self.reading.take() {
+                Some((reading, None)) => {
+                    let rows = reading.read(&self.store).unwrap();
+                    Some((reading, Some(rows)))
+                }
+                Some((mut reading, Some(rows))) => match reading.load(&self.ledger, &rows) {
+                    Loaded::More => Some((reading, None)),
+                    loaded => {
+                        self.full = loaded == Loaded::Full;
+                        self.met.full += u64::from(self.full);
+                        None
+                    }
+                },
+                None if self.leads.is_none() || self.full && !self.ledger.has_room(self.group, self.term) => None,
+                None => {
+                    let until = (self.now_ms() + WINDOW_MS, None);
+                    let begun = Reading::begin(&self.ledger, self.group, self.term, until, ROWS_PER_CHUNK);
+                    Some((begun.expect("it leads"), None))
+                }
+            };
         }
-        if self.dues.is_none() {
-            return;
-        }
-        let until: Horizon = (self.now_ms() + WINDOW_MS, None);
-        let Some(from) = self.ledger.widen(self.group, self.term, until) else { return };
-        if from >= until {
-            return;
-        }
-        let (from, until) = (Key::timeline_from(self.group, from.0), Key::timeline_from(self.group, until.0));
-        let rows = self.store.scan_state(&from, &until, 10_000).unwrap();
-        let place = |key: &[u8]| match parse_state(key) {
-            Some((_, Parsed::Timeline(due_ms, id))) => (due_ms, id),
-            other => panic!("{other:?}"),
-        };
-        self.rows = Some(rows.iter().map(|(key, _)| place(key)).collect());
     }
 
     /// What the dispatcher wanted to move on has moved by itself.
@@ -795,47 +903,36 @@ impl World {
     }
 
     fn lose_or_win(&mut self) {
-        match (self.won, self.dues.is_some()) {
-            (_, true) if self.suspended.is_some() && self.rng.random_bool(0.7) => self.resume(),
-            (_, true) if self.suspended.is_none() && self.rng.random_bool(0.6) => self.suspend(),
+        match (self.won, self.leads.is_some()) {
+            (_, true) if self.lease != Lease::Valid && self.rng.random_bool(0.7) => self.lease = Lease::Valid,
+            (_, true) if self.lease == Lease::Valid && self.rng.random_bool(0.6) => self.lose_lease(),
             (_, true) => self.lose(),
             (true, false) => self.lead(),
             (false, false) => self.win(),
         }
     }
 
-    /// The dispatcher finds out, or somebody who was refused, while the dispatcher may have looked up half of a batch.
-    fn suspend(&mut self) {
-        self.met.suspended += 1;
-        self.suspended = Some([Lease::Short, Lease::Over][self.rng.random_range(0..2)]);
-        assert!(self.ledger.suspend(self.group, self.term).is_some());
-        assert!(self.ledger.suspend(self.group, self.term).is_some(), "twice is the same as once");
-        self.take_messages();
-    }
-
-    fn resume(&mut self) {
-        // It is the dispatcher who goes on, after it has begun with nothing of its batch.
-        while !self.looked.is_empty() {
-            self.dispatch_one();
+    /// The dispatcher finds out with its next message, or somebody who was refused does, while the dispatcher may have looked
+    /// up half of a batch.
+    fn lose_lease(&mut self) {
+        self.lease = [Lease::Short, Lease::Over][self.rng.random_range(0..2)];
+        if self.rng.random_bool(0.5) {
+            assert!(self.ledger.suspend(self.group, self.term).is_some());
+            assert!(self.ledger.suspend(self.group, self.term).is_some(), "twice is the same as once");
         }
-        // What came in the last moment may be left.
-        if self.rng.random_bool(0.8) {
-            self.take_back();
-        }
-        self.suspended = None;
-        self.met.resumed_with_out += u64::from(self.ledger.counts().in_flight > 0);
-        self.ledger.resume(self.group, self.term);
     }
 
     fn lose(&mut self) {
+        let mut leads = self.leads.take().expect("it leads");
         // One batch is one step of the dispatcher, and so is the end of a term.
-        while !self.looked.is_empty() {
-            self.dispatch_one();
+        while leads.dispatcher.next().is_some() {
+            self.step_of(&mut leads.dispatcher);
         }
-        self.dues = None;
-        self.messages.clear();
-        self.rows = None;
-        self.met.over_while_suspended += u64::from(self.suspended.take().is_some());
+        self.met.over_while_suspended += u64::from(self.ledger.is_suspended(self.group, self.term));
+        // With all places it was handed, and that before the ledger forgets.
+        drop(leads);
+        self.lease = Lease::Valid;
+        (self.reading, self.full) = (None, false);
         self.ledger.unlead(self.group, self.term);
         // The lease may be back before anybody asks.
         self.won = self.rng.random_bool(0.2);
@@ -845,8 +942,7 @@ impl World {
         }
         // Whatever is asked of who does not lead is refused; deliveries ask again as long as their term lasts.
         let term = self.term;
-        self.asks
-            .retain(|ask| matches!(ask, Ask::Settle(of, _) | Ask::CatchUp(of, _) | Ask::Detach(of, ..) if *of == term));
+        self.asks.retain(|ask| matches!(ask, Ask::Settle(of, _) | Ask::Move(of, _) if *of == term));
     }
 
     /// The term that was lost, if nobody else has led meanwhile.
@@ -865,7 +961,7 @@ impl World {
     /// As `window` does it, a while after the election.
     fn lead(&mut self) {
         let (dues, _room) = self.ledger.lead(self.group, self.term).unwrap();
-        self.dues = Some(dues);
+        self.leads = Some(Leads { dues, dispatcher: self.dispatcher(), suspended: false });
         self.forgot = self.led_in == self.term;
         self.led_in = self.term;
     }
@@ -900,17 +996,16 @@ impl World {
     /// Nothing is left but what is stored.
     fn kill(&mut self) {
         self.met.kills += 1;
-        self.dues = None;
-        self.suspended = None;
+        self.leads = None;
+        self.lease = Lease::Valid;
         self.asks.clear();
         self.late_ends.clear();
         self.stale.clear();
-        self.messages.clear();
-        self.looked.clear();
-        self.rows = None;
-        self.line.clear();
+        self.failing.clear();
+        (self.reading, self.full) = (None, false);
         self.out.clear();
-        self.ledger = Ledger::new(self.store.clone(), self.clock.clone(), settings());
+        self.ledger = Ledger::new(self.store.clone(), self.clock.clone(), self.settings);
+        self.callbacks = callbacks(&self.receivers, &self.ledger, &mut self.rng);
         self.maker = maker(self.group, &self.clock, &self.ledger, &mut self.rng);
         self.end_entries(false);
         self.term += 1;
@@ -922,12 +1017,11 @@ impl World {
         if !self.won {
             self.win();
         }
-        if self.dues.is_none() {
+        if self.leads.is_none() {
             self.lead();
         }
-        if self.suspended.is_some() {
-            self.resume();
-        }
+        self.lease = Lease::Valid;
+        self.unreachable = DESTINATIONS.map(|_| false);
         for id in self.tasks.keys().copied().collect::<Vec<_>>() {
             self.asks.push(Ask::Pause(id, false));
         }
@@ -941,10 +1035,9 @@ impl World {
                 self.apply();
                 self.answer();
                 self.read_ahead();
-                self.go();
-                self.look();
-                while !self.looked.is_empty() {
-                    self.dispatch_one();
+                while self.is_busy() {
+                    self.dispatch();
+                    self.fail_some();
                 }
                 while !self.out.is_empty() {
                     self.settle_one();
@@ -956,14 +1049,41 @@ impl World {
                     self.end_late();
                 }
             }
-            self.clock.advance(Duration::from_millis(100));
-            let quiet = self.asks.is_empty() && self.entries.is_empty() && self.line.is_empty();
+            self.pass(Duration::from_millis(100));
+            let quiet = self.asks.is_empty() && self.entries.is_empty() && self.callbacks.counts().waiting == 0;
             idle = if before == (self.meta.pending, self.met.deliveries) && quiet { idle + 1 } else { 0 };
         }
         let counts = self.ledger.counts();
         assert_eq!(self.meta.pending, 0, "tasks that never leave; {counts:?}");
         assert_eq!((counts.in_flight, counts.waiting, counts.timers), (0, 0, 0), "nothing is left behind");
     }
+
+    fn is_busy(&self) -> bool {
+        let leads = self.leads.as_ref().expect("it leads to the end");
+        leads.suspended || leads.dispatcher.next().is_some() || !leads.dues.is_empty() || !self.failing.is_empty()
+    }
+}
+
+fn callbacks(receivers: &Arc<Receivers>, ledger: &Arc<Ledger>, rng: &mut StdRng) -> Callbacks {
+    let settings = CallbackSettings {
+        // A receiver that has shown that it can has two attempts at a time.
+        connections_max: 1,
+        in_flight_max: rng.random_range(1..3),
+        cool_down_min: Duration::from_millis(50),
+        cool_down_max: Duration::from_millis(100),
+        ..CallbackSettings::default()
+    };
+    let callbacks = Callbacks::carried(settings, receivers.clone());
+    callbacks.set_waiters(ledger.clone());
+    callbacks
+}
+
+fn not_there() -> Failure {
+    Failure::new(FailureClass::Unreachable, "nobody is there")
+}
+
+fn callback(destination: usize) -> Callback {
+    Callback::new(Protocol::Tcp, DESTINATIONS[destination]).unwrap()
 }
 
 fn maker(group: GroupId, clock: &Arc<ManualClock>, ledger: &Arc<Ledger>, rng: &mut StdRng) -> Maker {
@@ -979,91 +1099,11 @@ fn claim_of(request: &Request) -> Option<Claim> {
     }
 }
 
-fn settings() -> FiringSettings {
-    FiringSettings { window_ms: WINDOW_MS, ..FiringSettings::default() }
-}
-
 fn standing(rows: &Overlay<'_>, group: GroupId, id: TaskId) -> Option<(TaskRow, CursorRow)> {
     let task: TaskRow = rows.get("a task", &Key::task(group, id)).unwrap()?;
     let at = rows.get("a cursor", &Key::cursor(group, id)).unwrap();
     let at = at.unwrap_or_else(|| shard::first_cursor(&task));
     Some((task, at))
-}
-
-impl Met {
-    fn add(&mut self, other: Met) {
-        macro_rules! add {
-            ($($field:ident),*) => { $( self.$field += other.$field; )* };
-        }
-        add!(
-            cancelled,
-            cancel_too_late,
-            cancel_not_found,
-            edited,
-            edit_too_late,
-            conflicts,
-            paused,
-            paused_maybe_out,
-            resumed,
-            deliveries,
-            again,
-            waits,
-            turns_in_line,
-            downs,
-            put_back,
-            void_begins,
-            new_terms,
-            same_terms,
-            kills,
-            moved,
-            timed_out,
-            unknown,
-            late_ends,
-            refused,
-            suspended,
-            resumed_with_out,
-            over_while_suspended,
-            taken_back
-        );
-    }
-
-    fn least(&self) -> u64 {
-        let Self { cancelled, cancel_too_late, cancel_not_found, edited, edit_too_late, conflicts, .. } = *self;
-        let Self { paused, paused_maybe_out, resumed, again, waits, turns_in_line, downs, put_back, .. } = *self;
-        let Self { void_begins, new_terms, same_terms, kills, moved, timed_out, unknown, late_ends, refused, .. } =
-            *self;
-        let Self { suspended, resumed_with_out, over_while_suspended, taken_back, .. } = *self;
-        let all = [
-            cancelled,
-            cancel_too_late,
-            cancel_not_found,
-            edited,
-            edit_too_late,
-            conflicts,
-            paused,
-            paused_maybe_out,
-            resumed,
-            again,
-            waits,
-            turns_in_line,
-            downs,
-            put_back,
-            void_begins,
-            new_terms,
-            same_terms,
-            kills,
-            moved,
-            timed_out,
-            unknown,
-            late_ends,
-            refused,
-            suspended,
-            resumed_with_out,
-            over_while_suspended,
-            taken_back,
-        ];
-        all.into_iter().min().unwrap()
-    }
 }
 
 #[test]
@@ -1072,7 +1112,9 @@ fn no_answer_is_ever_false() {
     let store = Store::open(&temp.path().join("db")).unwrap();
     let mut met = Met::default();
     for (n, seed) in (1..).zip(seed::rounds(SCHEDULES)) {
-        let mut world = World::new(&store, seed.rng(), GroupId(n));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let _entered = runtime.enter();
+        let mut world = World::new(&store, seed.rng(), GroupId(n), &runtime);
         for _ in 0..STEPS {
             world.step();
         }

@@ -16,13 +16,13 @@ use openraft::ServerState;
 use openraft::rt::WatchReceiver as _;
 use tokio::sync::Notify;
 
-use super::ledger::Horizon;
+use super::ledger::{Horizon, Ledger};
 use super::{Parts, dispatch, forget};
 use crate::blocking;
 use crate::raft::Group;
 use crate::sabotage::Fault;
-use crate::store::StoreError;
 use crate::store::keys::{Key, Parsed, parse_state};
+use crate::store::{Store, StoreError};
 use crate::task::{GroupId, InstantMs, TaskId};
 
 /// Rows read and handed to the wheel at a time: the lock is held for well below a millisecond.
@@ -126,8 +126,8 @@ async fn read_ahead(group: GroupId, term: u64, parts: &Arc<Parts>, room: &Notify
     let window_ms = parts.ledger.settings().window_ms;
     loop {
         let until: Horizon = (parts.clock.now_ms() + window_ms, None);
-        let Some(from) = parts.ledger.widen(group, term, until) else { return Ok(()) };
-        if from < until && !load(group, term, from, until, parts).await? {
+        let Some(reading) = Reading::begin(&parts.ledger, group, term, until, ROWS_PER_CHUNK) else { return Ok(()) };
+        if load(reading, parts).await? == Loaded::Full {
             // The window is as long as memory allows; go on when some of it has fired.
             while !parts.ledger.has_room(group, term) {
                 // Told when timers have fired; those that were cancelled are found by looking.
@@ -143,38 +143,75 @@ async fn read_ahead(group: GroupId, term: u64, parts: &Arc<Parts>, room: &Notify
     }
 }
 
-/// Reads `from..until` into the wheel. False when there was no room for all of it.
-async fn load(
+/// Never [`Loaded::More`].
+async fn load(mut reading: Reading, parts: &Arc<Parts>) -> Result<Loaded, StoreError> {
+    loop {
+        let (store, next) = (parts.store.clone(), reading.clone());
+        let rows = blocking::aside(move || next.read(&store)).await.expect("a scan does not panic")?;
+        match reading.load(&parts.ledger, &rows) {
+            Loaded::More => {}
+            ended => return Ok(ended),
+        }
+    }
+}
+
+/// A part of the timeline on its way into the wheel, in single steps: begun, then read and loaded, row by row. The
+/// simulation of races takes them with anything in between.
+#[derive(Clone)]
+pub(super) struct Reading {
     group: GroupId,
     term: u64,
-    from: Horizon,
-    until: Horizon,
-    parts: &Arc<Parts>,
-) -> Result<bool, StoreError> {
-    let mut from = match from {
-        (due_ms, None) => Key::timeline_from(group, due_ms),
-        (due_ms, Some(id)) => Key::timeline(group, due_ms, id),
-    };
-    let until = Key::timeline_from(group, until.0);
-    loop {
-        let (store, chunk_from, chunk_until) = (parts.store.clone(), from.clone(), until.clone());
-        let read = blocking::aside(move || store.scan_state(&chunk_from, &chunk_until, ROWS_PER_CHUNK));
-        let rows = read.await.expect("a scan does not panic")?;
-        let last = rows.len() < ROWS_PER_CHUNK;
-        let rows: Vec<(InstantMs, TaskId)> = rows
-            .into_iter()
-            .map(|(key, _)| match parse_state(&key) {
-                Some((_, Parsed::Timeline(due_ms, id))) => Ok((due_ms, id)),
-                other => Err(StoreError::damaged("the timeline", format!("it holds {other:?}"))),
-            })
-            .collect::<Result<_, _>>()?;
-        let Some((last_due_ms, last_id)) = rows.last().copied() else { return Ok(true) };
-        match parts.ledger.load(group, term, &rows) {
-            Some(true) if last => return Ok(true),
-            // Read again from the last one: the wheel knows it already.
-            Some(true) => from = Key::timeline(group, last_due_ms, last_id),
-            Some(false) => return Ok(false),
-            None => return Ok(true),
+    from: Key,
+    until: Key,
+    /// Read at a time; two at least, or nothing would be read after the first.
+    rows_max: usize,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loaded {
+    /// There is more to read.
+    More,
+    /// Everything is loaded, or the term is over.
+    All,
+    /// There was no room for all of it.
+    Full,
+}
+
+impl Reading {
+    /// What is scheduled before `until` comes to the wheel by itself from now on; what is stored already is to be read.
+    /// `None` when the term is over.
+    pub fn begin(ledger: &Ledger, group: GroupId, term: u64, until: Horizon, rows_max: usize) -> Option<Self> {
+        let from = match ledger.widen(group, term, until)? {
+            (due_ms, None) => Key::timeline_from(group, due_ms),
+            (due_ms, Some(id)) => Key::timeline(group, due_ms, id),
+        };
+        Some(Self { group, term, from, until: Key::timeline_from(group, until.0), rows_max })
+    }
+
+    /// The next rows, as they are at this moment.
+    pub fn read(&self, store: &Store) -> Result<Vec<(InstantMs, TaskId)>, StoreError> {
+        if self.from >= self.until {
+            return Ok(Vec::new());
+        }
+        let rows = store.scan_state(&self.from, &self.until, self.rows_max)?;
+        let place = |key: &[u8]| match parse_state(key) {
+            Some((_, Parsed::Timeline(due_ms, id))) => Ok((due_ms, id)),
+            other => Err(StoreError::damaged("the timeline", format!("it holds {other:?}"))),
+        };
+        rows.iter().map(|(key, _)| place(key)).collect()
+    }
+
+    pub fn load(&mut self, ledger: &Ledger, rows: &[(InstantMs, TaskId)]) -> Loaded {
+        let Some((last_due_ms, last)) = rows.last() else { return Loaded::All };
+        match ledger.load(self.group, self.term, rows) {
+            Some(true) if rows.len() == self.rows_max => {
+                // Read again from the last one: the wheel knows it already.
+                self.from = Key::timeline(self.group, *last_due_ms, *last);
+                Loaded::More
+            }
+            Some(false) => Loaded::Full,
+            Some(true) | None => Loaded::All,
         }
     }
 }
