@@ -1,7 +1,8 @@
 //! What this node knows as the leader of its shards: which timers run, what is out, what is held back, what is armed.
 //!
-//! One lock for all shards, never held across an await or a read of the disk. The ledger hears of everything applied
-//! ([`Observer`]), in the order of the log, and answers the proposer's question about a dispatch ([`Dispatches`]).
+//! One lock for each shard, never held across an await or a read of the disk; nobody has two of them at a time. What is of
+//! all shards, two counts and when the driver wakes, is atomic. The ledger hears of everything applied ([`Observer`]), in
+//! the order of the log, and answers the proposer's question about a dispatch ([`Dispatches`]).
 //!
 //! What it knows of a shard lasts as long as the term. While the lease is not valid, leading is only *suspended*: nothing is
 //! handed over and nothing begins, what had been handed over and has not begun is in the wheel again, ahead of all that
@@ -11,11 +12,13 @@
 //! dispatcher checks each id against the state before it goes out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::FiringSettings;
+use super::held::Held;
 use crate::callback::{DestinationName, Permit, Ticket, Waiters};
 use crate::clock::Clock;
 use crate::propose::Dispatches;
@@ -97,44 +100,26 @@ struct Leading {
     suspended: Option<watch::Sender<()>>,
 }
 
-struct State {
-    leading: BTreeMap<GroupId, Leading>,
-    /// Of every group of this node, led or not.
-    metas: HashMap<GroupId, ShardMetaRow>,
-    /// The term a group was led in last, and the deliveries of that term: a lease that is lost and won back within one
+/// What is known of one shard of this node, led or not.
+#[derive(Default)]
+struct Shard {
+    leading: Option<Box<Leading>>,
+    held: Held,
+    /// As last applied; `None` when nothing was since the start.
+    meta: Option<ShardMetaRow>,
+    /// The term it was led in last, and the deliveries of that term: a lease that is lost and won back within one
     /// term must not give a fence twice.
-    fences: HashMap<GroupId, (u64, u64)>,
-    /// Not to be dispatched in a term: so many changes of that term are under way. They may begin before this node leads
-    /// in it, and outlive a lease that is lost and won back.
-    held: BTreeMap<(GroupId, u64), HashMap<TaskId, usize>>,
-    /// Whose turn is first, so that none is always the last to get what room there is.
-    first: usize,
-    /// What takes room: without that of shards that are suspended, which may be so for hours.
-    in_flight: usize,
-    timers: usize,
-    /// Until when the driver means to sleep. Whatever makes an earlier turn worthwhile lowers it and wakes the driver.
-    sleeping_until_ms: InstantMs,
-    stopped: bool,
+    fence: (u64, u64),
 }
 
-impl State {
-    fn led(&mut self, group: GroupId, term: u64) -> Option<&mut Leading> {
-        self.leading.get_mut(&group).filter(|leading| leading.term == term)
+impl Shard {
+    fn led(&mut self, term: u64) -> Option<&mut Leading> {
+        Some(self.led_and_held(term)?.0)
     }
 
-    fn is_held(&self, group: GroupId, term: u64, id: TaskId) -> bool {
-        self.held.get(&(group, term)).is_some_and(|held| held.contains_key(&id))
-    }
-
-    /// What is returned must be dropped when the lock is free: with it may go the permits of those who were about to
-    /// leave, and each lets another one go.
-    #[must_use = "to be dropped without the lock"]
-    fn drop_leading(&mut self, group: GroupId) -> Option<Leading> {
-        let gone = self.leading.remove(&group)?;
-        self.timers -= gone.wheel.len();
-        self.in_flight -= gone.room_of(gone.in_flight.len());
-        self.fences.insert(group, (gone.term, gone.fence_seq));
-        Some(gone)
+    fn led_and_held(&mut self, term: u64) -> Option<(&mut Leading, &Held)> {
+        let leading = self.leading.as_deref_mut().filter(|leading| leading.term == term)?;
+        Some((leading, &self.held))
     }
 }
 
@@ -176,61 +161,123 @@ pub(super) enum Turn {
     Stop,
 }
 
-/// Wakes the driver, which is a thread or a task.
-#[derive(Default)]
-struct Wake {
+/// The sleep of the driver, which is a thread or a task.
+///
+/// No turn is missed, though there is no lock around all of it. Whoever has something for the driver notes it where the
+/// driver looks, and then asks until when it means to sleep. The driver means to sleep for ever, looks at one shard after
+/// the other, and then sleeps until what it found or what it was told meanwhile, whichever is first. So what is noted where
+/// it has looked already is told, unless it wakes in time anyway.
+struct Sleep {
+    until_ms: AtomicU64,
+    stopped: AtomicBool,
+    /// Held between the last look at these two and falling asleep.
+    falling_asleep: Mutex<()>,
     thread: Condvar,
     task: Notify,
 }
 
-impl Wake {
-    fn notify_one(&self) {
+impl Sleep {
+    fn new() -> Self {
+        let (falling_asleep, thread, task) = (Mutex::new(()), Condvar::new(), Notify::new());
+        Self { until_ms: AtomicU64::new(0), stopped: AtomicBool::new(false), falling_asleep, thread, task }
+    }
+
+    /// Makes the driver take a turn at `at_ms` or earlier.
+    fn wake_at(&self, at_ms: InstantMs) {
+        // Most change nothing, and need not write to what all shards share.
+        if at_ms < self.until_ms.load(Ordering::SeqCst) && at_ms < self.until_ms.fetch_min(at_ms, Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        drop(self.falling_asleep.lock().unwrap_or_else(PoisonError::into_inner));
         self.thread.notify_one();
         self.task.notify_one();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
     }
 }
 
 pub struct Ledger {
     /// Whose turn it is to settle attempts that fail without being sent.
     pub(super) failing: tokio::sync::Mutex<()>,
-    state: Mutex<State>,
-    wake: Wake,
+    /// Group by group, the cluster's own at the front.
+    shards: Vec<Mutex<Shard>>,
+    /// Shards that are led.
+    led: AtomicUsize,
+    /// Attempts that take room: without those of shards that are suspended, which may be so for hours.
+    in_flight: AtomicUsize,
+    /// In all wheels.
+    timers: AtomicUsize,
+    /// Whose turn is first, so that none is always the last to get what room there is.
+    first: AtomicUsize,
+    sleep: Sleep,
     store: Store,
     clock: Arc<dyn Clock>,
     settings: FiringSettings,
 }
 
 impl Ledger {
-    pub fn new(store: Store, clock: Arc<dyn Clock>, settings: FiringSettings) -> Arc<Self> {
-        let state = State {
-            leading: BTreeMap::new(),
-            metas: HashMap::new(),
-            fences: HashMap::new(),
-            held: BTreeMap::new(),
-            first: 0,
-            in_flight: 0,
-            timers: 0,
-            sleeping_until_ms: 0,
-            stopped: false,
-        };
-        let failing = tokio::sync::Mutex::new(());
-        Arc::new(Self { failing, state: Mutex::new(state), wake: Wake::default(), store, clock, settings })
+    /// Of a node with `shards` shards, whose groups are numbered from 1.
+    pub fn new(store: Store, clock: Arc<dyn Clock>, settings: FiringSettings, shards: u16) -> Arc<Self> {
+        Arc::new(Self {
+            failing: tokio::sync::Mutex::new(()),
+            shards: (0..=shards).map(|_| Mutex::default()).collect(),
+            led: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            timers: AtomicUsize::new(0),
+            first: AtomicUsize::new(0),
+            sleep: Sleep::new(),
+            store,
+            clock,
+            settings,
+        })
     }
 
     pub fn settings(&self) -> &FiringSettings {
         &self.settings
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic under this lock")
+    fn shard(&self, group: GroupId) -> MutexGuard<'_, Shard> {
+        self.shards[usize::from(group.0)].lock().expect("no panic under this lock")
     }
 
-    /// Makes the driver take a turn at `at_ms` or earlier.
-    fn wake_at(&self, state: &mut State, at_ms: InstantMs) {
-        if at_ms < state.sleeping_until_ms {
-            state.sleeping_until_ms = at_ms;
-            self.wake.notify_one();
+    fn has_room_in_flight(&self) -> bool {
+        self.in_flight.load(Ordering::SeqCst) < self.settings.in_flight_max
+    }
+
+    /// `many` attempts have come back, or take no room any more. If there was none for more, now there is.
+    fn give_room(&self, many: usize) {
+        if many > 0 && self.in_flight.fetch_sub(many, Ordering::SeqCst) >= self.settings.in_flight_max {
+            self.sleep.wake_at(0);
         }
+    }
+
+    fn take_room(&self, many: usize) {
+        self.in_flight.fetch_add(many, Ordering::SeqCst);
+    }
+
+    fn add_timers(&self, many: usize) {
+        self.timers.fetch_add(many, Ordering::Relaxed);
+    }
+
+    fn remove_timers(&self, many: usize) {
+        self.timers.fetch_sub(many, Ordering::Relaxed);
+    }
+
+    /// What is returned must be dropped when the lock is free: with it may go the permits of those who were about to
+    /// leave, and each lets another one go.
+    #[must_use = "to be dropped without the lock"]
+    fn drop_leading(&self, shard: &mut Shard) -> Option<Box<Leading>> {
+        let gone = shard.leading.take()?;
+        self.led.fetch_sub(1, Ordering::Relaxed);
+        self.remove_timers(gone.wheel.len());
+        self.give_room(gone.room_of(gone.in_flight.len()));
+        shard.fence = (gone.term, gone.fence_seq);
+        Some(gone)
     }
 
     /// This node leads `group` in `term`, and has applied everything of earlier terms. Returns who hands over what is
@@ -242,46 +289,42 @@ impl Ledger {
     ) -> Result<(mpsc::UnboundedReceiver<Handed>, Arc<Notify>), StoreError> {
         let (due, dues) = mpsc::unbounded_channel();
         let room = Arc::new(Notify::new());
-        // Not from `metas`: nothing may have been applied since the start.
+        // Not from `meta`: nothing may have been applied since the start.
         let stored: Option<ShardMetaRow> = get_row(&self.store, "shard meta", &Key::shard_meta(group))?;
-        let mut state = self.lock();
-        let armed_ms = stored.into_iter().chain(state.metas.get(&group).copied()).map(|meta| meta.armed_ms).max();
-        let armed_ms = armed_ms.unwrap_or(0);
-        let gone = state.drop_leading(group);
-        let before = state.fences.get(&group).filter(|(before, _)| *before == term).map(|(_, seq)| *seq);
-        // Whatever was under way in an earlier term has been applied, or is void.
-        state.held.retain(|(of, held_in), _| *of != group || *held_in >= term);
-        let fence_seq = before.unwrap_or(0);
-        let leading = Leading {
+        let now_ms = self.clock.now_ms();
+        let mut shard = self.shard(group);
+        let armed_ms = stored.into_iter().chain(shard.meta).map(|meta| meta.armed_ms).max().unwrap_or(0);
+        let gone = self.drop_leading(&mut shard);
+        shard.held.begin_term(term);
+        let (fences_of, fences) = shard.fence;
+        shard.leading = Some(Box::new(Leading {
             term,
             // What is overdue in the wheel leaves it at once, so its clock begins where the watermark is.
-            wheel: Wheel::new(self.settings.wheel, self.clock.now_ms().min(armed_ms)),
-            horizon: (if Fault::ForgetOverdue.is_on() { self.clock.now_ms() } else { 0 }, None),
+            wheel: Wheel::new(self.settings.wheel, now_ms.min(armed_ms)),
+            horizon: (if Fault::ForgetOverdue.is_on() { now_ms } else { 0 }, None),
             in_flight: HashMap::new(),
             waiting: HashSet::new(),
             armed_ms,
             armed_before_ms: armed_ms,
             arming: false,
-            fence_seq,
+            fence_seq: if fences_of == term { fences } else { 0 },
             due,
             room: room.clone(),
             resting: None,
             suspended: None,
-        };
-        state.leading.insert(group, leading);
-        drop(state);
+        }));
+        self.led.fetch_add(1, Ordering::Relaxed);
+        drop(shard);
         drop(gone);
         Ok((dues, room))
     }
 
     /// This node no longer leads `group` in `term`; forgets what it knew. Those who wait until it goes on are told.
     pub(super) fn unlead(&self, group: GroupId, term: u64) {
-        let mut state = self.lock();
-        if state.led(group, term).is_some() {
-            let gone = state.drop_leading(group);
-            // Others may have waited for the room.
-            self.wake_at(&mut state, 0);
-            drop(state);
+        let mut shard = self.shard(group);
+        if shard.led(term).is_some() {
+            let gone = self.drop_leading(&mut shard);
+            drop(shard);
             drop(gone);
         }
     }
@@ -289,8 +332,8 @@ impl Ledger {
     /// From now on, what is scheduled before `until` comes to the wheel by itself. Returns where to read on from; `None`
     /// when the term is over.
     pub(super) fn widen(&self, group: GroupId, term: u64, until: Horizon) -> Option<Horizon> {
-        let mut state = self.lock();
-        let leading = state.led(group, term)?;
+        let mut shard = self.shard(group);
+        let leading = shard.led(term)?;
         let from = leading.horizon;
         leading.horizon = from.max(until);
         Some(from)
@@ -300,98 +343,89 @@ impl Ledger {
     /// none, the window ends behind the last of them.
     pub(super) fn load(&self, group: GroupId, term: u64, rows: &[(InstantMs, TaskId)]) -> Option<bool> {
         let Some((last_due_ms, last)) = rows.last() else { return Some(true) };
-        let mut state = self.lock();
-        let share = self.share(&state);
-        let State { leading: all, held, timers, .. } = &mut *state;
-        let leading = all.get_mut(&group).filter(|leading| leading.term == term)?;
-        let held = held.get(&(group, term));
-        let is_held = |id: &TaskId| held.is_some_and(|held| held.contains_key(id));
+        let mut shard = self.shard(group);
+        let (leading, held) = shard.led_and_held(term)?;
         let added: usize = rows
             .iter()
             // A held task comes back by itself if its cancellation fails.
-            .filter(|(_, id)| !leading.in_flight.contains_key(id) && !is_held(id))
+            .filter(|(_, id)| !leading.in_flight.contains_key(id) && !held.is_held(term, *id))
             .map(|(due_ms, id)| usize::from(leading.wheel.insert(*due_ms, *id)))
             .sum();
-        *timers += added;
-        let room = leading.kept() < share;
+        self.add_timers(added);
+        let room = leading.kept() < self.share();
         if !room {
             leading.horizon = (*last_due_ms, Some(*last));
         }
         let wake_ms = leading.wheel.next_wake_ms().unwrap_or(InstantMs::MAX);
-        self.wake_at(&mut state, wake_ms.saturating_sub(ARM_BEFORE_MS));
+        self.sleep.wake_at(wake_ms.saturating_sub(ARM_BEFORE_MS));
         Some(room)
     }
 
     /// How many timers of all one shard may have: an equal share, so that none waits for room that others took.
-    fn share(&self, state: &State) -> usize {
-        (self.settings.timers_max / state.leading.len().max(1)).max(1)
+    fn share(&self) -> usize {
+        (self.settings.timers_max / self.led.load(Ordering::Relaxed).max(1)).max(1)
     }
 
     /// Whether enough of the shard's timers have gone since there was no room; also when the term is over.
     pub(super) fn has_room(&self, group: GroupId, term: u64) -> bool {
-        let mut state = self.lock();
-        let share = self.share(&state);
-        state.led(group, term).is_none_or(|leading| leading.kept() < share.div_ceil(4) * 3)
+        let share = self.share();
+        self.shard(group).led(term).is_none_or(|leading| leading.kept() < share.div_ceil(4) * 3)
     }
 
     pub(super) fn leads(&self, group: GroupId, term: u64) -> bool {
-        self.lock().led(group, term).is_some()
+        self.shard(group).led(term).is_some()
     }
 
     /// This node is not sure that it leads `group`, though the term goes on: nothing more is handed over or begins until
     /// [`Ledger::resume`]. Returns what ends by an error when it goes on or the term is over; `None` when the term is over
     /// already, or the node stops and nobody would go on.
     pub(super) fn suspend(&self, group: GroupId, term: u64) -> Option<watch::Receiver<()>> {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        if state.stopped {
+        let mut shard = self.shard(group);
+        // Under the lock: if it stops from here on, it looks at this shard afterwards.
+        if self.sleep.is_stopped() {
             return None;
         }
-        let leading = state.leading.get_mut(&group).filter(|leading| leading.term == term)?;
+        let leading = shard.led(term)?;
         if let Some(suspended) = &leading.suspended {
             return Some(suspended.subscribe());
         }
-        state.in_flight -= leading.in_flight.len();
+        // Others may have waited for the room.
+        self.give_room(leading.in_flight.len());
         let (suspended, goes_on) = watch::channel(());
         leading.suspended = Some(suspended);
         // To tell the dispatcher, who looks when it can go on.
         let _ = leading.due.send(Handed::Due(Due::new()));
-        // Others may have waited for the room.
-        self.wake_at(state, 0);
         Some(goes_on)
     }
 
     pub(super) fn is_suspended(&self, group: GroupId, term: u64) -> bool {
-        self.lock().led(group, term).is_some_and(|leading| leading.suspended.is_some())
+        self.shard(group).led(term).is_some_and(|leading| leading.suspended.is_some())
     }
 
     /// This node is sure again that it leads `group` in `term`: it goes on where it was.
     pub(super) fn resume(&self, group: GroupId, term: u64) {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
+        let mut shard = self.shard(group);
+        let Some(leading) = shard.led(term) else { return };
         if leading.suspended.take().is_some() {
-            state.in_flight += leading.in_flight.len();
+            self.take_room(leading.in_flight.len());
             // Whoever asked for it was refused, or is about to be answered, and then once more does no harm.
             leading.arming = false;
-            self.wake_at(state, 0);
+            self.sleep.wake_at(0);
         }
     }
 
     /// What was handed over, in this order, has not begun and is not to begin now. It comes first when leading goes on, and
     /// is looked up again then.
     pub(super) fn take_back(&self, group: GroupId, term: u64, due: &[(InstantMs, TaskId)]) {
-        let mut guard = self.lock();
-        let State { leading, held, timers, in_flight, .. } = &mut *guard;
-        let Some(leading) = leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
-        let held = held.get(&(group, term));
+        let mut shard = self.shard(group);
+        let Some((leading, held)) = shard.led_and_held(term) else { return };
         for (due_ms, id) in due.iter().rev() {
             let Some(Stage::Handed { .. } | Stage::Admitted { .. }) = leading.in_flight.get(id) else { continue };
             leading.in_flight.remove(id);
-            *in_flight -= leading.room_of(1);
+            self.give_room(leading.room_of(1));
             // A held task comes back by itself.
-            if !held.is_some_and(|held| held.contains_key(id)) {
-                *timers += usize::from(leading.wheel.give_back(*due_ms, *id));
+            if !held.is_held(term, *id) {
+                self.add_timers(usize::from(leading.wheel.give_back(*due_ms, *id)));
             }
         }
         leading.tell_if_idle();
@@ -400,34 +434,32 @@ impl Ledger {
     /// One turn of the driver: hands over what is due and armed. `arm` asks for a higher watermark in a term; it must not
     /// block.
     pub(super) fn turn(&self, arm: &dyn Fn(GroupId, u64, InstantMs)) -> Turn {
-        let early_ms = if Fault::FireEarly.is_on() { EARLY_MS } else { 0 };
-        // Before the lock is taken: whoever panics with it has others panic, who would be told of instead.
-        let now_ms = self.clock.now_ms() + early_ms;
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        if state.stopped {
+        if self.sleep.is_stopped() {
             return Turn::Stop;
         }
+        self.sleep.until_ms.store(InstantMs::MAX, Ordering::SeqCst);
+        let early_ms = if Fault::FireEarly.is_on() { EARLY_MS } else { 0 };
+        // Before a lock is taken: whoever panics with it has others panic, who would be told of instead.
+        let now_ms = self.clock.now_ms() + early_ms;
         let mut sleep_until_ms = InstantMs::MAX;
-        state.first = state.first.wrapping_add(1);
-        let mut order: Vec<GroupId> = state.leading.keys().copied().collect();
-        let first = state.first.checked_rem(order.len()).unwrap_or(0);
-        order.rotate_left(first);
-        for group in &order {
-            let leading = state.leading.get_mut(group).expect("it was there");
-            let held = state.held.get(&(*group, leading.term));
+        let all = 0..u16::try_from(self.shards.len()).expect("groups are numbered");
+        let first = self.first.fetch_add(1, Ordering::Relaxed) % self.shards.len();
+        for group in all.clone().cycle().skip(first).take(all.len()).map(GroupId) {
+            let mut shard = self.shard(group);
+            let Shard { leading: Some(leading), held, .. } = &mut *shard else { continue };
             if leading.resting.is_some() || leading.suspended.is_some() {
                 continue;
             }
-            let room = self.settings.in_flight_max.saturating_sub(state.in_flight).min(DUE_PER_TURN_MAX);
+            let taken = self.in_flight.load(Ordering::SeqCst);
+            let room = self.settings.in_flight_max.saturating_sub(taken).min(DUE_PER_TURN_MAX);
             if room > 0 {
                 let mut due = Due::new();
                 // Nothing that is not armed leaves the wheel, however due it is.
                 leading.wheel.expire(now_ms.min(leading.armed_ms), room, &mut due);
                 if !due.is_empty() {
-                    state.timers -= due.len();
-                    due.retain(|(_, id)| !held.is_some_and(|held| held.contains_key(id)) && leading.hand_over(*id));
-                    state.in_flight += due.len();
+                    self.remove_timers(due.len());
+                    due.retain(|(_, id)| !held.is_held(leading.term, *id) && leading.hand_over(*id));
+                    self.take_room(due.len());
                     // The receiver goes only when the leadership does, and then this is void.
                     let _ = leading.due.send(Handed::Due(due));
                     leading.room.notify_one();
@@ -436,7 +468,7 @@ impl Ledger {
             let Some(wake_ms) = leading.wheel.next_wake_ms() else { continue };
             if wake_ms <= leading.armed_ms {
                 // Without room, the next settled attempt wakes us.
-                if state.in_flight < self.settings.in_flight_max {
+                if self.has_room_in_flight() {
                     sleep_until_ms = sleep_until_ms.min(wake_ms);
                 }
             } else if wake_ms > now_ms + ARM_BEFORE_MS {
@@ -444,32 +476,32 @@ impl Ledger {
             } else if !leading.arming {
                 // The watermark wakes us when it has risen.
                 leading.arming = true;
-                arm(*group, leading.term, wake_ms);
+                arm(group, leading.term, wake_ms);
             }
         }
-        state.sleeping_until_ms = if early_ms == 0 { sleep_until_ms } else { sleep_until_ms.saturating_sub(early_ms) };
+        let until_ms = if early_ms == 0 { sleep_until_ms } else { sleep_until_ms.saturating_sub(early_ms) };
+        self.sleep.until_ms.fetch_min(until_ms, Ordering::SeqCst);
         if sleep_until_ms <= now_ms { Turn::Again } else { Turn::Sleep }
     }
 
     /// Sleeps until the next turn is due.
     pub(super) fn sleep(&self) {
-        let mut state = self.lock();
-        while !state.stopped {
-            let until_ms = state.sleeping_until_ms;
-            if until_ms == InstantMs::MAX {
-                state = self.wake.thread.wait(state).expect("no panic under this lock");
-                continue;
-            }
+        let Sleep { until_ms: until, falling_asleep, thread, .. } = &self.sleep;
+        while !self.sleep.is_stopped() {
+            let until_ms = until.load(Ordering::SeqCst);
             // Without the lock, as in a turn.
-            drop(state);
-            let left = self.clock.until(until_ms);
-            if left.is_zero() {
+            let left = (until_ms < InstantMs::MAX).then(|| self.clock.until(until_ms));
+            if left.is_some_and(|left| left.is_zero()) {
                 return;
             }
-            state = self.lock();
+            let falling = falling_asleep.lock().expect("no panic under this lock");
             // It may have been woken meanwhile.
-            if !state.stopped && state.sleeping_until_ms == until_ms {
-                state = self.wake.thread.wait_timeout(state, left).expect("no panic under this lock").0;
+            if self.sleep.is_stopped() || until.load(Ordering::SeqCst) != until_ms {
+                continue;
+            }
+            match left {
+                None => drop(thread.wait(falling).expect("no panic under this lock")),
+                Some(left) => drop(thread.wait_timeout(falling, left).expect("no panic under this lock")),
             }
         }
     }
@@ -477,45 +509,40 @@ impl Ledger {
     /// The same, for a driver without a thread.
     pub(super) async fn slept(&self) {
         loop {
-            let until_ms = {
-                let state = self.lock();
-                if state.stopped {
-                    return;
-                }
-                state.sleeping_until_ms
-            };
+            if self.sleep.is_stopped() {
+                return;
+            }
+            let until_ms = self.sleep.until_ms.load(Ordering::SeqCst);
             if until_ms == InstantMs::MAX {
-                self.wake.task.notified().await;
+                self.sleep.task.notified().await;
                 continue;
             }
             let left = self.clock.until(until_ms);
             if left.is_zero() {
                 return;
             }
-            let _ = tokio::time::timeout(left, self.wake.task.notified()).await;
+            let _ = tokio::time::timeout(left, self.sleep.task.notified()).await;
         }
     }
 
     /// Lets the driver look at the clock again: for a clock that was moved by hand.
     pub fn clock_moved(&self) {
-        let mut state = self.lock();
-        self.wake_at(&mut state, 0);
-        self.wake.notify_one();
+        self.sleep.until_ms.store(0, Ordering::SeqCst);
+        self.sleep.wake();
     }
 
     /// The watermark was not raised; the next turn asks again.
     pub(super) fn arm_failed(&self, group: GroupId, term: u64) {
-        let mut state = self.lock();
-        if let Some(leading) = state.led(group, term) {
+        if let Some(leading) = self.shard(group).led(term) {
             leading.arming = false;
-            self.wake_at(&mut state, 0);
+            self.sleep.wake_at(0);
         }
     }
 
     /// The dispatcher is about to look these up.
     pub(super) fn look(&self, group: GroupId, term: u64, due: &[(InstantMs, TaskId)]) {
-        let mut state = self.lock();
-        let Some(leading) = state.led(group, term) else { return };
+        let mut shard = self.shard(group);
+        let Some(leading) = shard.led(term) else { return };
         for (_, id) in due {
             if let Some(Stage::Handed { looked } | Stage::Admitted { looked }) = leading.in_flight.get_mut(id) {
                 *looked = true;
@@ -525,8 +552,8 @@ impl Ledger {
 
     /// The attempt that is about to go out, and its place among the deliveries of this term. `None`: it must not.
     pub(super) fn begin(&self, group: GroupId, term: u64, id: TaskId, occurrence: u64, attempt: u32) -> Option<u64> {
-        let mut state = self.lock();
-        let leading = state.led(group, term)?;
+        let mut shard = self.shard(group);
+        let leading = shard.led(term)?;
         if leading.resting.is_some() || leading.suspended.is_some() {
             return None;
         }
@@ -542,8 +569,8 @@ impl Ledger {
     /// What was handed over turned out not to be due: it was settled or removed meanwhile, or is due later.
     pub(super) fn put_back(&self, group: GroupId, term: u64, id: TaskId) -> Result<(), StoreError> {
         {
-            let mut state = self.lock();
-            let Some(leading) = state.led(group, term) else { return Ok(()) };
+            let mut shard = self.shard(group);
+            let Some(leading) = shard.led(term) else { return Ok(()) };
             let Some(Stage::Handed { looked: true } | Stage::Admitted { looked: true }) = leading.in_flight.get(&id)
             else {
                 // Another attempt is out by now; when it settles, the next one is scheduled. Or it was handed over again.
@@ -551,62 +578,58 @@ impl Ledger {
             };
             leading.in_flight.remove(&id);
             leading.tell_if_idle();
-            let room = leading.room_of(1);
-            state.in_flight -= room;
-            self.wake_if_full(&mut state);
+            self.give_room(leading.room_of(1));
         }
         // Read when it does not count as out any more: whoever resumed it before left it to us, whoever moves it from
         // now on puts it into the wheel, where it stays as it is.
         let Some((_, cursor)) = shard::read_task(&self.store, group, id)? else { return Ok(()) };
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let is_held = state.is_held(group, term, id);
-        let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return Ok(()) };
-        if is_before(cursor.due_ms, id, leading.horizon) && !leading.in_flight.contains_key(&id) && !is_held {
-            state.timers += usize::from(leading.wheel.insert(cursor.due_ms, id));
-            self.wake_at(state, cursor.due_ms.saturating_sub(ARM_BEFORE_MS));
+        let mut shard = self.shard(group);
+        let Some((leading, held)) = shard.led_and_held(term) else { return Ok(()) };
+        if is_before(cursor.due_ms, id, leading.horizon)
+            && !leading.in_flight.contains_key(&id)
+            && !held.is_held(term, id)
+        {
+            self.add_timers(usize::from(leading.wheel.insert(cursor.due_ms, id)));
+            self.sleep.wake_at(cursor.due_ms.saturating_sub(ARM_BEFORE_MS));
         }
         Ok(())
     }
 
     /// What was handed over waits for its destination, and takes no room among what is in flight.
     pub(super) fn wait(&self, group: GroupId, term: u64, id: TaskId) {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
+        let mut shard = self.shard(group);
+        let Some(leading) = shard.led(term) else { return };
         // Its turn may have come before we got here.
         if leading.in_flight.get(&id) == Some(&Stage::Handed { looked: true }) {
             leading.in_flight.remove(&id);
             leading.tell_if_idle();
             leading.waiting.insert(id);
-            state.in_flight -= leading.room_of(1);
-            self.wake_if_full(state);
+            self.give_room(leading.room_of(1));
         }
     }
 
-    /// The wait of these is over. Returns those that are still waited for; they are in flight from now on.
+    /// The wait of these, which are of one shard, is over. Returns those that are still waited for; they are in flight
+    /// from now on.
     pub(super) fn end_wait(&self, tickets: &[Ticket]) -> Due {
-        let mut state = self.lock();
-        let over = tickets.iter().filter(|ticket| Self::wait_is_over(&mut state, ticket));
+        let Some(Ticket { group, .. }) = tickets.first() else { return Due::new() };
+        let mut shard = self.shard(*group);
+        let over = tickets.iter().filter(|ticket| self.wait_is_over(&mut shard, ticket));
         over.map(|ticket| (ticket.due_ms, ticket.task)).collect()
     }
 
     /// The wait of a task is over. False when nobody waits for it any more: the term is over, or it is held back, or it is in
     /// the wheel again until leading goes on.
-    fn wait_is_over(state: &mut State, ticket: &Ticket) -> bool {
-        let State { leading, held, in_flight, timers, .. } = state;
-        let Some(leading) = leading.get_mut(&ticket.group).filter(|leading| leading.term == ticket.term) else {
-            return false;
-        };
+    fn wait_is_over(&self, shard: &mut Shard, ticket: &Ticket) -> bool {
+        let Some((leading, held)) = shard.led_and_held(ticket.term) else { return false };
         leading.waiting.remove(&ticket.task);
-        let is_held = held.get(&(ticket.group, ticket.term)).is_some_and(|held| held.contains_key(&ticket.task));
+        let is_held = held.is_held(ticket.term, ticket.task);
         if leading.suspended.is_some() {
             // Its place must not be kept from other shards for as long as this takes.
             let stage = leading.in_flight.get(&ticket.task);
             if let None | Some(Stage::Handed { .. }) = stage {
                 leading.in_flight.remove(&ticket.task);
                 leading.tell_if_idle();
-                *timers += usize::from(!is_held && leading.wheel.insert(ticket.due_ms, ticket.task));
+                self.add_timers(usize::from(!is_held && leading.wheel.insert(ticket.due_ms, ticket.task)));
             }
             return false;
         }
@@ -620,7 +643,7 @@ impl Ledger {
                 if is_held {
                     return false;
                 }
-                *in_flight += 1;
+                self.take_room(1);
                 false
             }
         };
@@ -628,67 +651,62 @@ impl Ledger {
         true
     }
 
-    /// After one attempt has come back: if there was no room for more, now there is.
-    fn wake_if_full(&self, state: &mut State) {
-        if state.in_flight + 1 >= self.settings.in_flight_max {
-            self.wake_at(state, 0);
-        }
-    }
-
     /// Nothing more of `group` is handed over in `term`. Returns who is told when nothing is out any more; `None` when
     /// that is so already, or the term is over.
     pub(super) fn rest(&self, group: GroupId, term: u64) -> Option<Arc<Notify>> {
-        let mut state = self.lock();
-        let leading = state.led(group, term)?;
+        let mut shard = self.shard(group);
+        let leading = shard.led(term)?;
         let resting = leading.resting.get_or_insert_default().clone();
         (!leading.in_flight.is_empty()).then_some(resting)
     }
 
     /// It goes on after all.
     pub(super) fn go_on(&self, group: GroupId, term: u64) {
-        let mut state = self.lock();
-        if let Some(leading) = state.led(group, term) {
+        if let Some(leading) = self.shard(group).led(term) {
             leading.resting = None;
-            self.wake_at(&mut state, 0);
+            self.sleep.wake_at(0);
         }
     }
 
     /// Nothing is dispatched from now on, and nobody looks when leading goes on: those who wait for it try by themselves.
     pub(super) fn stop(&self) {
-        // Also after a panic under the lock.
-        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = &mut *guard;
-        state.stopped = true;
-        for leading in state.leading.values_mut() {
+        self.sleep.stopped.store(true, Ordering::SeqCst);
+        for shard in &self.shards {
+            // Also after a panic under the lock.
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(leading) = &mut shard.leading else { continue };
             if leading.suspended.take().is_some() {
-                state.in_flight += leading.in_flight.len();
+                self.take_room(leading.in_flight.len());
             }
         }
-        drop(guard);
-        self.wake.notify_one();
+        self.sleep.wake();
     }
 
+    /// Shard by shard, each as it is when its turn comes.
     pub fn counts(&self) -> Counts {
-        let state = self.lock();
-        let sum = |of: fn(&ShardMetaRow) -> u64| state.metas.values().map(of).sum();
-        let all = || state.leading.values();
-        let suspended = all().filter(|leading| leading.suspended.is_some()).count();
-        Counts {
-            led: state.leading.len() - suspended,
-            suspended,
-            timers: state.timers,
-            wheel_bytes: all().map(|leading| leading.wheel.allocated_bytes()).sum(),
-            in_flight: all().map(|leading| leading.in_flight.len()).sum(),
-            waiting: all().map(|leading| leading.waiting.len()).sum(),
-            missed: sum(|meta| meta.missed),
-            pending: sum(|meta| meta.pending),
-            dead_letters: sum(|meta| meta.dead_letters),
+        let mut counts = Counts { timers: self.timers.load(Ordering::Relaxed), ..Counts::default() };
+        for shard in &self.shards {
+            let shard = shard.lock().expect("no panic under this lock");
+            if let Some(meta) = &shard.meta {
+                counts.missed += meta.missed;
+                counts.pending += meta.pending;
+                counts.dead_letters += meta.dead_letters;
+            }
+            let Some(leading) = &shard.leading else { continue };
+            match leading.suspended {
+                Some(_) => counts.suspended += 1,
+                None => counts.led += 1,
+            }
+            counts.wheel_bytes += leading.wheel.allocated_bytes();
+            counts.in_flight += leading.in_flight.len();
+            counts.waiting += leading.waiting.len();
         }
+        counts
     }
 }
 
 /// How much there is, for the metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Shards this node is sure to lead: over all nodes, none is counted twice but in the moment of a change.
     pub led: usize,
@@ -705,17 +723,15 @@ pub struct Counts {
 
 impl Observer for Ledger {
     fn applied(&self, group: GroupId, meta: &ShardMetaRow, effects: &[Effect]) {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        state.metas.insert(group, *meta);
-        for (_, held) in state.held.range_mut((group, 0)..=(group, u64::MAX)) {
-            for effect in effects {
-                if let Effect::Ended { id } = effect {
-                    held.remove(id);
-                }
+        let mut shard = self.shard(group);
+        shard.meta = Some(*meta);
+        let Shard { leading, held, .. } = &mut *shard;
+        for effect in effects {
+            if let Effect::Ended { id } = effect {
+                held.ended(*id);
             }
         }
-        let Some(leading) = state.leading.get_mut(&group) else { return };
+        let Some(leading) = leading else { return };
         let mut wake_ms = InstantMs::MAX;
         if meta.armed_ms > leading.armed_ms {
             leading.armed_ms = meta.armed_ms;
@@ -724,35 +740,28 @@ impl Observer for Ledger {
                 wake_ms = 0;
             }
         }
-        let held = state.held.get(&(group, leading.term));
-        let was_full = state.in_flight >= self.settings.in_flight_max;
+        let mut settled = 0;
         for effect in effects {
             let (Effect::Scheduled { id, .. } | Effect::Ended { id }) = effect else { continue };
             // Either way the attempt before is settled.
-            let settled = usize::from(leading.in_flight.remove(id).is_some());
-            state.in_flight -= leading.room_of(settled);
+            settled += usize::from(leading.in_flight.remove(id).is_some());
             match effect {
                 Effect::Scheduled { id, due_ms } => {
-                    let is_held = held.is_some_and(|held| held.contains_key(id));
-                    if !is_held && is_before(*due_ms, *id, leading.horizon) {
-                        state.timers += usize::from(leading.wheel.reschedule(*due_ms, *id).is_none());
+                    if !held.is_held(leading.term, *id) && is_before(*due_ms, *id, leading.horizon) {
+                        self.add_timers(usize::from(leading.wheel.reschedule(*due_ms, *id).is_none()));
                         wake_ms = wake_ms.min(due_ms.saturating_sub(ARM_BEFORE_MS));
                         if *due_ms <= leading.armed_ms {
                             wake_ms = wake_ms.min(*due_ms);
                         }
                     }
                 }
-                Effect::Ended { id } => {
-                    state.timers -= usize::from(leading.wheel.cancel(id).is_some());
-                }
+                Effect::Ended { id } => self.remove_timers(usize::from(leading.wheel.cancel(id).is_some())),
                 Effect::ClientChanged { .. } | Effect::KeyRevoked { .. } | Effect::Marked { .. } => {}
             }
         }
         leading.tell_if_idle();
-        if was_full && state.in_flight < self.settings.in_flight_max {
-            wake_ms = 0;
-        }
-        self.wake_at(state, wake_ms);
+        self.give_room(leading.room_of(settled));
+        self.sleep.wake_at(wake_ms);
     }
 }
 
@@ -760,16 +769,15 @@ impl Dispatches for Ledger {
     fn hold(&self, group: GroupId, term: u64, id: TaskId) -> Claim {
         let ignored = Fault::IgnoreWatermark.is_on();
         let known = {
-            let mut guard = self.lock();
-            let state = &mut *guard;
+            let mut shard = self.shard(group);
             // In any case: the attempt that is out may settle before the cancellation, and the next must not follow; and
             // an end that is told must find what it ends.
-            *state.held.entry((group, term)).or_default().entry(id).or_default() += 1;
-            let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else {
+            shard.held.hold(term, id);
+            let Some(leading) = shard.led(term) else {
                 // This node leads the shard, but what it knows is of another term, or not there yet.
                 return if ignored { Claim::NotDispatched } else { Claim::Unknown };
             };
-            state.timers -= usize::from(leading.wheel.cancel(&id).is_some());
+            self.remove_timers(usize::from(leading.wheel.cancel(&id).is_some()));
             match leading.in_flight.get(&id) {
                 Some(Stage::Out { occurrence, attempt }) => {
                     return Claim::MayBeOut { occurrence: *occurrence, attempt: *attempt };
@@ -804,53 +812,43 @@ impl Dispatches for Ledger {
                 None
             }
         };
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        if let Some(held) = state.held.get_mut(&(group, term))
-            && let Some(holds) = held.get_mut(&id)
-        {
-            *holds -= 1;
-            if *holds > 0 {
-                return;
-            }
-            held.remove(&id);
+        let mut shard = self.shard(group);
+        if !shard.held.release(term, id) {
+            return;
         }
         // In another term the timeline has been read, or will be.
-        let Some(leading) = state.leading.get_mut(&group).filter(|leading| leading.term == term) else { return };
+        let Some(leading) = shard.led(term) else { return };
         if let Some(due_ms) = due_ms.filter(|due_ms| is_before(*due_ms, id, leading.horizon))
             && !leading.in_flight.contains_key(&id)
         {
-            state.timers += usize::from(leading.wheel.reschedule(due_ms, id).is_none());
-            self.wake_at(state, due_ms.saturating_sub(ARM_BEFORE_MS));
+            self.add_timers(usize::from(leading.wheel.reschedule(due_ms, id).is_none()));
+            self.sleep.wake_at(due_ms.saturating_sub(ARM_BEFORE_MS));
         }
     }
 
     fn is_out(&self, group: GroupId, id: TaskId) -> bool {
-        let state = self.lock();
-        state.leading.get(&group).is_some_and(|leading| leading.in_flight.contains_key(&id))
+        self.shard(group).leading.as_ref().is_some_and(|leading| leading.in_flight.contains_key(&id))
     }
 }
 
 impl Waiters for Ledger {
     fn go(&self, admitted: Vec<(Ticket, Permit)>) {
         let mut turns: BTreeMap<GroupId, Vec<(Ticket, Permit)>> = BTreeMap::new();
-        // Nothing of these is dropped under the lock: a place that is given back lets the next one go.
-        let mut void = Vec::new();
-        let mut out = Vec::new();
-        {
-            let mut state = self.lock();
-            for (ticket, permit) in admitted {
-                match Self::wait_is_over(&mut state, &ticket) {
-                    true => turns.entry(ticket.group).or_default().push((ticket, permit)),
-                    false => void.push(permit),
-                }
-            }
-            for (group, turn) in turns {
-                let sender = state.leading.get(&group).expect("it was there").due.clone();
-                out.push((sender, Handed::Admitted(turn)));
+        for (ticket, permit) in admitted {
+            turns.entry(ticket.group).or_default().push((ticket, permit));
+        }
+        for (group, turn) in turns {
+            let mut shard = self.shard(group);
+            let (turn, void): (Vec<_>, Vec<_>) =
+                turn.into_iter().partition(|(ticket, _)| self.wait_is_over(&mut shard, ticket));
+            let due = shard.leading.as_ref().map(|leading| leading.due.clone());
+            // Nothing of these is dropped under the lock: a place that is given back lets the next one go.
+            drop(shard);
+            drop(void);
+            if !turn.is_empty() {
+                send(due, Handed::Admitted(turn));
             }
         }
-        send(out);
     }
 
     /// They go on waiting, until the dispatcher gets to them: as many at once as there may be would take all the room of
@@ -860,21 +858,16 @@ impl Waiters for Ledger {
         for ticket in tickets {
             turns.entry(ticket.group).or_default().push(ticket);
         }
-        let out = {
-            let state = self.lock();
-            let led = turns.into_iter().filter_map(|(group, tickets)| {
-                let sender = state.leading.get(&group)?.due.clone();
-                Some((sender, Handed::Down(tickets, failure.clone(), destination.clone())))
-            });
-            led.collect()
-        };
-        send(out);
+        for (group, tickets) in turns {
+            let due = self.shard(group).leading.as_ref().map(|leading| leading.due.clone());
+            send(due, Handed::Down(tickets, failure.clone(), destination.clone()));
+        }
     }
 }
 
 /// The receiver goes only when the leadership does, and then this is void.
-fn send(out: Vec<(mpsc::UnboundedSender<Handed>, Handed)>) {
-    for (sender, handed) in out {
-        let _ = sender.send(handed);
+fn send(due: Option<mpsc::UnboundedSender<Handed>>, handed: Handed) {
+    if let Some(due) = due {
+        let _ = due.send(handed);
     }
 }

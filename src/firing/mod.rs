@@ -17,7 +17,7 @@
 //! None of these tasks ends before the node does. A panic in one of them would leave a leader that does nothing, so it is
 //! the node's end ([`Alarm`](crate::raft::groups::Alarm)).
 //!
-//! - [`ledger`]: what this node knows as leader, under one lock; it hears what is applied
+//! - [`ledger`]: what this node knows as leader, shard by shard; it hears what is applied. [`held`]: what is held back
 //! - [`driver`]: what sleeps to the next busy slot
 //! - [`window`]: follows leadership, and reads the timeline ahead
 //! - [`dispatch`]: from a due id to a delivery and its outcome; [`steps`]: what of it needs no waiting
@@ -29,6 +29,7 @@ mod driver;
 pub mod flags;
 mod forget;
 pub mod hand_over;
+mod held;
 mod ledger;
 #[cfg(test)]
 mod panics;

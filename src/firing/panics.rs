@@ -73,7 +73,7 @@ impl Node {
         let settings = FiringSettings { window_ms: 1, ..FiringSettings::default() };
         let mut ledger = None;
         let alone =
-            Alone::start(|store| ledger.insert(Ledger::new(store.clone(), of_driver.clone(), settings)).clone());
+            Alone::start(|store| ledger.insert(Ledger::new(store.clone(), of_driver.clone(), settings, 1)).clone());
         let alone = alone.await;
         let ledger = ledger.expect("it was made for the groups");
         let (groups, store) = (alone.groups.clone(), alone.store());

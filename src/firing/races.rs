@@ -1,9 +1,9 @@
 //! The ledger, the state machine and those between them, interleaved at random: whatever was answered stays true.
 //!
-//! Real, on a real store: the ledger, the maker of entries, `shard::apply`, the steps of the dispatcher
-//! ([`steps`](super::steps)) and of whoever reads the timeline ahead ([`Reading`]), and the destinations with their
-//! places, lines and breakers ([`Callbacks`]). Anything can come between any two steps: a command is held, then applied,
-//! then answered; an id is handed over, then looked up, read, judged and begun.
+//! Real, on a store in memory that checks what is written once: the ledger, the maker of entries, `shard::apply`, the
+//! steps of the dispatcher ([`steps`](super::steps)) and of whoever reads the timeline ahead ([`Reading`]), and the
+//! destinations with their places, lines and breakers ([`Callbacks`]). Anything can come between any two steps: a command
+//! is held, then applied, then answered; an id is handed over, then looked up, read, judged and begun.
 //!
 //! Told here, because it waits, or needs a group of replicas: that a term begins and ends, and how long a lease is valid
 //! (`window`, `dispatch::run`: which messages are taken on, and which given back); how an entry gets through the log
@@ -42,6 +42,7 @@ use crate::shard::{self, Batch, Cancel, CatchUp, Change, Claim, Detach, Edit, Pa
 use crate::store::Store;
 use crate::store::codec;
 use crate::store::keys::Key;
+use crate::store::memory::MemoryDisk;
 use crate::store::overlay::{Overlay, Write};
 use crate::store::rows::{CursorRow, NEVER, Role, ShardMetaRow, TaskRow};
 use crate::task::{
@@ -206,6 +207,8 @@ enum Lease {
     Over,
 }
 
+type Rows = Vec<(InstantMs, TaskId)>;
+
 struct World<'r> {
     rng: StdRng,
     group: GroupId,
@@ -245,7 +248,7 @@ struct World<'r> {
     /// Each settles some whose destination is down, beside the dispatcher and beyond its term.
     failing: Vec<Dispatcher>,
     /// What is read from the timeline, and the rows that are not yet with the ledger.
-    reading: Option<(Reading, Option<Vec<(InstantMs, TaskId)>>)>,
+    reading: Option<(Reading, Option<Rows>)>,
     full: bool,
     out: Vec<Out>,
     tasks: BTreeMap<TaskId, Told>,
@@ -256,12 +259,13 @@ struct World<'r> {
 
 impl<'r> World<'r> {
     /// In `runtime`.
-    fn new(store: &Store, mut rng: StdRng, group: GroupId, runtime: &'r Runtime) -> Self {
+    fn new(mut rng: StdRng, runtime: &'r Runtime) -> Self {
+        let (group, store) = (GroupId(1), MemoryDisk::default().open());
         let clock = Arc::new(ManualClock::at_ms(1_000));
         let timers_max = [FiringSettings::default().timers_max, 4][rng.random_range(0..2)];
         let in_flight_max = [FiringSettings::default().in_flight_max, 2][rng.random_range(0..2)];
         let settings = FiringSettings { window_ms: WINDOW_MS, timers_max, in_flight_max, ..FiringSettings::default() };
-        let ledger = Ledger::new(store.clone(), clock.clone(), settings);
+        let ledger = Ledger::new(store.clone(), clock.clone(), settings, group.0);
         let receivers = Arc::new(Receivers(Mutex::new(Ok(()))));
         let callbacks = callbacks(&receivers, &ledger, &mut rng);
         let maker = maker(group, &clock, &ledger, &mut rng);
@@ -273,7 +277,7 @@ impl<'r> World<'r> {
         Self {
             rng,
             group,
-            store: store.clone(),
+            store,
             runtime,
             clock,
             settings,
@@ -1004,7 +1008,7 @@ impl<'r> World<'r> {
         self.failing.clear();
         (self.reading, self.full) = (None, false);
         self.out.clear();
-        self.ledger = Ledger::new(self.store.clone(), self.clock.clone(), self.settings);
+        self.ledger = Ledger::new(self.store.clone(), self.clock.clone(), self.settings, self.group.0);
         self.callbacks = callbacks(&self.receivers, &self.ledger, &mut self.rng);
         self.maker = maker(self.group, &self.clock, &self.ledger, &mut self.rng);
         self.end_entries(false);
@@ -1108,13 +1112,11 @@ fn standing(rows: &Overlay<'_>, group: GroupId, id: TaskId) -> Option<(TaskRow, 
 
 #[test]
 fn no_answer_is_ever_false() {
-    let temp = tempfile::tempdir().unwrap();
-    let store = Store::open(&temp.path().join("db")).unwrap();
     let mut met = Met::default();
-    for (n, seed) in (1..).zip(seed::rounds(SCHEDULES)) {
+    for seed in seed::rounds(SCHEDULES) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let _entered = runtime.enter();
-        let mut world = World::new(&store, seed.rng(), GroupId(n), &runtime);
+        let mut world = World::new(seed.rng(), &runtime);
         for _ in 0..STEPS {
             world.step();
         }

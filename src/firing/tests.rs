@@ -59,7 +59,7 @@ impl Bench {
         let temp = tempfile::tempdir().unwrap();
         let store = Store::open(&temp.path().join("db")).unwrap();
         let clock = Arc::new(ManualClock::at_ms(1_000));
-        let ledger = Ledger::new(store.clone(), clock.clone(), settings);
+        let ledger = Ledger::new(store.clone(), clock.clone(), settings, 2);
         let meta = ShardMetaRow { armed_ms: armed_before_ms, ..ShardMetaRow::default() };
         store.write_state([(Key::shard_meta(GROUP), Write::Put(codec::encode(&meta)))]).unwrap();
         let (dues, room) = ledger.lead(GROUP, TERM).unwrap();
@@ -666,7 +666,7 @@ fn feeding_from_several_threads_while_the_clock_runs() {
     let store = Store::open(&temp.path().join("db")).unwrap();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let settings = FiringSettings { in_flight_max: 1 << 20, ..FiringSettings::default() };
-    let ledger = Ledger::new(store, clock.clone(), settings);
+    let ledger = Ledger::new(store, clock.clone(), settings, 1);
     let (mut dues, _room) = ledger.lead(GROUP, TERM).unwrap();
     ledger.widen(GROUP, TERM, (InstantMs::MAX, None)).unwrap();
     let armed = Arc::new(AtomicU64::new(0));
@@ -732,4 +732,53 @@ fn feeding_from_several_threads_while_the_clock_runs() {
     ledger.stop();
     driver.join();
     armer.join().unwrap();
+}
+
+/// Shards have locks of their own, and share the room in flight and the driver's sleep: whoever gives room back, or has
+/// something due, while the driver looks at another shard or falls asleep is not missed.
+#[test]
+fn shards_side_by_side_miss_no_turn() {
+    const SHARDS: u16 = 4;
+    const ROUNDS: u64 = 500;
+    const AT_ONCE: u64 = 5;
+    let temp = tempfile::tempdir().unwrap();
+    let store = Store::open(&temp.path().join("db")).unwrap();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let settings = FiringSettings { in_flight_max: 3, ..FiringSettings::default() };
+    let ledger = Ledger::new(store, clock.clone(), settings, SHARDS);
+    let driver = Driver::on_a_thread(ledger.clone(), |_, _, _| panic!("all of it is armed"), ());
+    let shards: Vec<_> = (1..=SHARDS)
+        .map(|shard| {
+            let (ledger, clock) = (ledger.clone(), clock.clone());
+            std::thread::spawn(move || {
+                let group = GroupId(shard);
+                let meta = ShardMetaRow { armed_ms: InstantMs::MAX, ..ShardMetaRow::default() };
+                let (mut dues, _room) = ledger.lead(group, TERM).unwrap();
+                ledger.widen(group, TERM, (InstantMs::MAX, None)).unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+                for round in 0..ROUNDS {
+                    let due_ms = clock.now_ms() + round % 2;
+                    let scheduled = |n| Effect::Scheduled { id: id(n), due_ms };
+                    ledger.applied(group, &meta, &(0..AT_ONCE).map(scheduled).collect::<Vec<_>>());
+                    let mut left = AT_ONCE;
+                    while left > 0 {
+                        let due = async { tokio::time::timeout(Duration::from_secs(20), dues.recv()).await };
+                        let due = runtime.block_on(due);
+                        let due = due_of(due.expect("the driver goes on").expect("the shard is led"));
+                        assert!(due.len() <= 3, "no more than there is room for");
+                        left -= u64::try_from(due.len()).unwrap();
+                        let ended: Vec<_> = due.into_iter().map(|(_, id)| Effect::Ended { id }).collect();
+                        ledger.applied(group, &meta, &ended);
+                    }
+                }
+            })
+        })
+        .collect();
+    for shard in shards {
+        shard.join().unwrap();
+    }
+    let counts = ledger.counts();
+    assert_eq!((counts.led, counts.timers, counts.in_flight), (usize::from(SHARDS), 0, 0));
+    ledger.stop();
+    driver.join();
 }

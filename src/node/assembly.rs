@@ -81,7 +81,7 @@ impl Foundation {
     pub async fn lay(parts: Parts) -> Result<Self, GroupError> {
         let Parts { cluster, node_id, shards, store, writer, staging, clock, network, firing, metrics, observers } =
             parts;
-        let ledger = Ledger::new(store.clone(), clock.clone(), firing);
+        let ledger = Ledger::new(store.clone(), clock.clone(), firing, shards);
         let observers: Vec<_> = [ledger.clone() as Arc<dyn Observer>].into_iter().chain(observers).collect();
         let groups = Groups::start(groups::Parts {
             cluster,
