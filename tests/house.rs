@@ -49,6 +49,13 @@ fn the_server_needs_clients_for_its_tests_only() {
 }
 
 #[test]
+fn the_launcher_of_nodes_knows_none_of_our_crates() {
+    let compiled = compiled_for("boomerang-testkit");
+    let ours: Vec<&String> = compiled.iter().filter(|name| name.starts_with("boom")).collect();
+    assert!(compiled.contains("tokio") && ours.is_empty(), "boomerang-testkit needs {ours:?}");
+}
+
+#[test]
 fn the_vocabulary_does_without_network_and_chance() {
     let compiled = compiled_for("boomerang-task");
     for package in ["tokio", "prost", "rand"] {
