@@ -19,7 +19,7 @@ use boomerang_task::{Callback, Protocol};
 use boomerang_wire::proto::cluster_group::State;
 use common::etcd::Etcd;
 use common::eventually_within;
-use common::node::{ADMIN_PASSWORD, Ended, NodeProcess, free_address, serve_to_its_end};
+use common::node::{ADMIN_PASSWORD, Ended, NodeProcess, TOOL_ENDS_WITHIN, free_address, serve_to_its_end, to_its_end};
 use common::receiver::Receiver;
 use tokio::time::MissedTickBehavior;
 
@@ -128,9 +128,7 @@ async fn connect(address: SocketAddr) -> Option<Client> {
 fn boomtool(address: SocketAddr, args: &[&str]) -> Ended {
     let mut command = common::node::boomtool();
     command.args(args).args(["--addr", &address.to_string(), "--password", ADMIN_PASSWORD]);
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    to_its_end(&mut command, TOOL_ENDS_WITHIN)
 }
 
 /// Registers tasks, one after the other, wherever it is let, until it is stopped.

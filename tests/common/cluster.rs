@@ -1,19 +1,19 @@
 //! Nodes of one cluster, each a process of its own, and a load whose account another process keeps.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use boomerang_testkit::{Process, Signal, blocking, log_end};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::eventually_within;
-use super::node::{ADMIN_PASSWORD, Ended, NodeProcess, boomtool, free_address};
+use super::node::{ADMIN_PASSWORD, NodeProcess, TOOL_ENDS_WITHIN, boomtool, free_address, to_its_end};
 
 /// Few, so that each node leads some and a test build is quick.
 pub const SHARDS: u16 = 6;
 /// Replicas that were away catch up, leaders come back to where they belong.
 const SETTLED_WITHIN: Duration = Duration::from_secs(60);
-const LOAD_ENDS_WITHIN: Duration = Duration::from_secs(200);
 
 pub struct Cluster {
     pub nodes: Vec<NodeProcess>,
@@ -53,17 +53,15 @@ impl Cluster {
     fn tool(&self, args: &[&str]) -> Command {
         let mut command = boomtool();
         command.args(["--json", "--addr", &self.addresses(), "--client", "admin"]).args(args);
-        command.env("BOOMERANG_PASSWORD", ADMIN_PASSWORD).stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env("BOOMERANG_PASSWORD", ADMIN_PASSWORD);
         command
     }
 
     /// `boomtool` with these arguments: its exit code, the objects it printed, and what it said.
     pub fn run(&self, args: &[&str]) -> (i32, Vec<Value>, String) {
-        let output = self.tool(args).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let objects = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        (output.status.code().unwrap(), objects, String::from_utf8(output.stderr).unwrap())
+        let ended = to_its_end(&mut self.tool(args), TOOL_ENDS_WITHIN);
+        let objects = ended.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        (ended.code.unwrap(), objects, ended.stderr)
     }
 
     /// `boomtool` with these arguments, which must succeed.
@@ -77,7 +75,9 @@ impl Cluster {
     pub fn load(&self, args: &[&str]) -> Load {
         let fire = ["bench", "fire", "--quiet", "--faults", "--wait", "100s", "--connections", "2", "--inflight", "64"];
         let all: Vec<&str> = fire.iter().chain(args).copied().collect();
-        Load { child: Some(self.tool(&all).spawn().unwrap()) }
+        let folder = tempfile::tempdir().unwrap();
+        let process = Process::start("a load", &mut self.tool(&all), &folder.path().join("log")).unwrap();
+        Load { process, _folder: folder }
     }
 
     /// Waits until every replica of every group is equal to the others at one and the same entry.
@@ -116,16 +116,11 @@ impl Cluster {
     }
 
     pub fn stop_process(&self, node: usize) {
-        self.signal(node, Signal::STOP);
+        self.nodes[node].signal(Signal::STOP);
     }
 
     pub fn continue_process(&self, node: usize) {
-        self.signal(node, Signal::CONT);
-    }
-
-    fn signal(&self, node: usize, signal: Signal) {
-        let pid = i32::try_from(self.nodes[node].pid()).ok().and_then(Pid::from_raw).unwrap();
-        kill_process(pid, signal).unwrap();
+        self.nodes[node].signal(Signal::CONT);
     }
 }
 
@@ -141,9 +136,11 @@ fn flags_of(number: u64, peer: String, flags: &[&str]) -> Vec<String> {
     all.into_iter().map(str::to_owned).collect()
 }
 
-/// A load under way; its report is what its receiver saw.
+/// A load under way; its report is what its receiver saw, in one line.
 pub struct Load {
-    child: Option<Child>,
+    process: Process,
+    /// Of its log.
+    _folder: TempDir,
 }
 
 /// What came of a load.
@@ -152,9 +149,10 @@ pub struct Account {
 }
 
 impl Load {
-    pub fn finish(mut self) -> Account {
-        let Ended { stdout, stderr, .. } = Ended::of(self.child.take().unwrap(), LOAD_ENDS_WITHIN);
-        let report: Value = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}\n{stderr}"));
+    pub fn finish(self) -> Account {
+        let line = blocking(self.process.line(TOOL_ENDS_WITHIN)).unwrap_or_else(|error| panic!("{error}"));
+        let said = || log_end(self.process.log(), 20);
+        let report: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}\n{}", said()));
         eprintln!(
             "sent {} acknowledged {} fired {} lost {} early {} duplicates {} lateness {} failures {}",
             report["sent"],
@@ -167,15 +165,6 @@ impl Load {
             report["failures"]
         );
         Account { report }
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 

@@ -1,44 +1,34 @@
 //! A `boomerang serve` of its own process.
 
-use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use boomerang_testkit::OwnAddress;
-use rustix::process::{Pid, Signal, kill_process};
+pub use boomerang_testkit::Ended;
+use boomerang_testkit::{
+    OwnAddress, Process, Signal, Started, all_started, blocking, log_end, run as run_to_end, without_settings,
+};
 use tempfile::TempDir;
 
 use super::legacy::Client;
 use super::{PATIENCE, eventually, http_get};
 
 pub const ADMIN_PASSWORD: &str = "boomerang-test";
+/// What `boomtool` may take, a bench of it, too.
+pub const TOOL_ENDS_WITHIN: Duration = Duration::from_secs(200);
 /// Of what the node has logged, shown when a test fails.
 const LOG_TAIL_LINES: usize = 40;
-
-/// What the start line says.
-#[derive(Debug, Clone, serde::Deserialize)]
-pub struct Started {
-    pub node_id: u64,
-    pub tcp: SocketAddr,
-    pub http: SocketAddr,
-    pub peer: SocketAddr,
-}
 
 /// A node; ends with this value.
 pub struct NodeProcess {
     pub started: Started,
-    /// From the start of the process to its start line.
+    /// From its start until it, and all that were started with it, had printed their start lines.
     pub took: Duration,
     process: Process,
     home: Home,
 }
 
+#[allow(clippy::needless_pass_by_ref_mut, reason = "whoever ends it has it alone")]
 impl NodeProcess {
     /// With [`ADMIN_PASSWORD`] and `flags`.
     pub fn start(flags: &[&str]) -> Self {
@@ -79,7 +69,7 @@ impl NodeProcess {
     fn start_there(homes: Vec<Home>) -> Vec<Self> {
         let running = run(&homes.iter().collect::<Vec<_>>());
         let nodes = homes.into_iter().zip(running);
-        nodes.map(|(home, Running { started, took, process })| Self { started, took, process, home }).collect()
+        nodes.map(|(home, (process, started, took))| Self { started, took, process, home }).collect()
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -87,26 +77,28 @@ impl NodeProcess {
     }
 
     pub fn pid(&self) -> u32 {
-        self.process.child.id()
+        self.process.pid()
     }
 
     /// As if the power of the process had been cut.
     pub fn kill(&mut self) {
-        self.process.kill();
+        blocking(self.process.kill());
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Asks it to stop; returns its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
-        kill_process(Pid::from_child(&self.process.child), Signal::TERM).unwrap();
-        let ended = self.process.ended.recv_timeout(PATIENCE);
-        assert_eq!(ended, Err(RecvTimeoutError::Disconnected), "a node that got SIGTERM ends within {PATIENCE:?}");
-        self.process.child.wait().unwrap().code()
+        let ended = blocking(self.process.stop(PATIENCE));
+        ended.unwrap_or_else(|| panic!("a node that got SIGTERM does not end within {PATIENCE:?}")).code()
     }
 
     /// On the same folder, after [`NodeProcess::kill`] or [`NodeProcess::terminate`]; the ports are new.
     pub fn restart(&mut self) {
         assert!(self.exit_code().is_some(), "a node is restarted that still runs, with pid {}", self.pid());
-        Running { started: self.started, took: self.took, process: self.process } = run(&[&self.home]).remove(0);
+        (self.process, self.started, self.took) = run(&[&self.home]).remove(0);
     }
 
     /// The same, as if it had been away for `away`: so far its clock has gone on.
@@ -123,8 +115,8 @@ impl NodeProcess {
     }
 
     /// `None` while it runs.
-    pub fn exit_code(&mut self) -> Option<Option<i32>> {
-        self.process.child.try_wait().unwrap().map(|status| status.code())
+    pub fn exit_code(&self) -> Option<Option<i32>> {
+        self.process.ended().map(|status| status.code())
     }
 
     pub fn admin(&self) -> Client {
@@ -159,15 +151,15 @@ impl NodeProcess {
     }
 
     pub fn log(&self) -> String {
-        self.home.log()
+        std::fs::read_to_string(self.home.log_path()).unwrap_or_default()
     }
 }
 
 impl Drop for NodeProcess {
     fn drop(&mut self) {
-        self.kill();
         if std::thread::panicking() {
-            eprintln!("{}", self.home.log_tail());
+            let (flags, log) = (&self.home.flags, log_end(&self.home.log_path(), LOG_TAIL_LINES));
+            eprintln!("the node with {flags:?} logged, at last:\n{log}");
         }
     }
 }
@@ -188,109 +180,28 @@ impl Home {
     fn log_path(&self) -> PathBuf {
         self.temp.path().join("stderr")
     }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.log_path()).unwrap_or_default()
-    }
-
-    fn log_tail(&self) -> String {
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        let from = lines.len().saturating_sub(LOG_TAIL_LINES);
-        format!("the node with {:?} logged, at last:\n{}", self.flags, lines[from..].join("\n"))
-    }
 }
 
-/// Ends with this value, by its own process id.
-struct Process {
-    child: Child,
-    /// Closed when the process has ended.
-    ended: mpsc::Receiver<Infallible>,
-}
-
-impl Process {
-    fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-struct Running {
-    started: Started,
-    took: Duration,
-    process: Process,
-}
-
-/// Starts a node in each home and waits for their start lines. If one ends instead, it is the one that is told of.
-fn run(homes: &[&Home]) -> Vec<Running> {
+/// Starts a node in each home and waits for their start lines, with the time that took. If one ends instead, it is the one
+/// that is told of.
+fn run(homes: &[&Home]) -> Vec<(Process, Started, Duration)> {
     let begun = Instant::now();
-    let (told, lines) = mpsc::channel();
-    let mut processes: Vec<Process> = (0..).zip(homes).map(|(at, home)| spawn(home, at, told.clone())).collect();
-    let mut started = BTreeMap::new();
-    while started.len() < homes.len() {
-        match lines.recv_timeout(PATIENCE.saturating_sub(begun.elapsed())) {
-            Ok((at, Some(line))) => {
-                let line = serde_json::from_str(&line).unwrap_or_else(|error| panic!("start line {line}: {error}"));
-                started.insert(at, (line, begun.elapsed()));
-            }
-            Ok((at, None)) => {
-                let status = processes[at].child.wait().unwrap();
-                panic!("no start line, but {status}; {}", homes[at].log_tail());
-            }
-            Err(_) => {
-                let missing = (0..homes.len()).filter(|at| !started.contains_key(at));
-                let logs: Vec<String> = missing.map(|at| homes[at].log_tail()).collect();
-                panic!("no start line within {PATIENCE:?}; {}", logs.join("\n"));
-            }
-        }
-    }
-    let running = processes.into_iter().zip(started.into_values());
-    running.map(|(process, (started, took))| Running { started, took, process }).collect()
+    let processes: Vec<Process> = homes.iter().map(|home| spawn(home)).collect();
+    let started = blocking(all_started(&processes, PATIENCE)).unwrap_or_else(|error| panic!("{error}"));
+    let took = begun.elapsed();
+    processes.into_iter().zip(started).map(|(process, started)| (process, started, took)).collect()
+}
+
+/// Runs a command that is to end by itself.
+pub fn to_its_end(command: &mut Command, within: Duration) -> Ended {
+    let ended = blocking(run_to_end(command, within)).unwrap();
+    assert!(ended.code.is_some(), "{command:?} does not end within {within:?}: {ended:?}");
+    ended
 }
 
 /// `boomerang` with arguments that make it end by itself.
-pub struct Ended {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Ended {
-    /// Waits for the end of `child`, and of what it says.
-    pub fn of(mut child: Child, within: Duration) -> Self {
-        let deadline = Instant::now() + within;
-        let pipes = (all_of(child.stdout.take().unwrap()), all_of(child.stderr.take().unwrap()));
-        let text = |pipe: mpsc::Receiver<String>| pipe.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        match (text(pipes.0), text(pipes.1)) {
-            (Ok(stdout), Ok(stderr)) => Self { code: child.wait().unwrap().code(), stdout, stderr },
-            said => {
-                let _ = child.kill();
-                let _ = child.wait();
-                panic!("process {} does not end within {within:?}; stdout and stderr: {said:?}", child.id());
-            }
-        }
-    }
-}
-
-/// What comes out of a pipe, when it has ended.
-fn all_of(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<String> {
-    let (out, text) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut text = String::new();
-        pipe.read_to_string(&mut text).unwrap();
-        let _ = out.send(text);
-    });
-    text
-}
-
 pub fn run_to_its_end(args: &[&str]) -> Ended {
-    Ended::of(command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap(), PATIENCE)
+    to_its_end(&mut command(args), PATIENCE)
 }
 
 /// `boomerang serve` on a folder, with free ports, that is expected to refuse.
@@ -311,12 +222,8 @@ pub fn boomtool() -> Command {
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_boomerang"));
-    command.args(args).stdin(Stdio::null());
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("BOOMERANG_") {
-            command.env_remove(name);
-        }
-    }
+    command.args(args);
+    without_settings(&mut command);
     command
 }
 
@@ -329,8 +236,7 @@ fn owned(flags: &[&str]) -> Vec<String> {
     flags.iter().map(|flag| (*flag).to_owned()).collect()
 }
 
-/// Tells its first line, or that there is none, as the number `at`.
-fn spawn(home: &Home, at: usize, told: mpsc::Sender<(usize, Option<String>)>) -> Process {
+fn spawn(home: &Home) -> Process {
     let mut args = vec!["serve", "--data-dir", home.data_dir.to_str().unwrap()];
     // No flag may be given twice: a test that names one wins. No reserve of disk space for a node of a second's life.
     for pair in ANY_PORTS.chunks(2).chain([["--disk-reserve", "1"].as_slice()]) {
@@ -339,15 +245,5 @@ fn spawn(home: &Home, at: usize, told: mpsc::Sender<(usize, Option<String>)>) ->
         }
     }
     args.extend(home.flags.iter().map(String::as_str));
-    let log: File = OpenOptions::new().create(true).append(true).open(home.log_path()).unwrap();
-    let mut child = command(&args).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-    let stdout = child.stdout.take().unwrap();
-    let (end, ended) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
-        let _ = told.send((at, lines.next()));
-        lines.for_each(drop);
-        drop(end);
-    });
-    Process { child, ended }
+    Process::start(format!("the node with {:?}", home.flags), &mut command(&args), &home.log_path()).unwrap()
 }

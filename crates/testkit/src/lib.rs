@@ -17,6 +17,6 @@ pub mod seed;
 pub use address::OwnAddress;
 pub use etcd::Etcd;
 pub use page::page;
-pub use process::{Cause, Handle, NotReady, Process, Started, all_started, log_end};
+pub use process::{Cause, Handle, NotReady, Process, Started, all_started, log_end, without_settings};
 pub use run::{Ended, blocking, run};
 pub use rustix::process::Signal;

@@ -77,12 +77,13 @@ impl Process {
     /// Starts `command`, called `what` in errors. Its errors, and what it prints after the first line, go to the end of `log`.
     /// It has ended when it has, and all that share its output with it.
     pub fn start(what: impl Into<String>, command: &mut Command, log: &Path) -> io::Result<Self> {
-        let named = |what: String| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+        let cannot =
+            |what: String| move |error: io::Error| io::Error::new(error.kind(), format!("cannot {what}: {error}"));
         let file = File::options().create(true).append(true).open(log);
-        let file = file.map_err(named(log.display().to_string()))?;
+        let file = file.map_err(cannot(format!("write to {}", log.display())))?;
         let mut rest = file.try_clone()?;
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file).spawn();
-        let mut child = spawned.map_err(named(command.get_program().to_string_lossy().into_owned()))?;
+        let mut child = spawned.map_err(cannot(format!("start {}", command.get_program().display())))?;
         let pid = child.id();
         // It is there, or waits for us to hear of its end: the number means no other yet.
         let handle = Handle::of(pid)?;
@@ -216,6 +217,14 @@ impl Handle {
     }
 }
 
+/// Keeps from a command what the environment of this process says to Boomerang: the variables `BOOMERANG_...`.
+pub fn without_settings(command: &mut Command) {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    for name in names.filter(|name| name.to_string_lossy().starts_with("BOOMERANG_")) {
+        command.env_remove(name);
+    }
+}
+
 /// At most the last `lines` of a log, of its last 64 KiB; "nothing" when it is empty or not there.
 pub fn log_end(log: &Path, lines: usize) -> String {
     let read = || {
@@ -333,8 +342,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let error = Process::start("nobody", &mut Command::new("/no/such/program"), &log).err().unwrap();
-        assert!(error.to_string().starts_with("/no/such/program: "), "{error}");
+        assert!(error.to_string().starts_with("cannot start /no/such/program: "), "{error}");
         let error = Process::start("nobody", &mut Command::new("true"), &log.join("log")).err().unwrap();
-        assert!(error.to_string().contains("/log/log: "), "{error}");
+        assert!(error.to_string().starts_with("cannot write to "), "{error}");
     }
 }
