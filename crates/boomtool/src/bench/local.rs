@@ -4,17 +4,14 @@
 //! process ends by its own handle: whoever panics, or is interrupted, leaves none behind.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::super::ToolError;
 use super::super::args::Global;
@@ -24,13 +21,15 @@ use super::cost::{self, Reading, processor_ms};
 use super::progress;
 use boomerang_client::{Credentials, Options};
 use boomerang_task::{ClientId, Invalid};
-use boomerang_testkit::OwnAddress;
+use boomerang_testkit::{OwnAddress, Process, all_started, page};
 
 /// Whoever can read the folder can read this as well.
 const PASSWORD: &str = "bench";
 const SHARDS_DEFAULT: u16 = 16;
 /// What would make a node a part of something else than this bench.
 const VARIABLES_NOT_FOR_NODES: [&str; 3] = ["BOOMERANG_CONFIG", "BOOMERANG_ETCD", "BOOMERANG_PEERS"];
+/// What takes longer on a busy machine will never be ready.
+const READY_WITHIN: Duration = Duration::from_secs(120);
 /// Leaders go one by one to the nodes they belong to, once those have been well for five seconds.
 const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 /// Where nothing has moved for so long, nothing will.
@@ -138,7 +137,7 @@ struct LocalNode {
     tcp: OwnAddress,
     http: OwnAddress,
     peer: OwnAddress,
-    process: Option<Child>,
+    process: Option<Process>,
 }
 
 impl LocalCluster {
@@ -162,9 +161,10 @@ impl LocalCluster {
             cluster.nodes.push(node);
         }
         // All before the first is waited for: none of them is ready alone.
-        let lines: Vec<_> = (0..cluster.nodes.len()).map(|node| cluster.spawn(node)).collect::<Result<_, _>>()?;
-        // All at once: the first waits for the others, and it is one of them that may have ended.
-        try_join_all(lines.into_iter().enumerate().map(|(node, line)| cluster.ready(node, line))).await?;
+        for node in 0..cluster.nodes.len() {
+            cluster.spawn(node)?;
+        }
+        cluster.ready(cluster.processes()).await?;
         cluster.settle().await?;
         Ok(cluster)
     }
@@ -222,7 +222,7 @@ impl LocalCluster {
         for page in self.pages("/metrics").await? {
             reading.add_metrics(&page);
         }
-        reading.node_cpu_ms = self.processes().map(processor_ms).sum();
+        reading.node_cpu_ms = self.processes().map(|process| processor_ms(process.pid())).sum();
         reading.tool_cpu_ms = processor_ms(std::process::id());
         Ok(reading)
     }
@@ -250,20 +250,20 @@ impl LocalCluster {
     }
 
     /// The process of each node that was started.
-    fn processes(&self) -> impl Iterator<Item = u32> {
-        self.nodes.iter().filter_map(|node| node.process.as_ref().map(Child::id))
+    fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.nodes.iter().filter_map(|node| node.process.as_ref())
     }
 
     /// The largest resident memory that each node ever had, by its number.
     pub fn memory_peaks(&self) -> Vec<(usize, u64)> {
-        (1..).zip(self.processes().map(cost::memory_peak_bytes)).collect()
+        (1..).zip(self.processes().map(|process| cost::memory_peak_bytes(process.pid()))).collect()
     }
 
     /// The numbers of those that run no more.
-    pub fn ended(&mut self) -> Vec<usize> {
-        let ended = |process: &mut Child| !matches!(process.try_wait(), Ok(None));
-        let nodes = (1..).zip(&mut self.nodes);
-        nodes.filter_map(|(number, node)| node.process.as_mut().is_some_and(ended).then_some(number)).collect()
+    pub fn ended(&self) -> Vec<usize> {
+        let nodes = (1..).zip(&self.nodes);
+        let ended = |node: &LocalNode| node.process.as_ref().is_some_and(|process| process.ended().is_some());
+        nodes.filter_map(|(number, node)| ended(node).then_some(number)).collect()
     }
 
     /// How often all nodes together have written each warning and error, without its numbers.
@@ -284,37 +284,32 @@ impl LocalCluster {
 
     /// One page of each node.
     async fn pages(&self, path: &str) -> Result<Vec<String>, ToolError> {
-        let page = async |node: usize| {
+        let shown = async |node: usize| {
             let address = self.nodes[node].http.to_string();
-            let page = tokio::time::timeout(PAGE_WITHIN, http_get(&address, path)).await;
-            let page = page.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            page.map_err(|error| ToolError::Undone(format!("node {} does not show its {path}: {error}", node + 1)))
+            let shown = tokio::time::timeout(PAGE_WITHIN, page(&address, path)).await;
+            let shown = shown.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            shown.map_err(|error| ToolError::Undone(format!("node {} does not show its {path}: {error}", node + 1)))
         };
-        try_join_all((0..self.nodes.len()).map(page)).await
+        try_join_all((0..self.nodes.len()).map(shown)).await
     }
 
     /// As if its power had been cut.
     pub fn kill(&mut self, node: usize) {
-        if let Some(mut process) = self.nodes[node].process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        self.nodes[node].process = None;
     }
 
     /// After [`LocalCluster::kill`], on the same folder and ports. Returns when it is ready.
     pub async fn restart(&mut self, node: usize) -> Result<(), ToolError> {
-        let line = self.spawn(node)?;
-        self.ready(node, line).await
+        self.spawn(node)?;
+        self.ready(self.nodes[node].process.as_ref()).await
     }
 
-    fn spawn(&mut self, node: usize) -> Result<tokio::task::JoinHandle<io::Result<String>>, ToolError> {
+    fn spawn(&mut self, node: usize) -> Result<(), ToolError> {
         let number = node + 1;
         let folder = self.folder.join(format!("node-{number}"));
         let peers: Vec<String> =
             self.nodes.iter().enumerate().map(|(at, node)| format!("{}={}", at + 1, node.peer)).collect();
         let LocalNode { tcp, http, peer, .. } = &self.nodes[node];
-        let log = File::options().create(true).append(true).open(self.log_of(number));
-        let log = log.map_err(|error| failed("write the log of", &folder, &error))?;
         let mut command = match self.server.node_nice.filter(|nice| *nice > 0) {
             None => Command::new(&self.binary),
             // It becomes the server, with the same process id.
@@ -335,30 +330,20 @@ impl LocalCluster {
         }
         command.args(["--shards", &self.shards().to_string(), "--admin-password", PASSWORD]);
         command.args(&self.server.node_flags);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        let mut process = command.spawn().map_err(|error| failed("start", Path::new(command.get_program()), &error))?;
-        let stdout = process.stdout.take().expect("it is piped");
-        self.nodes[node].process = Some(process);
-        Ok(tokio::task::spawn_blocking(move || {
-            let mut line = String::new();
-            BufReader::new(stdout).read_line(&mut line).map(|_| line)
-        }))
+        let process = Process::start(format!("node {number}"), &mut command, &self.log_of(number));
+        self.nodes[node].process = Some(process.map_err(|error| ToolError::Undone(error.to_string()))?);
+        Ok(())
     }
 
-    async fn ready(&self, node: usize, line: tokio::task::JoinHandle<io::Result<String>>) -> Result<(), ToolError> {
-        let line = line.await.expect("reading a line does not panic");
-        if line.is_ok_and(|line| line.starts_with('{')) {
-            return Ok(());
-        }
-        let said = std::fs::read_to_string(self.log_of(node + 1)).unwrap_or_default();
-        let last = said.lines().last().unwrap_or("it said nothing");
-        Err(ToolError::Undone(format!("node {} did not start: {last}", node + 1)))
+    async fn ready(&self, nodes: impl IntoIterator<Item = &Process>) -> Result<(), ToolError> {
+        let ready = all_started(nodes, READY_WITHIN).await;
+        ready.map(drop).map_err(|error| ToolError::Undone(error.to_string()))
     }
 }
 
 impl Drop for LocalCluster {
     fn drop(&mut self) {
-        (0..self.nodes.len()).for_each(|node| self.kill(node));
+        self.nodes.clear();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
@@ -388,19 +373,6 @@ fn beside_us() -> Result<PathBuf, ToolError> {
     path.filter(|path| path.is_file()).ok_or_else(|| {
         ToolError::Undone("there is no 'boomerang' beside this program; name it with --boomerang".into())
     })
-}
-
-/// A page of a node: small, and on this machine.
-async fn http_get(address: &str, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    match text.split_once("\r\n\r\n") {
-        Some((head, page)) if head.starts_with("HTTP/1.1 200") => Ok(page.to_owned()),
-        _ => Err(io::Error::other(text.lines().next().unwrap_or("an empty answer").to_owned())),
-    }
 }
 
 fn failed(verb: &str, path: &Path, error: &io::Error) -> ToolError {

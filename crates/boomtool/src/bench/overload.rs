@@ -495,7 +495,7 @@ pub(super) async fn run(args: OverloadBench, global: &Global) -> Result<Report, 
         return Err(Invalid::new("--kinds: none of them registers a task").into());
     }
     server.node_nice.get_or_insert(NODE_NICE);
-    let mut cluster = LocalCluster::start(nodes, server, global.timeout, quiet).await?;
+    let cluster = LocalCluster::start(nodes, server, global.timeout, quiet).await?;
     let load = LoadArgs {
         connections,
         inflight: under_way_max,
