@@ -4,18 +4,16 @@
 //! not the one of the tests.
 
 use std::io::{BufRead, BufReader};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use boomerang::sabotage::Fault;
+use boomerang_testkit::Handle;
 use jepsen::cluster::links::cut_apart;
 use jepsen::cluster::{Cluster, ClusterSettings, State, find_binaries};
 use jepsen::fault::{self, Kind};
 use jepsen::history::{Recorder, Stage, Watch, What};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -196,8 +194,7 @@ async fn nothing_is_left_of_a_harness_that_is_killed() {
     let mut words = said.split(' ');
     let folder = words.next().unwrap().to_owned();
     let id = folder.rsplit_once("jepsen-").unwrap().1.to_owned();
-    let open = |pid: &str| pidfd_open(Pid::from_raw(pid.parse().unwrap()).unwrap(), PidfdFlags::empty()).unwrap();
-    let processes: Vec<OwnedFd> = words.map(open).collect();
+    let processes: Vec<Handle> = words.map(|pid| Handle::of(pid.parse().unwrap()).unwrap()).collect();
     let left = || {
         let mut left: Vec<String> =
             Some(folder.clone()).filter(|path| std::path::Path::new(path).exists()).into_iter().collect();
@@ -217,8 +214,7 @@ async fn nothing_is_left_of_a_harness_that_is_killed() {
     timeout(WITHIN, ended).await.expect("the keeper is done in time").unwrap().unwrap();
     assert_eq!(left(), Vec::<String>::new());
     // What was killed may take a moment to die.
-    let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
     for process in &processes {
-        assert_eq!(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&patience)), Ok(1), "it runs on");
+        assert!(process.ends_within(Duration::from_secs(60)), "it runs on");
     }
 }

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use boomerang_testkit::without_settings;
+
 /// Begins the name of every folder of a run.
 const FOLDER: &str = "boomerang-jepsen-";
 /// Begins the name of every namespace of a run.
@@ -54,11 +56,7 @@ pub struct Mark {
 impl Mark {
     /// Makes the process one of this run: it ends with it. What the caller's environment says to Boomerang is not for it.
     pub fn adopt(&self, command: &mut Command) {
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("BOOMERANG_") {
-                command.env_remove(name);
-            }
-        }
+        without_settings(command);
         command.env(MARK, &self.id).process_group(0);
     }
 }

@@ -8,11 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use boomerang_testkit::{Process, Signal, log_end};
 
-use super::last_line;
 use super::links::Host;
-use super::process::Process;
 
 /// What clients and other nodes connect to.
 #[derive(Debug, Clone)]
@@ -245,7 +243,7 @@ impl Machine {
         if std::mem::replace(&mut seat.end_noted, true) {
             return;
         }
-        let (node, host, last) = (seat.node, self.host, last_line(&self.log));
+        let (node, host, last) = (seat.node, self.host, log_end(&self.log, 1));
         let excused = seat.room.excuses(status.code());
         let why = if excused { ", as it may on a full disk" } else { "" };
         let told = format!("node {node} (machine {host}) ended by itself{why}: {status}; its log ends with: {last}");
@@ -285,14 +283,7 @@ impl Machine {
     /// Asks the process to stop, and kills it when it takes longer; its exit code.
     pub async fn terminate(&self, within: Duration) -> Option<i32> {
         let process = self.vacate()?;
-        process.signal(Signal::TERM);
-        match process.wait(within).await {
-            Some(status) => status.code(),
-            None => {
-                process.kill().await;
-                None
-            }
-        }
+        process.stop(within).await?.code()
     }
 }
 
@@ -303,7 +294,7 @@ mod tests {
     use super::*;
 
     async fn ended(script: &str, log: &Path) -> Process {
-        let process = Process::start(Command::new("sh").args(["-c", script]), log).unwrap();
+        let process = Process::start("a shell", Command::new("sh").args(["-c", script]), log).unwrap();
         process.wait(Duration::from_secs(10)).await.unwrap();
         process
     }
@@ -327,7 +318,7 @@ mod tests {
         machine.vacate();
         assert_eq!((machine.own_ends().len(), machine.ends_to_tell().len()), (2, 2));
         // What is taken away before it ends has not ended by itself.
-        machine.occupy(Process::start(Command::new("sleep").arg("1000"), &log).unwrap(), false);
+        machine.occupy(Process::start("sleep", Command::new("sleep").arg("1000"), &log).unwrap(), false);
         machine.vacate().unwrap().kill().await;
         assert_eq!(machine.own_ends().len(), 2);
     }

@@ -14,12 +14,10 @@
 
 mod etcd;
 mod ground;
-mod http;
 mod keeper;
 pub mod links;
 mod machine;
 mod nodes;
-mod process;
 mod settings;
 mod watch;
 mod whole;
@@ -33,6 +31,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
+use boomerang_testkit::run;
 use futures::future::try_join_all;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -235,8 +234,8 @@ impl Cluster {
         let addresses: Vec<String> = views.into_iter().map(|view| view.addresses.tcp).collect();
         command.args(["--json", "--addr", &addresses.join(","), "--client", "admin"]).args(args);
         command.env("BOOMERANG_PASSWORD", PASSWORD);
-        let said = process::run(command, TOOL_WITHIN).await.map_err(ClusterError::io("run boomtool"))?;
-        Ok(Told { code: said.code, lines: whole::objects(&said.out), said: said.err })
+        let said = run(&mut command, TOOL_WITHIN).await.map_err(ClusterError::io("run boomtool"))?;
+        Ok(Told { code: said.code, lines: whole::objects(&said.stdout), said: said.stderr })
     }
 
     /// The same, and it is an error when it fails.
@@ -264,8 +263,8 @@ impl Cluster {
     pub async fn start_etcd(&self) -> Result<(), ClusterError> {
         let etcd = &self.inner.etcd;
         let started = self.with_run(|run| etcd.start(&self.inner.ground, run));
-        started.map_err(ClusterError::io("start etcd, which scripts/setup.sh installs"))?;
-        etcd.wait_until_ready(START_WITHIN).await
+        let process = started.map_err(ClusterError::io("start etcd, which scripts/setup.sh installs"))?;
+        Ok(etcd.place.ready(&process, START_WITHIN).await?)
     }
 
     pub async fn kill_etcd(&self) {
@@ -316,11 +315,6 @@ fn empty_log(logs: &Path, name: &str) -> io::Result<PathBuf> {
     let log = logs.join(name);
     std::fs::File::create(&log)?;
     Ok(log)
-}
-
-fn last_line(log: &Path) -> String {
-    let text = std::fs::read(log).unwrap_or_default();
-    String::from_utf8_lossy(&text).lines().next_back().unwrap_or("nothing").to_owned()
 }
 
 #[cfg(test)]

@@ -7,14 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use boomerang::sabotage;
+use boomerang_testkit::Process;
 use futures::future::try_join_all;
-use tokio::time::Instant;
 
 use super::ground::Ground;
 use super::links::Host;
 use super::machine::{Addresses, Machine, Skew};
-use super::process::Process;
-use super::{Cluster, ClusterError, PASSWORD, last_line};
+use super::{Cluster, ClusterError, PASSWORD};
 
 impl Cluster {
     /// Starts the node of a machine, unless it runs; not without its disk. See [`Cluster::wait_until_ready`].
@@ -30,13 +29,13 @@ impl Cluster {
         let mut command = self.with_run(|run| self.inner.ground.command(run, host, &binary));
         self.serve(&mut command, machine);
         let skewed = machine.skewed();
-        let started = Process::start(&mut command, &machine.log);
+        let started = Process::start(format!("node {}", machine.node()), &mut command, &machine.log);
         let process =
             machine.occupy(started.map_err(ClusterError::io(format!("start the node of machine {host}")))?, skewed);
         let cluster = self.weak();
         // Whoever waits for it or not: it is ready from then on.
         tokio::spawn(async move {
-            if process.first_line(Duration::MAX).await.is_some_and(|line| line.starts_with('{'))
+            if process.started(Duration::MAX).await.is_ok()
                 && let Some(cluster) = cluster.get()
                 && let Ok(machine) = cluster.machine(host)
             {
@@ -51,7 +50,7 @@ impl Cluster {
         let Addresses { tcp, http, peer } = &machine.addresses;
         command.args(["serve", "--node-id", &machine.node().to_string(), "--data-dir"]).arg(machine.data_dir());
         command.args(["--tcp-addr", tcp, "--http-addr", http, "--peer-addr", peer]);
-        command.args(["--etcd", &self.inner.etcd.url(), "--bootstrap-expect", &settings.nodes.to_string()]);
+        command.args(["--etcd", &self.inner.etcd.place.url(), "--bootstrap-expect", &settings.nodes.to_string()]);
         command.args(["--replicas", &settings.replicas.to_string(), "--shards", &settings.shards.to_string()]);
         command.args(["--node-grace", &format!("{}ms", settings.node_grace.as_millis())]);
         command.args(["--admin-password", PASSWORD, "--test-clock"]).arg(machine.clock_file());
@@ -72,18 +71,9 @@ impl Cluster {
     /// Until the node of a machine has said that it is ready.
     pub async fn wait_until_ready(&self, host: Host, within: Duration) -> Result<(), ClusterError> {
         let machine = self.machine(host)?;
-        let until = Instant::now() + within;
-        let what = format!("node {}", machine.node());
-        let not_ready = |what| ClusterError::NotReady { what, within, last: last_line(&machine.log) };
-        let Some(process) = machine.process() else { return Err(not_ready(what)) };
-        if process.first_line(within).await.is_some_and(|line| line.starts_with('{')) {
-            return Ok(());
-        }
-        // If it has said nothing because it ends, that is another thing than being late.
-        match process.wait(until.saturating_duration_since(Instant::now())).await {
-            Some(status) => Err(ClusterError::Ended { what, status, last: last_line(&machine.log) }),
-            None => Err(not_ready(what)),
-        }
+        let process = machine.process().ok_or_else(|| ClusterError::Down(machine.node()))?;
+        process.started(within).await?;
+        Ok(())
     }
 
     /// As if the power of the process had been cut; what it wrote stays.

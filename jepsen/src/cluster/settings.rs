@@ -2,10 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use boomerang::sabotage::Fault;
+use boomerang_testkit::NotReady;
 
 use super::links::Host;
 
@@ -62,10 +62,10 @@ pub fn find_binaries() -> Option<PathBuf> {
 pub enum ClusterError {
     #[error("cannot {what}: {source}")]
     Io { what: String, source: io::Error },
-    #[error("{what} was not ready within {within:?}; its log ends with: {last}")]
-    NotReady { what: String, within: Duration, last: String },
-    #[error("{what} ended before it was ready ({status}); its log ends with: {last}")]
-    Ended { what: String, status: ExitStatus, last: String },
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    #[error("node {0} does not run")]
+    Down(u64),
     #[error("not every shard was whole within {within:?}: {left}")]
     NotWhole { within: Duration, left: String },
     #[error("not every replica said within {within:?} what its state is: {left}")]

@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use boomerang_testkit::page;
 use futures::future::join_all;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::machine::{State, View};
-use super::{Cluster, Weakly, http};
+use super::{Cluster, Weakly};
 use crate::history::{FaultNote, Stage, What};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -75,7 +76,7 @@ async fn look(cluster: &Cluster) {
 }
 
 async fn page_of(view: View) -> Option<String> {
-    http::get(&view.addresses.http, "/v1/shards", LOOK_WITHIN).await
+    tokio::time::timeout(LOOK_WITHIN, page(&view.addresses.http, "/v1/shards")).await.ok()?.ok()
 }
 
 fn note(cluster: &Cluster, map: &Map) {
