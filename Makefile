@@ -31,10 +31,10 @@ run: build ## Build, and run one node on loopback for trying things out
 	@$(BIN)/boomerang dev $(ARGS)
 
 cluster: build ## Start etcd and three nodes on this machine, logs in .boomerang-cluster/logs
-	@BIN=$(BIN) scripts/cluster.sh up
+	@BIN=$(BIN) $(BIN)/cluster up
 
 cluster-down: ## Stop them
-	@scripts/cluster.sh down
+	@if [ -d "$${FOLDER:-.boomerang-cluster}" ]; then $(BIN)/cluster down; fi
 
 test: setup ## Run every test, and the fault tests for a minute
 	@[ -d $(BIN)/deps ] || echo "First build: RocksDB compiles for about 14 minutes on two cores, once."

@@ -215,17 +215,13 @@ inside() {
 # The two lines that `make run` prints, and what comes of them three seconds later.
 first_callback() {
     echo "Running: make run, up to its first callback"
+    : >"$root.log"
     in_it sh -c 'echo $$ >/root/pid; exec make run' >"$root.log" 2>&1 &
-    waited=0
     # The node prints a line of JSON when it is ready.
-    until grep -q '^{' "$root.log"; do
-        if [ "$waited" -ge "$READY_SECONDS" ]; then
-            tail -n 30 "$root.log" >&2
-            fail "make run is not ready after $READY_SECONDS seconds"
-        fi
-        waited=$((waited + 1))
-        sleep 1
-    done
+    if ! timeout "$READY_SECONDS" tail -n +1 -f --pid="$!" "$root.log" | grep -q '^{'; then
+        tail -n 30 "$root.log" >&2
+        fail "make run is not ready after $READY_SECONDS seconds, or has ended"
+    fi
     sed -n 's/^  \(.*boomtool .*\)/\1/p' "$root.log" >"$root/root/lines"
     [ "$(wc -l <"$root/root/lines")" = 2 ] || fail "make run does not print two lines to try"
     # The first of them goes to the background.

@@ -1,30 +1,29 @@
-#!/bin/sh
+#!/bin/bash
 # What a cluster costs that has nothing to do: three nodes on this machine, SHARDS shards (64), SECONDS_MEASURED (20).
 # Prints the processor time of all three as a percentage of one core. BIN is the folder of the binaries.
 set -eu
 SHARDS=${SHARDS:-64}
 SECONDS_MEASURED=${SECONDS_MEASURED:-20}
+READY_SECONDS=60
 SETTLE_SECONDS=20
 PORT=${PORT:-19810}
 folder=$(mktemp -d)
 pids=
 trap 'kill $pids 2>/dev/null; wait; rm -rf "$folder"' EXIT
+# One for the start lines of all: they wait for each other. Open for reading, too, so that opening waits for nobody.
+mkfifo "$folder/lines"
+exec 3<>"$folder/lines"
 
 peers="1=127.0.0.1:$((PORT + 12)),2=127.0.0.1:$((PORT + 22)),3=127.0.0.1:$((PORT + 32))"
 for node in 1 2 3; do
     "$BIN/boomerang" serve --node-id $node --data-dir "$folder/$node" --shards "$SHARDS" --peers "$peers" \
         --tcp-addr "127.0.0.1:$((PORT + node * 10))" --http-addr "127.0.0.1:$((PORT + node * 10 + 1))" \
         --peer-addr "127.0.0.1:$((PORT + node * 10 + 2))" --admin-password idle \
-        >"$folder/$node.out" 2>"$folder/$node.log" &
+        >&3 2>"$folder/$node.log" &
     pids="$pids $!"
 done
 for node in 1 2 3; do
-    waited=0
-    until [ -s "$folder/$node.out" ]; do
-        [ "$waited" -lt 300 ] || { echo "node $node does not start: $(tail -n 1 "$folder/$node.log")" >&2; exit 1; }
-        waited=$((waited + 1))
-        sleep 0.2
-    done
+    read -r -t "$READY_SECONDS" _ <&3 || { tail -n 1 "$folder"/*.log >&2; exit 1; }
 done
 # Leaders go where they belong meanwhile.
 sleep "$SETTLE_SECONDS"

@@ -1,10 +1,10 @@
 //! What tests, benches and fault tests share, and nothing of the server.
 //!
-//! - [`Process`]: the one launcher of nodes, and of whatever else runs until it is told to end; [`run`]: a command that ends
+//! - [`Process`]: the one launcher of nodes, and of whatever else runs until it is told to end; [`run()`]: a command that ends
 //!   by itself
 //! - [`Etcd`]: where the etcd of a cluster runs
 //! - [`OwnAddress`]: an address for a process that is yet to begin
-//! - [`page`]: a look at what a process shows by HTTP
+//! - [`page()`]: a look at what a process shows by HTTP
 //! - [`seed`]: where chance comes from in tests
 
 mod address;
