@@ -6,8 +6,8 @@
 //! set an hour ahead by mistake cannot fire an hour of tasks early; the price is that a clock set right by hours is
 //! followed slowly, which is logged and measured, and a restart takes the wall clock as it is.
 
+use crate::task::locks::Mutex;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -177,7 +177,7 @@ impl SystemClock {
     /// Compares with the wall clock; to be called now and then. Returns by how many microseconds the wall clock is
     /// ahead, zero while both agree.
     pub fn look(&self) -> i64 {
-        let mut inner = self.inner.lock().expect("no panic under this lock");
+        let mut inner = self.inner.lock();
         let (boot_us, wall_us) = inner.machine.both_us();
         inner.slew.look(boot_us, wall_us)
     }
@@ -185,7 +185,7 @@ impl SystemClock {
 
 impl Clock for SystemClock {
     fn now_us(&self) -> u64 {
-        let inner = self.inner.lock().expect("no panic under this lock");
+        let inner = self.inner.lock();
         u64::try_from(inner.slew.now_us(inner.machine.boot_us())).unwrap_or(0)
     }
 }

@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::sync::Mutex;
+use boomerang_task::locks::Mutex;
 use std::time::Duration;
 
 use boomerang_wire::peer::nodes_client::NodesClient;
@@ -18,7 +18,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> std::sync::MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    ALONE.lock_after_panic()
 }
 
 /// 400 tasks a second for ten seconds, each registered before the first is due.

@@ -3,12 +3,13 @@
 
 mod common;
 
+use boomerang_task::locks::Mutex;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -158,7 +159,7 @@ impl Load {
     }
 
     fn count(&self) -> usize {
-        self.acknowledged.lock().unwrap().len()
+        self.acknowledged.lock().len()
     }
 
     /// So many more have been acknowledged from now on.
@@ -171,14 +172,14 @@ impl Load {
     }
 
     fn set_nodes(&self, nodes: Vec<SocketAddr>) {
-        *self.nodes.lock().unwrap() = nodes;
+        *self.nodes.lock() = nodes;
     }
 
     /// Everything that was acknowledged comes, and nothing before it is due.
     fn judge(mut self) {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.take().unwrap().join().expect("the load does not panic");
-        let acknowledged = self.acknowledged.lock().unwrap().clone();
+        let acknowledged = self.acknowledged.lock().clone();
         let mut missing = acknowledged.clone();
         let (mut early, mut late_ms, mut came) = (0, 0, 0);
         while let Some(arrived) =
@@ -221,7 +222,7 @@ async fn register_all(
         if stop.load(Ordering::SeqCst) {
             return;
         }
-        let now = nodes.lock().unwrap().clone();
+        let now = nodes.lock().clone();
         let node = now[number % now.len()];
         if let Entry::Vacant(place) = clients.entry(node) {
             let Some(client) = connect(node).await else { continue };
@@ -236,7 +237,7 @@ async fn register_all(
         };
         match clients[&node].register(registration).await {
             Ok(Registered { due_ms, .. }) => {
-                acknowledged.lock().unwrap().insert(payload, due_ms);
+                acknowledged.lock().insert(payload, due_ms);
             }
             // Refused, or nobody knows: the number is not used again.
             Err(error) if error.status().is_none() => drop(clients.remove(&node)),

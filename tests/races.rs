@@ -6,9 +6,10 @@
 
 mod common;
 
+use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boomerang_client::{Cancelled, Client, Credentials, Due, Options, Paused, Registration, TaskUpdate, Updated};
@@ -242,7 +243,7 @@ async fn receiver(log: Log, seed: u64) -> Receiver {
         let which = (received.occurrence, received.attempt);
         let early = received.lateness_us().expect("the due instant is told") < 0;
         let came = Came { which, fence: received.fence, at_us: us(received.arrived_at), early, edit };
-        log.lock().unwrap().entry(received.task_id).or_default().push(came);
+        log.lock().entry(received.task_id).or_default().push(came);
         let random = received
             .task_id
             .as_bytes()
@@ -650,7 +651,7 @@ async fn race_all(spread_ms: u64, kills: &[u64]) -> Counts {
             node.wait_for_metric(name, 0.0);
         }
     });
-    let log = log.lock().unwrap();
+    let log = log.lock();
     let story = |(task, race, answers): (Task, &Race, _)| {
         let came = log.get(&task.id).cloned().unwrap_or_default();
         Story { race: race.name, task, answers, came }

@@ -3,8 +3,9 @@
 
 mod common;
 
+use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use boomerang_client::{Client, Credentials, Due, Options, OwnSettings, Registration};
@@ -94,17 +95,17 @@ struct Seen {
 
 impl Seen {
     fn count(&self) -> usize {
-        self.attempts.lock().unwrap().len()
+        self.attempts.lock().len()
     }
 
     fn take(&self, attempt: Attempt, fence: String) {
-        self.attempts.lock().unwrap().entry(attempt).or_default().push(fence);
+        self.attempts.lock().entry(attempt).or_default().push(fence);
         self.came.send_replace(());
     }
 
     /// Those that came more than once.
     fn again(&self) -> Vec<(Attempt, Vec<String>)> {
-        let seen = self.attempts.lock().unwrap();
+        let seen = self.attempts.lock();
         seen.iter()
             .filter(|(_, fences)| fences.len() > 1)
             .map(|(attempt, fences)| (attempt.clone(), fences.clone()))

@@ -13,10 +13,11 @@
 //! happens meanwhile is left to it: so the waiters hear of turns in order, and a waiter that drops a permit at once
 //! does not call itself.
 
+use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -143,7 +144,7 @@ impl Destinations {
 
     fn destination(&self, callback: &Callback) -> Arc<Destination> {
         let (way, name) = (Way::of(callback), receiver(callback));
-        let mut destinations = self.by_way[way as usize].lock().expect("no panic under this lock");
+        let mut destinations = self.by_way[way as usize].lock();
         if let Some(destination) = destinations.get(name) {
             return destination.clone();
         }
@@ -155,7 +156,7 @@ impl Destinations {
     /// Forgets destinations nobody has used for `limit`.
     pub fn forget_idle(&self, limit: Duration) {
         for destinations in &self.by_way {
-            let mut destinations = destinations.lock().expect("no panic under this lock");
+            let mut destinations = destinations.lock();
             // Whoever is about to use one has it already, or waits for the lock we hold.
             destinations.retain(|_, destination| Arc::strong_count(destination) > 1 || !destination.is_unused(limit));
         }
@@ -164,7 +165,7 @@ impl Destinations {
     pub fn counts(&self) -> CallbackCounts {
         let mut counts = CallbackCounts::default();
         for destinations in &self.by_way {
-            for destination in destinations.lock().expect("no panic under this lock").values() {
+            for destination in destinations.lock().values() {
                 let state = destination.state();
                 counts.destinations += 1;
                 counts.waiting += state.gate.waiting();
@@ -185,7 +186,7 @@ impl Destination {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic under this lock")
+        self.state.lock()
     }
 
     fn set_limit(&self, state: &mut State) {

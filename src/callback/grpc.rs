@@ -6,10 +6,10 @@
 //! A failure of the way to the receiver and its own answer reach us as the same type: a status. Ours has an error of a
 //! library behind it, and that is what is told.
 
+use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::error::Error;
 use std::panic::AssertUnwindSafe;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -60,7 +60,7 @@ impl Grpc {
     }
 
     fn channel(&self, endpoint: &Endpoint) -> Result<Channel, Failure> {
-        let mut channels = self.channels.lock().expect("no panic under this lock");
+        let mut channels = self.channels.lock();
         if let Some((channel, last_used)) = channels.get_mut(endpoint) {
             *last_used = Instant::now();
             return Ok(channel.clone());
@@ -91,7 +91,7 @@ impl Grpc {
 
     /// Closes what has not been used for long; what is under way keeps its connection.
     pub fn close_idle(&self) {
-        let mut channels = self.channels.lock().expect("no panic under this lock");
+        let mut channels = self.channels.lock();
         channels.retain(|_, (_, last_used)| last_used.elapsed() < self.settings.idle_timeout);
     }
 

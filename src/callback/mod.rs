@@ -28,8 +28,9 @@ pub(crate) mod tests;
 mod trust;
 mod udp;
 
+use crate::task::locks::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use destinations::Destinations;
@@ -246,7 +247,7 @@ impl Sockets {
     }
 
     fn tcp_destination(&self, endpoint: &Endpoint) -> Arc<tcp::Destination> {
-        let mut destinations = self.tcp.lock().expect("no panic under this lock");
+        let mut destinations = self.tcp.lock();
         if let Some(destination) = destinations.get(endpoint) {
             return destination.clone();
         }
@@ -258,7 +259,7 @@ impl Sockets {
     fn keep_house(&self) {
         self.names.forget_old();
         self.grpc.close_idle();
-        let mut destinations = self.tcp.lock().expect("no panic under this lock");
+        let mut destinations = self.tcp.lock();
         destinations.retain(|_, destination| destination.close_idle() || Arc::strong_count(destination) > 1);
     }
 }

@@ -4,9 +4,10 @@
 //! look-up per name at a time, few at a time in all, and what one finds is kept for a moment: also for those who come
 //! while it is under way, and if whoever began it has stopped waiting.
 
+use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -75,7 +76,7 @@ impl Names {
     }
 
     fn known(&self, host: &str) -> Known {
-        let mut known = self.known.lock().expect("no panic under this lock");
+        let mut known = self.known.lock();
         if let Some(known) = known.get(host) {
             return known.clone();
         }
@@ -84,7 +85,7 @@ impl Names {
 
     /// Forgets what is too old to be used.
     pub fn forget_old(&self) {
-        let mut known = self.known.lock().expect("no panic under this lock");
+        let mut known = self.known.lock();
         known.retain(|_, known| match known.try_lock() {
             Ok(known) => known.as_ref().is_some_and(|(found, at)| at.elapsed() < kept_for(found)),
             // It is being looked up.
@@ -133,7 +134,7 @@ mod tests {
         let names = Names::new();
         let addresses = names.addresses("[::1]:9").await.unwrap();
         assert_eq!(addresses, ["[::1]:9".parse().unwrap()]);
-        assert!(names.known.lock().unwrap().is_empty());
+        assert!(names.known.lock().is_empty());
 
         let found = names.addresses("localhost:9").await.unwrap();
         assert!(found.iter().all(|address| address.ip().is_loopback() && address.port() == 9), "{found:?}");
@@ -147,7 +148,7 @@ mod tests {
         assert!(error.starts_with("the name 'no-such-host.invalid' cannot be resolved: "), "{error}");
         names.known("no-such-host.invalid").lock().await.as_mut().unwrap().1 -= FAILURE_KEPT_FOR;
         names.forget_old();
-        assert_eq!(names.known.lock().unwrap().len(), 1);
+        assert_eq!(names.known.lock().len(), 1);
     }
 
     #[tokio::test]

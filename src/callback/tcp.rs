@@ -15,10 +15,11 @@
 //! have seen it, and a second copy would carry the same fence. That is a failed attempt, and the next one has a larger
 //! fence.
 
+use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -100,9 +101,9 @@ impl Destination {
     /// Closes what has not been used for long. False when nothing is left.
     pub fn close_idle(&self) -> bool {
         let limit = self.settings.idle_timeout;
-        let mut idle = self.idle.lock().expect("no panic under this lock");
+        let mut idle = self.idle.lock();
         idle.retain(|(_, since)| since.elapsed() < limit);
-        let mut shared = self.shared.lock().expect("no panic under this lock");
+        let mut shared = self.shared.lock();
         if shared.as_ref().is_some_and(|shared| shared.is_idle(limit)) {
             *shared = None;
         }
@@ -160,7 +161,7 @@ impl Destination {
 
     /// Puts back a connection that has answered, for as long as that does no harm.
     fn keep(self: &Arc<Self>, connection: Single) {
-        let mut idle = self.idle.lock().expect("no panic under this lock");
+        let mut idle = self.idle.lock();
         if self.side_by_side.load(Ordering::Relaxed) {
             idle.push((connection, Instant::now()));
             return;
@@ -171,7 +172,7 @@ impl Destination {
             tokio::spawn(async move {
                 tokio::time::sleep(KEPT_WITHOUT_PROOF).await;
                 if !destination.side_by_side.load(Ordering::Relaxed) {
-                    let mut idle = destination.idle.lock().expect("no panic under this lock");
+                    let mut idle = destination.idle.lock();
                     idle.retain(|(_, since)| since.elapsed() < KEPT_WITHOUT_PROOF);
                 }
             });
@@ -182,7 +183,7 @@ impl Destination {
         tokio::spawn(async move {
             if timeout(KEPT_WITHOUT_PROOF, answers.changed()).await.is_ok() && connection.is_alive() {
                 destination.side_by_side.store(true, Ordering::Relaxed);
-                destination.idle.lock().expect("no panic under this lock").push((connection, Instant::now()));
+                destination.idle.lock().push((connection, Instant::now()));
             }
         });
     }
@@ -196,7 +197,7 @@ impl Destination {
     }
 
     fn shared(&self) -> Option<Arc<Shared>> {
-        let mut shared = self.shared.lock().expect("no panic under this lock");
+        let mut shared = self.shared.lock();
         if shared.as_ref().is_some_and(|shared| shared.closed.load(Ordering::Acquire)) {
             *shared = None;
         }
@@ -207,8 +208,8 @@ impl Destination {
         let Request { number, frame } = request;
         let (out, answer) = oneshot::channel();
         let asked_at = Instant::now();
-        shared.waiting.lock().expect("no panic under this lock").insert(number, out);
-        *shared.last_used.lock().expect("no panic under this lock") = asked_at;
+        shared.waiting.lock().insert(number, out);
+        *shared.last_used.lock() = asked_at;
         let asked = async {
             // A closed connection drops the senders of those who wait, and so answers them.
             let _ = shared.frames.send(frame).await;
@@ -218,7 +219,7 @@ impl Destination {
             answer.await
         };
         let answered = timeout(within, asked).await;
-        shared.waiting.lock().expect("no panic under this lock").remove(&number);
+        shared.waiting.lock().remove(&number);
         match answered {
             Ok(Ok(said)) => verdict(self.place(), said),
             Ok(Err(_)) => {
@@ -237,7 +238,7 @@ impl Destination {
     /// It may have died without a sign, as when a firewall forgets it: the next request finds out on another one. Those
     /// that are on this one may still be answered.
     fn retire(&self, silent: &Arc<Shared>) {
-        let mut shared = self.shared.lock().expect("no panic under this lock");
+        let mut shared = self.shared.lock();
         if shared.as_ref().is_some_and(|shared| Arc::ptr_eq(shared, silent)) {
             *shared = None;
         }
@@ -264,15 +265,15 @@ impl Destination {
     }
 
     fn pop_idle(&self) -> Option<(Single, Instant)> {
-        self.idle.lock().expect("no panic under this lock").pop()
+        self.idle.lock().pop()
     }
 
     /// From now on this connection carries everything.
     fn share(&self, connection: Single) {
-        let mut place = self.shared.lock().expect("no panic under this lock");
+        let mut place = self.shared.lock();
         if place.is_none() {
             *place = Some(Shared::start(connection, self.settings.pipeline_max));
-            self.idle.lock().expect("no panic under this lock").clear();
+            self.idle.lock().clear();
         }
     }
 }
@@ -359,30 +360,29 @@ impl Shared {
             reader: Mutex::default(),
         });
         let reader = tokio::spawn(read_answers(connection.reader, Arc::downgrade(&shared)));
-        *shared.reader.lock().expect("no panic under this lock") = Some(reader.abort_handle());
+        *shared.reader.lock() = Some(reader.abort_handle());
         tokio::spawn(write_frames(connection.writer, queue));
         shared
     }
 
     fn is_idle(&self, limit: Duration) -> bool {
-        self.waiting.lock().expect("no panic under this lock").is_empty()
-            && self.last_used.lock().expect("no panic under this lock").elapsed() >= limit
+        self.waiting.lock().is_empty() && self.last_used.lock().elapsed() >= limit
     }
 
     fn was_heard_since(&self, instant: Instant) -> bool {
-        *self.last_heard.lock().expect("no panic under this lock") >= instant
+        *self.last_heard.lock() >= instant
     }
 
     /// Dropping the senders tells those who wait.
     fn fail_all(&self) {
         self.closed.store(true, Ordering::Release);
-        self.waiting.lock().expect("no panic under this lock").clear();
+        self.waiting.lock().clear();
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if let Some(reader) = self.reader.lock().expect("no panic under this lock").take() {
+        if let Some(reader) = self.reader.lock().take() {
             reader.abort();
         }
     }
@@ -416,8 +416,8 @@ async fn read_answers(mut reader: FramedRead<OwnedReadHalf, LengthDelimitedCodec
             shared.fail_all();
             return;
         };
-        *shared.last_heard.lock().expect("no panic under this lock") = Instant::now();
-        let waiting = shared.waiting.lock().expect("no panic under this lock").remove(&number);
+        *shared.last_heard.lock() = Instant::now();
+        let waiting = shared.waiting.lock().remove(&number);
         // Nobody waits any more for an answer that came after its timeout.
         if let Some(waiting) = waiting {
             let _ = waiting.send(said);

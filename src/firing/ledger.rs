@@ -11,9 +11,10 @@
 //! What is in the wheel may be stale (the window is read beside `apply`), what is not loaded is never dispatched: the
 //! dispatcher checks each id against the state before it goes out.
 
+use crate::task::locks::{Condvar, Mutex};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -191,7 +192,7 @@ impl Sleep {
     }
 
     fn wake(&self) {
-        drop(self.falling_asleep.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(self.falling_asleep.lock_after_panic());
         self.thread.notify_one();
         self.task.notify_one();
     }
@@ -242,7 +243,7 @@ impl Ledger {
     }
 
     fn shard(&self, group: GroupId) -> MutexGuard<'_, Shard> {
-        self.shards[usize::from(group.0)].lock().expect("no panic under this lock")
+        self.shards[usize::from(group.0)].lock()
     }
 
     fn has_room_in_flight(&self) -> bool {
@@ -494,14 +495,14 @@ impl Ledger {
             if left.is_some_and(|left| left.is_zero()) {
                 return;
             }
-            let falling = falling_asleep.lock().expect("no panic under this lock");
+            let falling = falling_asleep.lock();
             // It may have been woken meanwhile.
             if self.sleep.is_stopped() || until.load(Ordering::SeqCst) != until_ms {
                 continue;
             }
             match left {
-                None => drop(thread.wait(falling).expect("no panic under this lock")),
-                Some(left) => drop(thread.wait_timeout(falling, left).expect("no panic under this lock")),
+                None => drop(thread.wait(falling)),
+                Some(left) => drop(thread.wait_timeout(falling, left)),
             }
         }
     }
@@ -673,7 +674,7 @@ impl Ledger {
         self.sleep.stopped.store(true, Ordering::SeqCst);
         for shard in &self.shards {
             // Also after a panic under the lock.
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = shard.lock_after_panic();
             let Some(leading) = &mut shard.leading else { continue };
             if leading.suspended.take().is_some() {
                 self.take_room(leading.in_flight.len());
@@ -686,7 +687,7 @@ impl Ledger {
     pub fn counts(&self) -> Counts {
         let mut counts = Counts { timers: self.timers.load(Ordering::Relaxed), ..Counts::default() };
         for shard in &self.shards {
-            let shard = shard.lock().expect("no panic under this lock");
+            let shard = shard.lock();
             if let Some(meta) = &shard.meta {
                 counts.missed += meta.missed;
                 counts.pending += meta.pending;

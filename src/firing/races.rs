@@ -15,8 +15,9 @@
 //! on, or its term ends meanwhile; within a term no attempt leaves twice. In the end the leadership stays, everything is
 //! let go, and nothing may be left: no task, no attempt that is out, nobody who waits.
 
+use crate::task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use boomerang_testkit::seed;
@@ -115,7 +116,7 @@ struct Receivers(Mutex<Result<(), Failure>>);
 
 impl Carrier for Receivers {
     fn carry(&self, _: Delivery, _: Duration) -> BoxFuture<'static, Result<(), Failure>> {
-        ready(self.0.lock().unwrap().clone()).boxed()
+        ready(self.0.lock().clone()).boxed()
     }
 }
 
@@ -405,9 +406,9 @@ impl<'r> World<'r> {
 
     fn turn(&mut self) {
         let arms = Mutex::new(Vec::new());
-        let turn = self.ledger.turn(&|_, _, up_to| arms.lock().unwrap().push(up_to));
+        let turn = self.ledger.turn(&|_, _, up_to| arms.lock().push(up_to));
         assert!(!matches!(turn, Turn::Stop));
-        self.asks.extend(arms.into_inner().unwrap().into_iter().map(Ask::Arm));
+        self.asks.extend(arms.into_inner().into_iter().map(Ask::Arm));
     }
 
     /// The real maker makes an entry of some of what is asked: claims are made here, and tasks are held from here on.
@@ -846,7 +847,7 @@ impl<'r> World<'r> {
             false if self.rng.random_bool(0.6) => Ok(()),
             false => Err(Failure::new(FailureClass::BadStatus, "no")),
         };
-        *self.receivers.0.lock().unwrap() = answer;
+        *self.receivers.0.lock() = answer;
         let settle = attempt(departure, &self.callbacks, &self.metrics).now_or_never().expect("it is there at once");
         self.asks.push(Ask::Settle(term, settle));
     }
@@ -869,7 +870,7 @@ impl<'r> World<'r> {
                 policy: policy.clone(),
                 dead_letter: None,
             };
-            *self.receivers.0.lock().unwrap() = Err(not_there());
+            *self.receivers.0.lock() = Err(not_there());
             let _ = self.callbacks.deliver(permit, delivery).now_or_never();
         }
     }

@@ -1,8 +1,9 @@
 //! The ledger, moved by hand: a clock that stands still, effects as `apply` would tell of them, turns one by one.
 
+use crate::task::locks::Mutex;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -99,7 +100,7 @@ impl Bench {
     /// Moves the clock, and returns what is handed over, until the driver would sleep.
     fn at(&mut self, now_ms: InstantMs) -> Vec<u64> {
         self.clock.advance(Duration::from_millis(now_ms - self.clock.now_ms()));
-        while let super::ledger::Turn::Again = self.ledger.turn(&|_, _, up_to| self.arms.lock().unwrap().push(up_to)) {}
+        while let super::ledger::Turn::Again = self.ledger.turn(&|_, _, up_to| self.arms.lock().push(up_to)) {}
         let mut handed_over = Vec::new();
         while let Ok(handed) = self.dues.try_recv() {
             for (due_ms, id) in due_of(handed) {
@@ -124,7 +125,7 @@ impl Bench {
 
     /// How often the watermark was asked for. Up to where is a lower bound: the wheel knows the slot of what is far.
     fn arms(&self) -> usize {
-        std::mem::take(&mut *self.arms.lock().unwrap()).len()
+        std::mem::take(&mut *self.arms.lock()).len()
     }
 }
 

@@ -1,9 +1,10 @@
 //! Whether two replicas hold the same: a digest of what a group holds.
 
+use crate::task::locks::Mutex;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvError;
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use data_encoding::HEXLOWER;
@@ -53,7 +54,7 @@ impl DigestThreads {
                 done(digest);
             }
         };
-        let mut threads = self.threads.lock().expect("no panic under this lock");
+        let mut threads = self.threads.lock();
         threads.retain(|thread| !thread.is_finished());
         match std::thread::Builder::new().name(format!("digest-{group}")).spawn(read) {
             Ok(thread) => {
@@ -68,7 +69,7 @@ impl DigestThreads {
     /// Ends what is being computed, and waits for it.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
-        let threads = std::mem::take(&mut *self.threads.lock().expect("no panic under this lock"));
+        let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
             let ended = thread.join();
             assert!(ended.is_ok() || std::thread::panicking(), "computing a digest does not panic");

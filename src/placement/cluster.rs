@@ -3,9 +3,10 @@
 //! One handle for all rooms that need to find another node. What is here may be old, and whoever acts on it finds out
 //! where it does: a node that does not lead says so.
 
+use crate::task::locks::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use openraft::rt::WatchReceiver as _;
@@ -98,36 +99,36 @@ impl Cluster {
     }
 
     pub fn node(&self, node_id: u64) -> Option<NodeInfo> {
-        self.inner.nodes.read().expect("no panic under this lock").get(&node_id).cloned()
+        self.inner.nodes.read().get(&node_id).cloned()
     }
 
     /// There is no other node; asked with every request.
     pub fn is_alone(&self) -> bool {
-        self.inner.nodes.read().expect("no panic under this lock").len() <= 1
+        self.inner.nodes.read().len() <= 1
     }
 
     pub fn nodes_count(&self) -> u32 {
-        u32::try_from(self.inner.nodes.read().expect("no panic under this lock").len()).unwrap_or(u32::MAX)
+        u32::try_from(self.inner.nodes.read().len()).unwrap_or(u32::MAX)
     }
 
     pub fn nodes(&self) -> Vec<NodeInfo> {
-        self.inner.nodes.read().expect("no panic under this lock").values().cloned().collect()
+        self.inner.nodes.read().values().cloned().collect()
     }
 
     /// A node that is there, or is somewhere else than it was. One that goes away for a while stays known: what is sent
     /// to it finds out.
     pub fn set_node(&self, info: NodeInfo) {
         self.inner.network.set(info.node_id, &info.peer);
-        self.inner.nodes.write().expect("no panic under this lock").insert(info.node_id, info);
+        self.inner.nodes.write().insert(info.node_id, info);
     }
 
     /// What the other nodes have said last, however long ago.
     pub fn statuses(&self) -> BTreeMap<u64, Heard> {
-        self.inner.heard.read().expect("no panic under this lock").clone()
+        self.inner.heard.read().clone()
     }
 
     pub fn status(&self, node_id: u64) -> Option<Heard> {
-        self.inner.heard.read().expect("no panic under this lock").get(&node_id).cloned()
+        self.inner.heard.read().get(&node_id).cloned()
     }
 
     /// It was heard of within `within`, and goes on.
@@ -142,7 +143,7 @@ impl Cluster {
 
     pub(super) fn heard(&self, heard: Heard) {
         let node_id = heard.status.node_id;
-        self.inner.heard.write().expect("no panic under this lock").insert(node_id, heard);
+        self.inner.heard.write().insert(node_id, heard);
         self.inner.hearings.send_modify(|count| *count += 1);
     }
 
@@ -161,11 +162,11 @@ impl Cluster {
     }
 
     pub fn founding(&self) -> Founding {
-        self.inner.founding.read().expect("no panic under this lock").clone()
+        self.inner.founding.read().clone()
     }
 
     pub fn set_founding(&self, founding: Founding) {
-        *self.inner.founding.write().expect("no panic under this lock") = founding;
+        *self.inner.founding.write() = founding;
     }
 
     /// This node hands over what it leads, and others are told to give it nothing.
@@ -203,7 +204,7 @@ impl Cluster {
     /// Who leads `group`. `None` while nobody does, or while nothing was heard of it.
     pub fn leader(&self, group: GroupId) -> Option<LeaderAt> {
         let Some(here) = self.inner.groups.get(group) else {
-            return self.inner.told.read().expect("no panic under this lock").get(&group).copied();
+            return self.inner.told.read().get(&group).copied();
         };
         if let Some(term) = here.leads(Duration::ZERO) {
             return Some(LeaderAt { node_id: self.node_id(), term });
@@ -217,7 +218,7 @@ impl Cluster {
 
     /// What another node has told of a group that is not held here.
     pub fn told(&self, group: GroupId, leader: LeaderAt) {
-        let mut told = self.inner.told.write().expect("no panic under this lock");
+        let mut told = self.inner.told.write();
         if told.get(&group).is_none_or(|known| known.term <= leader.term) {
             told.insert(group, leader);
         }

@@ -4,8 +4,9 @@
 //! replica pins its state as it is at that moment and reads it on a thread of its own, while the group goes on. The
 //! digests are kept for a while, for whoever asks for them by the mark.
 
+use crate::task::locks::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
@@ -61,7 +62,7 @@ impl Marks {
 
     /// Whether the entry or the question comes first, they meet here.
     fn sender(&self, group: GroupId, mark: u64) -> watch::Sender<Found> {
-        let mut marks = self.marks.lock().expect("no panic under this lock");
+        let mut marks = self.marks.lock();
         marks.retain(|_, mark| mark.since.elapsed() < KEPT_FOR);
         let new = || Mark { since: Instant::now(), digest: watch::Sender::new(None) };
         marks.entry((group, mark)).or_insert_with(new).digest.clone()

@@ -18,9 +18,10 @@ pub mod pressure;
 #[cfg(test)]
 mod tests;
 
+use crate::task::locks::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use admission::Admission;
@@ -249,7 +250,7 @@ impl Turns {
 
     /// The number of the turn in which `tasks` tasks have come. It grows by one from turn to turn.
     pub fn take(&self, tasks: usize) -> u64 {
-        let mut turn = self.now.lock().expect("no panic under this lock");
+        let mut turn = self.now.lock();
         let now = Instant::now();
         if turn.tasks_left == 0 || now >= turn.until {
             *turn = Turn { number: turn.number.wrapping_add(1), until: now + TURN, tasks_left: TURN_TASKS };

@@ -4,9 +4,10 @@
 //! grows. Looked at are how long a request would wait here, how late the runtime gets to what is ready, and how old the
 //! leases are that this node leads by. Old work goes on: what is due fires and is settled, and a cancel is heard.
 
+use crate::task::locks::Mutex;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -92,7 +93,7 @@ pub struct Round<'a>(&'a Line);
 
 impl Drop for Round<'_> {
     fn drop(&mut self) {
-        let mut rounds = self.0.rounds.lock().expect("no panic under this lock");
+        let mut rounds = self.0.rounds.lock();
         if let Some(begun) = rounds.begun.take() {
             rounds.took = begun.elapsed();
             rounds.ended = Instant::now();
@@ -121,14 +122,14 @@ impl Line {
     }
 
     pub fn begin(&self) -> Round<'_> {
-        self.rounds.lock().expect("no panic under this lock").begun = Some(Instant::now());
+        self.rounds.lock().begun = Some(Instant::now());
         Round(self)
     }
 
     /// What is left of the round that is under way, and as long as those take that the line before it fills, and its own.
     fn wait(&self) -> Duration {
         let (round, left) = {
-            let rounds = self.rounds.lock().expect("no panic under this lock");
+            let rounds = self.rounds.lock();
             let known = if rounds.ended.elapsed() < ROUND_KNOWN_FOR { rounds.took } else { Duration::ZERO };
             rounds.begun.map_or((known, Duration::ZERO), |begun| {
                 let so_far = begun.elapsed();

@@ -10,10 +10,11 @@
 //!   is the node's end: [`Groups::failed`] resolves, and the process stops rather than answers. So is a panic of those who
 //!   propose and fire, which raise an [`Alarm`]: nobody would do it in their place, and what they share may be half done.
 
+use crate::task::locks::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -360,7 +361,7 @@ impl Groups {
     pub async fn retire(&self, id: GroupId) -> Result<(), GroupError> {
         let _turn = self.inner.coming.lock().await;
         let Some(group) = self.get(id) else { return Ok(()) };
-        self.inner.groups.write().expect("no panic under this lock").remove(&id);
+        self.inner.groups.write().remove(&id);
         self.inner.changes.send_modify(|changes| *changes += 1);
         let _ = group.raft.shutdown().await;
         // Nothing of it is at work any more: what it would write now would stay for ever.
@@ -377,7 +378,7 @@ impl Groups {
     }
 
     fn insert(&self, group: Group) {
-        self.inner.groups.write().expect("no panic under this lock").insert(group.id, group);
+        self.inner.groups.write().insert(group.id, group);
         self.inner.changes.send_modify(|changes| *changes += 1);
     }
 
@@ -406,11 +407,11 @@ impl Groups {
     }
 
     pub fn get(&self, id: GroupId) -> Option<Group> {
-        self.inner.groups.read().expect("no panic under this lock").get(&id).cloned()
+        self.inner.groups.read().get(&id).cloned()
     }
 
     pub fn all(&self) -> Vec<Group> {
-        self.inner.groups.read().expect("no panic under this lock").values().cloned().collect()
+        self.inner.groups.read().values().cloned().collect()
     }
 
     pub(super) fn parts(&self) -> &Parts {
@@ -474,7 +475,7 @@ impl Groups {
     /// Waits for whoever applies to the group, if it was started before, and until all it has left is written.
     async fn take_seat(&self, id: GroupId) -> Result<Seat, GroupError> {
         let taken = {
-            let mut chairs = self.inner.chairs.lock().expect("no panic under this lock");
+            let mut chairs = self.inner.chairs.lock();
             chairs.entry(id).or_default().taken.clone()
         };
         let why = "its last state machine is still at work".to_owned();
@@ -484,7 +485,7 @@ impl Groups {
         let unread = |why: Arc<StoreError>| GroupError::Raft { group: id, verb: "start", why: why.to_string() };
         self.inner.parts.writer.settled().await.map_err(unread)?;
         let panicked = Arc::new(AtomicBool::new(false));
-        let mut chairs = self.inner.chairs.lock().expect("no panic under this lock");
+        let mut chairs = self.inner.chairs.lock();
         chairs.entry(id).or_default().panicked = panicked.clone();
         Ok(Seat::new(taken, panicked))
     }
@@ -563,7 +564,7 @@ impl Groups {
 
     /// When it is the state machine that has panicked, the core goes on until it next has something to apply.
     fn has_panicked(&self, group: &Group) -> bool {
-        let chairs = self.inner.chairs.lock().expect("no panic under this lock");
+        let chairs = self.inner.chairs.lock();
         group.core_has_panicked() || chairs.get(&group.id).is_some_and(|chair| chair.panicked.load(Ordering::Acquire))
     }
 

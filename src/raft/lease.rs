@@ -25,8 +25,9 @@
 //!
 //! A hand-over goes past all of this: the old leader does not act as one from the moment it asks for it.
 
+use crate::task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 
 use tokio::time::Instant;
 
@@ -85,7 +86,7 @@ impl Promise {
     }
 
     fn lock(&self) -> MutexGuard<'_, Promised> {
-        self.state.lock().expect("no panic under this lock")
+        self.state.lock()
     }
 
     /// A vote was given to one that may become the leader, which is given time to speak.
@@ -207,7 +208,7 @@ struct Heard {
 impl Proof {
     /// `replica` has promised the leader of `term`, when asked by a message that was sent at `sent`.
     pub fn note(&self, term: u64, replica: ReplicaId, sent: Instant) {
-        let mut heard = self.heard.lock().expect("no panic under this lock");
+        let mut heard = self.heard.lock();
         if term > heard.term {
             *heard = Heard { term, answered: BTreeMap::new() };
         }
@@ -220,7 +221,7 @@ impl Proof {
     /// Since when a majority of each of `configs` has been bound to the leader of `term`, which is `own`. `None` when that
     /// is not known.
     pub fn since(&self, term: u64, own: ReplicaId, configs: &[BTreeSet<ReplicaId>]) -> Option<Instant> {
-        let heard = self.heard.lock().expect("no panic under this lock");
+        let heard = self.heard.lock();
         if heard.term != term {
             return None;
         }

@@ -8,11 +8,12 @@
 //! The last entries stay in memory when they are on disk as well, since each is read again within milliseconds, by `apply`
 //! and for each follower.
 
+use crate::task::locks::Mutex;
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 
 use futures::Stream;
 use openraft::OptionalSend;
@@ -176,7 +177,7 @@ impl LogStore {
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
-        self.recent.lock().expect("no panic under this lock")
+        self.recent.lock()
     }
 
     /// The same of what is on disk.
@@ -357,7 +358,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let recent = self.recent.clone();
         self.writer.append(rows, move |result| {
             if let (Ok(()), Some(last)) = (&result, last) {
-                recent.lock().expect("no panic under this lock").note_synced(last);
+                recent.lock().note_synced(last);
             }
             callback.io_completed(result.map_err(io::Error::other));
         });

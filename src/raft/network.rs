@@ -30,12 +30,13 @@
 //!
 //! Everything that goes wrong is `Unreachable`, which makes openraft wait before it tries again.
 
+use crate::task::locks::{Mutex, RwLock};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -235,7 +236,7 @@ impl PeerNetwork {
 
     /// From now on `node_id` is at `address` (`host:port`). A node that moves loses what was under way to it.
     pub fn set(&self, node_id: u64, address: &str) {
-        let mut remotes = self.inner.remotes.write().expect("no panic under this lock");
+        let mut remotes = self.inner.remotes.write();
         if remotes.get(&node_id).is_some_and(|known| known.address == address) {
             return;
         }
@@ -256,13 +257,13 @@ impl PeerNetwork {
 
     /// Nothing more is sent to `node_id` until it is set again.
     pub fn remove(&self, node_id: u64) {
-        if let Some(before) = self.inner.remotes.write().expect("no panic under this lock").remove(&node_id) {
+        if let Some(before) = self.inner.remotes.write().remove(&node_id) {
             before.gone.cancel();
         }
     }
 
     pub fn address(&self, node_id: u64) -> Option<String> {
-        let remotes = self.inner.remotes.read().expect("no panic under this lock");
+        let remotes = self.inner.remotes.read();
         remotes.get(&node_id).map(|remote| remote.address.clone())
     }
 
@@ -285,7 +286,7 @@ impl PeerNetwork {
         if node_id == self.inner.node_id {
             return Err(unreachable(format!("node {node_id} is this node: a replica here has no peer here")));
         }
-        let remotes = self.inner.remotes.read().expect("no panic under this lock");
+        let remotes = self.inner.remotes.read();
         remotes.get(&node_id).cloned().ok_or_else(|| unreachable(format!("no address is known for node {node_id}")))
     }
 }
@@ -293,7 +294,7 @@ impl PeerNetwork {
 impl Remote {
     /// A node that is away would otherwise be called by every group for every heartbeat.
     fn check_reachable(&self) -> Result<(), Unreachable<TypeConfig>> {
-        let failed_at = *self.failed_at.lock().expect("no panic under this lock");
+        let failed_at = *self.failed_at.lock();
         match failed_at.filter(|at| at.elapsed() < CALL_AGAIN_AFTER) {
             Some(_) => Err(unreachable("it could not be connected to a moment ago")),
             None => Ok(()),
@@ -303,7 +304,7 @@ impl Remote {
     /// What came back instead of an answer, from it or because it is not there.
     fn refused(&self, status: &Status) -> Unreachable<TypeConfig> {
         if was_not_sent(status) {
-            *self.failed_at.lock().expect("no panic under this lock") = Some(Instant::now());
+            *self.failed_at.lock() = Some(Instant::now());
         }
         said(status)
     }

@@ -13,11 +13,12 @@
 //!
 //! Without TLS (see `peer_tls`) it has no way to tell a peer from a stranger: the port must not be open to clients.
 
+use crate::task::locks::Mutex;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -381,7 +382,7 @@ impl PeerService {
             let checked = request.and_then(|request| {
                 let request = from_append(request)?;
                 not_own(&group, &request.vote)?;
-                stands.lock().expect("no panic under this lock").push_back(group.promise.stand_before());
+                stands.lock().push_back(group.promise.stand_before());
                 Ok(request)
             });
             let checked = checked.map_err(|status| told.set(status)).ok();
@@ -400,7 +401,7 @@ impl PeerService {
             let mut answers = pin!(raft.stream_append(requests));
             while let Some(answer) = answers.next().await {
                 let answer = answer.map_err(fatal);
-                let before = stood.lock().expect("no panic under this lock").pop_front();
+                let before = stood.lock().pop_front();
                 if let Some(before) = before.filter(|_| is_from_leader(&answer)) {
                     promise.note_leader(before);
                 }

@@ -11,10 +11,11 @@
 //! A [`MemoryDisk`] outlives the nodes that open it. After [`MemoryDisk::crash`] those who had it open write to what
 //! nobody will ever read again.
 
+use crate::task::locks::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -135,7 +136,7 @@ impl MemoryDisk {
     }
 
     fn mounted(&self) -> Mounted {
-        self.opened.lock().expect("no panic under this lock").clone()
+        self.opened.lock().clone()
     }
 
     /// Batches that were written to the log and not synced.
@@ -146,7 +147,7 @@ impl MemoryDisk {
     /// The node is gone at this moment. Of what it wrote to the log and did not sync, the first `kept` batches had
     /// reached the disk: all of them when only the process was killed.
     pub fn crash(&self, kept: usize) {
-        let mut opened = self.opened.lock().expect("no panic under this lock");
+        let mut opened = self.opened.lock();
         let found = {
             let mut contents = opened.lock();
             let kept = kept.min(contents.log.pending.len());
@@ -165,7 +166,7 @@ struct Mounted {
 
 impl Mounted {
     fn lock(&self) -> MutexGuard<'_, Contents> {
-        self.contents.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.contents.lock_after_panic()
     }
 }
 

@@ -8,8 +8,9 @@
 //! Order: a callback is taken before its sync begins, and its entries were written before it was left here, so when it
 //! is answered everything written before it, by any group, is durable as well.
 
+use crate::task::locks::{Condvar, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
 
 use tokio::sync::Notify;
@@ -57,7 +58,7 @@ impl Syncer {
     /// Calls each of `callbacks`, in order, once everything written to the log before this call is on disk, or cannot be.
     pub(super) fn after_sync(&self, callbacks: Vec<Callback>) {
         self.shared.requests.fetch_add(callbacks.len() as u64, Ordering::Relaxed);
-        let mut queue = self.shared.queue.lock().expect("the syncer never panics under its lock");
+        let mut queue = self.shared.queue.lock();
         if queue.ended {
             // An error rather than silence: whoever waits for a sync would wait for ever.
             drop(queue);
@@ -74,7 +75,7 @@ impl Syncer {
     }
 
     fn stop(&self) {
-        self.shared.queue.lock().expect("the syncer never panics under its lock").stopping = true;
+        self.shared.queue.lock().stopping = true;
         self.shared.arrived.notify_one();
     }
 
@@ -104,9 +105,9 @@ impl Drop for SyncerThread {
 fn run(store: &Store, shared: &Shared) {
     loop {
         let round = {
-            let mut queue = shared.queue.lock().expect("the syncer never panics under its lock");
+            let mut queue = shared.queue.lock();
             while queue.waiting.is_empty() && !queue.stopping {
-                queue = shared.arrived.wait(queue).expect("the syncer never panics under its lock");
+                queue = shared.arrived.wait(queue);
             }
             if queue.waiting.is_empty() {
                 queue.ended = true;
@@ -150,7 +151,7 @@ impl Rounds {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.shared.queue.lock().expect("the syncer never panics under its lock")
+        self.shared.queue.lock()
     }
 }
 

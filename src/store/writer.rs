@@ -15,8 +15,9 @@
 //! Order: what is left here is written in the order in which it was left, except that state may wait for log that came
 //! after it. So what is applied is never written before the entries it comes from.
 
+use crate::task::locks::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
@@ -65,7 +66,7 @@ impl Queue {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().expect("the writer never panics under its lock")
+        self.queue.lock()
     }
 
     /// Puts something into the queue.
@@ -274,7 +275,7 @@ fn run(store: &Store, syncer: &Syncer, shared: &Shared) {
             let mut queue = shared.lock();
             while queue.busy || (queue.is_empty() && !queue.stopping && queue.ended.is_none()) {
                 queue.idle = true;
-                queue = shared.arrived.wait(queue).expect("the writer never panics under its lock");
+                queue = shared.arrived.wait(queue);
             }
             queue.idle = false;
             if queue.is_empty() {

@@ -264,8 +264,9 @@ fn print(number: usize, result: Result<Registered, ClientError>, context: &Conte
 
 #[cfg(test)]
 mod tests {
+    use boomerang_task::locks::Mutex;
     use std::io::Write as _;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use super::super::tests::boomtool;
     use super::*;
@@ -348,7 +349,7 @@ mod tests {
         let count = sent.clone();
         fake.serve(move |request| {
             let Payload::RegistrationBatch(batch) = request else { panic!("{request:?}") };
-            *count.lock().unwrap() += batch.tasks.len();
+            *count.lock() += batch.tasks.len();
             let answer = |task: &proto::Task| match task.payload.as_ref() {
                 b"bad" => proto::RegistrationResponse {
                     status: Status::InvalidRequest.into(),
@@ -386,8 +387,8 @@ mod tests {
         assert_eq!(objects[1], json!({ "line": 2, "error": "INVALID_REQUEST: payload: no" }));
 
         writeln!(file, "x").unwrap();
-        let before = *sent.lock().unwrap();
+        let before = *sent.lock();
         assert_eq!(boomtool(&line).await.1.unwrap_err().exit_code(), 2);
-        assert_eq!(*sent.lock().unwrap(), before, "nothing was sent");
+        assert_eq!(*sent.lock(), before, "nothing was sent");
     }
 }

@@ -189,7 +189,8 @@ fn confirm(choice: &DeadLetterChoice, context: &Context) -> Result<(), ToolError
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use boomerang_task::locks::Mutex;
+    use std::sync::Arc;
 
     use super::super::tests::boomtool;
     use super::*;
@@ -211,7 +212,7 @@ mod tests {
             }
         };
         fake.serve(move |request| {
-            seen.lock().unwrap().push(request.clone());
+            seen.lock().push(request.clone());
             match request {
                 Payload::ListDeadLettersRequest(request) => {
                     let (numbers, next_token) = page(&request.next_token);
@@ -275,7 +276,7 @@ mod tests {
         let object: Value = serde_json::from_str(printed.lines().next().unwrap()).unwrap();
         assert_eq!(object["dead_letter_id"], fake::dead_letter_id(1).to_string());
         assert_eq!((&object["payload"], &object["failure"]["class"]), (&json!("dead"), &json!("refused")));
-        let Payload::ListDeadLettersRequest(first) = &requests.lock().unwrap()[0] else { panic!() };
+        let Payload::ListDeadLettersRequest(first) = &requests.lock()[0] else { panic!() };
         assert_eq!(first.filter.as_ref().unwrap().failure_class(), proto::FailureClass::Refused);
     }
 
@@ -308,7 +309,7 @@ mod tests {
                 })
                 .collect()
         };
-        assert_eq!(tokens(&requests.lock().unwrap()), ["", "a", "b", "c"]);
+        assert_eq!(tokens(&requests.lock()), ["", "a", "b", "c"]);
 
         let ids = [fake::dead_letter_id(1), fake::dead_letter_id(2)];
         let (printed, result) = boomtool(&format!("dlq replay {} {} --json --addr {address}", ids[0], ids[1])).await;
@@ -326,7 +327,7 @@ mod tests {
         let one = fake::dead_letter_id(1);
         let error = boomtool(&format!("dlq purge {one} --class refused --addr {address}")).await.1.unwrap_err();
         assert_eq!(error.exit_code(), 2, "{error}");
-        assert!(requests.lock().unwrap().is_empty(), "nothing was purged by mistake");
+        assert!(requests.lock().is_empty(), "nothing was purged by mistake");
 
         let (printed, result) = boomtool(&format!("dlq purge --all --yes --addr {address}")).await;
         result.unwrap();

@@ -3,8 +3,9 @@
 //! A reader that has seen enough (`boomtool task list | head -1`) closes the pipe. That is no failure: the error of the
 //! write travels up as [`ToolError::Output`], and the program ends quietly.
 
+use boomerang_task::locks::Mutex;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
@@ -41,7 +42,7 @@ impl Output {
 
     /// Text as it is.
     pub fn raw(&self, text: &str) -> Result<(), ToolError> {
-        let mut writer = self.writer.lock().expect("no panic under this lock");
+        let mut writer = self.writer.lock();
         writer.write_all(text.as_bytes()).and_then(|()| writer.flush()).map_err(ToolError::Output)
     }
 }

@@ -417,7 +417,8 @@ async fn cancel(TaskIds { task_ids }: TaskIds, context: &Context) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use boomerang_task::locks::Mutex;
+    use std::sync::Arc;
 
     use super::super::args::Command;
     use super::super::tests::{boomtool, prepare};
@@ -432,7 +433,7 @@ mod tests {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let seen = requests.clone();
         fake.serve(move |request| {
-            seen.lock().unwrap().push(request.clone());
+            seen.lock().push(request.clone());
             match request {
                 Payload::RegistrationRequest(_) => fake::registered(1_896_076_800_000),
                 Payload::GetTaskRequest(_) => Payload::GetTaskResponse(proto::GetTaskResponse {
@@ -497,7 +498,7 @@ mod tests {
         result.unwrap();
         let id = fake::task_id(1_896_076_800_000);
         assert_eq!(printed, format!("{id}  due 2030-01-31T08:00:00.000Z  1896076800000 ms\n"));
-        let requests = requests.lock().unwrap();
+        let requests = requests.lock();
         let Payload::RegistrationRequest(task) = &requests[0] else { panic!("{requests:?}") };
         assert_eq!((task.payload.as_ref(), task.delay_ms, task.repeat_interval_ms), (&b"hello"[..], 60_000, 60_000));
     }
@@ -543,7 +544,7 @@ mod tests {
         result.unwrap();
         assert_eq!(printed.lines().count(), 3);
         assert!(printed.lines().all(|line| line.contains(r#""payload_hex":"ff""#)), "{printed}");
-        let requests = requests.lock().unwrap();
+        let requests = requests.lock();
         let Payload::ListTasksRequest(last) = requests.last().unwrap() else { panic!("{requests:?}") };
         assert_eq!((last.limit, last.is_recurring, last.next_token.as_str()), (1, Some(false), "2"));
     }
@@ -566,7 +567,7 @@ mod tests {
         let line = "task register x --every 1m --missed all:5 --dedup-key k --dedup-ttl 1h --name n --label a=b \
                     --callback udp://h:1 --ack --callback-timeout 2s --attempts 3 --jitter 10 --dead-letters ops";
         boomtool(&format!("{line} --addr {address}")).await.1.unwrap();
-        let requests = requests.lock().unwrap();
+        let requests = requests.lock();
         let Payload::RegistrationRequest(task) = &requests[0] else { panic!("{requests:?}") };
         let callback = task.callback.as_ref().unwrap();
         assert_eq!((callback.endpoint.as_str(), callback.acknowledge, callback.timeout_ms), ("h:1", true, 2_000));
@@ -591,7 +592,7 @@ mod tests {
             assert_eq!(printed, format!("{id}  {line}\n"));
             assert_eq!(result.map_or_else(|error| error.exit_code(), |()| 0), code, "{flags}");
         }
-        let Payload::UpdateTaskRequest(request) = requests.lock().unwrap().remove(1) else { panic!() };
+        let Payload::UpdateTaskRequest(request) = requests.lock().remove(1) else { panic!() };
         assert_eq!((request.payload.as_deref(), request.delay_ms, request.due_ms), (Some(&b"y"[..]), None, None));
         let error = boomtool(&format!("task update {id} --addr 127.0.0.1:1")).await.1.unwrap_err();
         assert_eq!(error.exit_code(), 2, "{error}");
@@ -616,7 +617,7 @@ mod tests {
         let address = fake.address();
         let left = Mutex::new(looks);
         fake.serve(move |_| {
-            let mut left = left.lock().unwrap();
+            let mut left = left.lock();
             let now = *left;
             *left = left.saturating_sub(1);
             let past = proto::Occurrence {
@@ -670,10 +671,10 @@ mod tests {
         let (enough, stopped) = tokio::sync::oneshot::channel();
         let enough = Mutex::new(Some(enough));
         fake.serve(move |_| {
-            let mut looks = looks.lock().unwrap();
+            let mut looks = looks.lock();
             *looks += 1;
             if *looks == 3 {
-                enough.lock().unwrap().take().unwrap().send(()).unwrap();
+                enough.lock().take().unwrap().send(()).unwrap();
             }
             // The second task is gone at the third look.
             let tasks = (1..=if *looks < 3 { 2 } else { 1 }).map(|n| fake::details(n, b"x")).collect();

@@ -8,9 +8,10 @@
 //! out: one timer serves all of them. A caller encodes straight into the buffer the writer sends next; there is no
 //! channel, and no allocation per request other than the one-shot its answer comes through.
 
+use boomerang_task::locks::Mutex;
 use std::collections::BTreeMap;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -191,7 +192,7 @@ impl Connection {
 
     /// Nothing awaits and nothing can panic under this lock, so it is a plain one.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic under this lock")
+        self.state.lock()
     }
 
     fn lost(&self, reason: impl ToString) -> ClientError {

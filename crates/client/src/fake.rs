@@ -2,8 +2,9 @@
 //!
 //! Only for tests, of this room, `tool` and `callback`. Nothing here waits for time; a test awaits the request it expects.
 
+use boomerang_task::locks::Mutex;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -119,7 +120,7 @@ impl Cluster {
     }
 
     fn played(&self) -> std::sync::MutexGuard<'_, Played> {
-        self.shared.lock().unwrap()
+        self.shared.lock()
     }
 
     pub fn lead(&self, leader: usize, term: u64) {
@@ -181,7 +182,7 @@ impl Part {
 
     /// `None` breaks the connection.
     fn answer(&self, request: Payload) -> Option<Payload> {
-        let mut played = self.shared.lock().unwrap();
+        let mut played = self.shared.lock();
         let here = played.leader == self.number;
         let detail = Some(proto::Detail {
             leader_address: self.addresses[played.leader].clone(),

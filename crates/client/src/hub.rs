@@ -13,9 +13,10 @@
 //! What a request may be sent again for is decided in [`Judgement::of`], by the rules of [`boomerang_wire::routing`] that the
 //! nodes keep as well.
 
+use boomerang_task::locks::{Mutex, RwLock};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
@@ -178,7 +179,7 @@ impl Hub {
 
     pub fn end(&self) {
         self.home.end();
-        let links = std::mem::take(&mut *self.links.lock().expect("no panic under this lock"));
+        let links = std::mem::take(&mut *self.links.lock());
         links.values().for_each(|link| link.end());
     }
 
@@ -442,7 +443,7 @@ impl Hub {
     }
 
     fn link(&self, address: &str) -> Arc<Link> {
-        let mut links = self.links.lock().expect("no panic under this lock");
+        let mut links = self.links.lock();
         if let Some(link) = links.get(address) {
             return link.clone();
         }
@@ -455,7 +456,7 @@ impl Hub {
     }
 
     fn known_map(&self) -> Option<Arc<Map>> {
-        self.map.read().expect("no panic under this lock").clone()
+        self.map.read().clone()
     }
 
     /// The map there is; an old one is used once more, and fetched anew beside that.
@@ -490,7 +491,7 @@ impl Hub {
         let answer = timeout_at(deadline, self.ask_for_map(deadline)).await.map_err(|_| timed_out())??;
         let map = Arc::new(Map::new(answer, fetched));
         self.home.add_addresses(map.addresses.iter());
-        *self.map.write().expect("no panic under this lock") = Some(map.clone());
+        *self.map.write() = Some(map.clone());
         Ok(map)
     }
 
@@ -521,7 +522,7 @@ impl Hub {
 
     /// Returns whether that is news.
     pub fn learn(&self, detail: &Detail) -> bool {
-        let mut map = self.map.write().expect("no panic under this lock");
+        let mut map = self.map.write();
         map.as_mut().is_some_and(|map| Arc::make_mut(map).learn(detail))
     }
 

@@ -4,9 +4,10 @@
 //! After a pass over all addresses in vain there is a pause, which doubles up to a bound and is randomised, so that a
 //! thousand clients do not fall upon a node the moment it is back.
 
+use boomerang_task::locks::Mutex;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -93,12 +94,12 @@ impl Link {
     }
 
     fn addresses(&self) -> Arc<[String]> {
-        self.addresses.lock().expect("no panic under this lock").clone()
+        self.addresses.lock().clone()
     }
 
     /// Tries these as well from now on, behind those it knows.
     pub fn add_addresses<'a>(&self, more: impl Iterator<Item = &'a String>) {
-        let mut addresses = self.addresses.lock().expect("no panic under this lock");
+        let mut addresses = self.addresses.lock();
         let new: Vec<String> = more.filter(|address| !addresses.contains(address)).cloned().collect();
         if !new.is_empty() {
             *addresses = addresses.iter().cloned().chain(new).collect();
@@ -220,7 +221,7 @@ impl Link {
     }
 
     fn current(&self) -> MutexGuard<'_, Option<Arc<Connection>>> {
-        self.current.lock().expect("no panic under this lock")
+        self.current.lock()
     }
 }
 

@@ -9,8 +9,9 @@
 //!             sender "f3a9-1"   1 2 3 | 4             took over while 5 was without an answer for too long
 //! ```
 
+use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use rand::Rng;
@@ -67,7 +68,7 @@ impl Senders {
     pub fn open(self: &Arc<Self>, shard: ShardId, count: usize) -> (proto::Origin, Numbers) {
         let count = count as u64;
         debug_assert!(count > 0, "a request without registrations has no number");
-        let mut shards = self.shards.lock().expect("no panic under this lock");
+        let mut shards = self.shards.lock();
         let senders = shards.entry(shard).or_default();
         let place = senders.iter().position(|sender| sender.has_room(count)).unwrap_or_else(|| {
             senders.push(Sender { next: 1, open: BTreeSet::new() });
@@ -89,7 +90,7 @@ impl Senders {
 
 impl Drop for Numbers {
     fn drop(&mut self) {
-        let mut shards = self.senders.shards.lock().expect("no panic under this lock");
+        let mut shards = self.senders.shards.lock();
         let senders = shards.get_mut(&self.shard).expect("its numbers come from there");
         let sender = &mut senders[self.sender];
         sender.open.remove(&self.first);

@@ -160,7 +160,7 @@ fn refused(refusal: &Refusal) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use boomerang_task::locks::Mutex;
     use std::time::Duration;
 
     use bytes::Bytes;
@@ -181,12 +181,12 @@ mod tests {
 
     impl Handler for Taker {
         fn take(&self, received: &Received) -> Answer {
-            self.0.taken.lock().unwrap().push(received.clone());
+            self.0.taken.lock().push(received.clone());
             self.1.clone().into()
         }
 
         fn refused(&self, _from: SocketAddr, why: &str) {
-            self.0.refused.lock().unwrap().push(why.to_owned());
+            self.0.refused.lock().push(why.to_owned());
         }
     }
 
@@ -227,7 +227,7 @@ mod tests {
         for http2 in [false, true] {
             let answer = delivery(&client(http2), &url).send().await.unwrap();
             assert_eq!(answer.status(), 204);
-            let received = notes.taken.lock().unwrap().pop().unwrap();
+            let received = notes.taken.lock().pop().unwrap();
             assert_eq!((received.task_id, received.client_id.as_str()), (task_id(7), "orders"));
             assert_eq!((received.occurrence, received.attempt, received.due_ms), (4, 2, 1_700_000_000_000));
             assert_eq!((received.fence, received.payload), (Fence { term: 3, seq: 17 }, Bytes::from("hello")));
@@ -266,8 +266,8 @@ mod tests {
             assert_eq!(answer.status(), 400);
             assert!(answer.text().await.unwrap().starts_with(name));
         }
-        assert!(notes.taken.lock().unwrap().is_empty());
-        assert_eq!(notes.refused.lock().unwrap().len(), 5);
+        assert!(notes.taken.lock().is_empty());
+        assert_eq!(notes.refused.lock().len(), 5);
     }
 
     #[tokio::test]
@@ -287,7 +287,7 @@ mod tests {
                 .unwrap();
             assert_eq!(answer.status(), status, "signed for '{body}', sent 'hello'");
         }
-        let taken = notes.taken.lock().unwrap();
+        let taken = notes.taken.lock();
         assert!(taken.len() == 1 && taken[0].http.as_ref().unwrap().signed);
     }
 
@@ -295,7 +295,7 @@ mod tests {
     async fn silence_lasts_until_the_end() {
         let (receiver, notes, url) = start(None, Reply::Silence).await;
         let sending = tokio::spawn(delivery(&client(false), &url).send());
-        while notes.taken.lock().unwrap().is_empty() {
+        while notes.taken.lock().is_empty() {
             tokio::task::yield_now().await;
         }
         receiver.finish().await;

@@ -8,6 +8,7 @@
 //! - [`delivery`]: one attempt on its way out, with its fence
 //! - [`recurrence`]: how a task goes on; [`tags`]: its name and labels
 //! - [`limits`]: the bounds on what a client may ask for
+//! - [`locks`]: no word, but what all crates have in common besides
 //! ```
 //! use boomerang_task::{Callback, Retry};
 //!
@@ -23,6 +24,7 @@
 mod delivery;
 mod id;
 mod limits;
+pub mod locks;
 mod pauses;
 mod policy;
 mod recurrence;

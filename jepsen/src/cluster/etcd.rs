@@ -1,8 +1,9 @@
 //! etcd, alone on a machine of its own.
 
+use boomerang_task::locks::Mutex;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use boomerang_testkit::Process;
 
@@ -33,7 +34,7 @@ impl Etcd {
 
     /// On what it held before, if anything, unless it runs.
     pub fn start(&self, ground: &Ground, run: &Run) -> io::Result<Arc<Process>> {
-        let mut process = self.process.lock().expect("no panic under this lock");
+        let mut process = self.process.lock();
         if let Some(process) = process.as_ref().filter(|process| process.ended().is_none()) {
             return Ok(process.clone());
         }
@@ -42,7 +43,7 @@ impl Etcd {
     }
 
     pub async fn kill(&self) {
-        let process = self.process.lock().expect("no panic under this lock").take();
+        let process = self.process.lock().take();
         if let Some(process) = process {
             process.kill().await;
         }

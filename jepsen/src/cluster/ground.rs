@@ -1,13 +1,13 @@
 //! What the machines of a run stand on: namespaces with a network of their own and a disk each, or, where that is not
 //! permitted, this machine's loopback and its own disk.
 
+use boomerang_task::locks::Mutex;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 
 use boomerang_testkit::OwnAddress;
 use tappers::{Interface, Tun};
@@ -88,7 +88,7 @@ impl Ground {
             Ground::Loopback(loopback) => {
                 let own = OwnAddress::take()?;
                 let address = own.to_string();
-                loopback.addresses.lock().expect("no panic under this lock").push(own);
+                loopback.addresses.lock().push(own);
                 Ok(address)
             }
         }

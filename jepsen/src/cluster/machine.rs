@@ -3,9 +3,10 @@
 //! The machine keeps its addresses; the node does not keep its number. A disk that was wiped makes another node of it,
 //! since a number that is used twice would let an empty node vote as if it remembered.
 
+use boomerang_task::locks::Mutex;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use boomerang_testkit::{Process, Signal, log_end};
@@ -132,7 +133,7 @@ impl Machine {
     }
 
     fn seat(&self) -> MutexGuard<'_, Seat> {
-        self.seat.lock().expect("no panic under this lock")
+        self.seat.lock()
     }
 
     pub fn node(&self) -> u64 {

@@ -23,12 +23,13 @@ mod watch;
 mod whole;
 mod wire;
 
+use boomerang_task::locks::Mutex;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use boomerang_testkit::run;
@@ -152,7 +153,7 @@ impl Cluster {
         }
         self.inner.etcd.kill().await;
         let inner = self.inner.clone();
-        let ending = tokio::task::spawn_blocking(move || inner.run.lock().expect("no panic under this lock").end());
+        let ending = tokio::task::spawn_blocking(move || inner.run.lock().end());
         ending.await.expect("waiting for the keeper does not panic");
     }
 
@@ -280,7 +281,7 @@ impl Cluster {
     }
 
     fn known_leaders(&self) -> MutexGuard<'_, BTreeMap<u16, Leader>> {
-        self.inner.leaders.lock().expect("no panic under this lock")
+        self.inner.leaders.lock()
     }
 
     fn weak(&self) -> Weakly {
@@ -292,7 +293,7 @@ impl Cluster {
     }
 
     fn with_run<T>(&self, with: impl FnOnce(&Run) -> T) -> T {
-        with(&self.inner.run.lock().expect("no panic under this lock"))
+        with(&self.inner.run.lock())
     }
 
     fn adopt(&self, command: &mut std::process::Command) {

@@ -14,11 +14,12 @@
 //!
 //! It looks at nothing of a packet but the two addresses.
 
+use boomerang_task::locks::Mutex;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, PipeReader, PipeWriter};
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -72,24 +73,24 @@ impl Wire {
     }
 
     pub fn lay(&self, layer: Layer) -> LayerId {
-        self.links.lock().expect("no panic under this lock").lay(layer)
+        self.links.lock().lay(layer)
     }
 
     pub fn lift(&self, id: LayerId) {
-        self.links.lock().expect("no panic under this lock").lift(id);
+        self.links.lock().lift(id);
     }
 
     pub fn lift_all(&self) {
-        self.links.lock().expect("no panic under this lock").lift_all();
+        self.links.lock().lift_all();
     }
 
     pub fn etcd(&self) -> Host {
-        self.links.lock().expect("no panic under this lock").etcd()
+        self.links.lock().etcd()
     }
 
     /// This process.
     pub fn clients(&self) -> Host {
-        self.links.lock().expect("no panic under this lock").clients()
+        self.links.lock().clients()
     }
 }
 
@@ -138,7 +139,7 @@ impl Switch {
         for (place, port) in ports.iter().enumerate() {
             by_address[usize::from(port.address.octets()[3])] = Some(place);
         }
-        let last_us = vec![0; links.lock().expect("no panic under this lock").pairs()];
+        let last_us = vec![0; links.lock().pairs()];
         let (began, rng) = (Instant::now(), StdRng::seed_from_u64(seed));
         let gone = vec![false; ports.len()];
         Self { ports, by_address, links, began, rng, last_us, held: Held::default(), gone }
@@ -204,7 +205,7 @@ impl Switch {
     }
 
     fn fate(&mut self, from: Host, to: Host, now_us: u64) -> Fate {
-        let links = self.links.lock().expect("no panic under this lock");
+        let links = self.links.lock();
         let (link, place) = (links.between(from, to), links.place(from, to));
         drop(links);
         link.fate(now_us, &mut self.last_us[place], &mut self.rng)

@@ -8,8 +8,9 @@
 //! Every task carries a [`Token`] in its payload, so that a delivery can be told from others even if the answer to its
 //! registration was lost.
 
+use boomerang_task::locks::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use boomerang_task::{Fence, Missed};
 use serde::{Deserialize, Serialize};
@@ -362,7 +363,7 @@ impl Recorder {
     }
 
     pub fn record(&self, what: What) {
-        let mut history = self.inner.history.lock().expect("no panic under this lock");
+        let mut history = self.inner.history.lock();
         // Read under the lock, so that events are in order.
         let at_us = self.inner.watch.now_us();
         history.events.push(Event { at_us, what });
@@ -387,11 +388,11 @@ impl Recorder {
 
     /// What has been said so far.
     pub fn so_far(&self) -> History {
-        self.inner.history.lock().expect("no panic under this lock").clone()
+        self.inner.history.lock().clone()
     }
 
     /// Looks at what has been said so far without copying it.
     pub fn look<T>(&self, look: impl FnOnce(&History) -> T) -> T {
-        look(&self.inner.history.lock().expect("no panic under this lock"))
+        look(&self.inner.history.lock())
     }
 }

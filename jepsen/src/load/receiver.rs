@@ -2,10 +2,11 @@
 //!
 //! For tasks that ask for it, it keeps what a receiver of real effects would keep ([`crate::effects`]).
 
+use boomerang_task::locks::Mutex;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use boomerang_receiver::Receiver;
@@ -68,7 +69,7 @@ impl Sink {
         let copy = received.dead_letter.is_some();
         let answer = if copy { Reply::Accept.into() } else { answer(&payload, received) };
         // Until it is written down: another delivery of the occurrence must not be written down before it.
-        let mut effects = self.effects.lock().expect("no panic under this lock");
+        let mut effects = self.effects.lock();
         let effect = (payload.fenced && !copy).then(|| {
             let willing = received.attempt > payload.refusals;
             effects.take(received.task_id, received.occurrence, received.fence, willing)

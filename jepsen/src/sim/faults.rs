@@ -1,8 +1,9 @@
 //! What is broken, and when: a schedule that follows from the seed, and the end of all of it.
 
+use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boomerang::firing::hand_over::hand_over;
@@ -182,11 +183,11 @@ impl Faults {
         world.note("slow-disk", Stage::Begin, format!("node {victim}, {sync_ms} ms"));
         world.pace(victim).sync_ms.store(sync_ms, Ordering::SeqCst);
         let slow = self.slow_disks.clone();
-        *slow.lock().expect("no panic under this lock").entry(victim).or_default() += 1;
+        *slow.lock().entry(victim).or_default() += 1;
         self.under_way.spawn(async move {
             lasting(over, lasts).await;
             let left = {
-                let mut slow = slow.lock().expect("no panic under this lock");
+                let mut slow = slow.lock();
                 let count = slow.entry(victim).or_default();
                 *count -= 1;
                 *count

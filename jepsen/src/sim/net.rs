@@ -11,10 +11,11 @@
 //!
 //! Each pipe has chance of its own, so that one that carries a little more or less does not change all others.
 
+use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -80,7 +81,7 @@ enum End {
 }
 
 fn lock(pipe: &Mutex<Pipe>) -> MutexGuard<'_, Pipe> {
-    pipe.lock().expect("no panic under this lock")
+    pipe.lock()
 }
 
 impl Pipe {
@@ -126,7 +127,7 @@ impl Net {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("no panic under this lock")
+        self.inner.lock()
     }
 
     /// Where `node` is, for those who dial.

@@ -5,9 +5,10 @@
 //! A life that has crashed is a ghost: its tasks may still run, but its disk is read by nobody, its connections lead
 //! nowhere, and nothing it delivers leaves it.
 
+use boomerang_task::locks::Mutex;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boomerang::callback::{CallbackSettings, Callbacks};
@@ -183,7 +184,7 @@ impl Machine {
         });
         let everyday: Arc<dyn Clock> = clock.clone();
         tasks.spawn(nodes::ask_around(cluster.clone(), everyday.clone()));
-        let known = self.known.lock().expect("no panic under this lock").clone();
+        let known = self.known.lock().clone();
         cluster.set_table((*known).clone());
         placement::follow(&cluster, &everyday, &foundation.hand_over(), &mut tasks).await;
         let gone = CancellationToken::new();
@@ -203,7 +204,7 @@ impl Life {
     /// What is left of it is a ghost.
     pub fn end(&self) {
         self.gone.cancel();
-        let running = self.running.lock().expect("no panic under this lock").take();
+        let running = self.running.lock().take();
         drop(running);
         for group in self.groups.all() {
             tokio::spawn(async move {

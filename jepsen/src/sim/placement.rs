@@ -5,8 +5,9 @@
 //! a node there is a way that takes time, and now and then long: nodes act on what is old. A node that starts knows what
 //! it had stored of them.
 
+use boomerang_task::locks::Mutex;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use boomerang::inspect::digest;
@@ -53,11 +54,11 @@ impl Placement {
     }
 
     fn drained(&self) -> BTreeSet<NodeId> {
-        self.drained.lock().expect("no panic under this lock").clone()
+        self.drained.lock().clone()
     }
 
     fn drain(&self, node: NodeId, drain: bool) {
-        let mut drained = self.drained.lock().expect("no panic under this lock");
+        let mut drained = self.drained.lock();
         if drain {
             drained.insert(node)
         } else {

@@ -3,8 +3,9 @@
 //! On the way a request can get lost, or its answer, while things are broken. One receiver looks at fences and does what it
 //! is asked once; the others only say yes or no.
 
+use boomerang_task::locks::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boomerang::callback;
@@ -59,7 +60,7 @@ impl Receivers {
 
     fn fate(&self) -> Fate {
         let broken = self.broken.load(Ordering::SeqCst);
-        let rng = &mut self.state.lock().expect("no panic under this lock").rng;
+        let rng = &mut self.state.lock().rng;
         let slow = broken && rng.random_bool(0.03);
         let (from_ms, until_ms) = if slow { SLOW_MS } else { USUAL_MS };
         let mut way = || Duration::from_millis(rng.random_range(from_ms..until_ms));
@@ -74,7 +75,7 @@ impl Receivers {
         let payload = Payload::read(&delivery.payload).unwrap_or_default();
         let accepted = delivery.attempt > payload.refusals;
         let effect = payload.fenced.then(|| {
-            let effects = &mut self.state.lock().expect("no panic under this lock").effects;
+            let effects = &mut self.state.lock().effects;
             effects.take(delivery.task, delivery.occurrence, delivery.fence, accepted)
         });
         self.recorder.record(What::Delivered(history::Delivery {

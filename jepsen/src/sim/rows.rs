@@ -1,7 +1,8 @@
 //! The rows that say where replicas are to be, as etcd keeps them, and the way from there to a node: it takes time, and now and
 //! then long.
 
-use std::sync::{Arc, Mutex};
+use boomerang_task::locks::Mutex;
+use std::sync::Arc;
 use std::time::Duration;
 
 use boomerang::placement::{Cluster, GroupRow, Table};
@@ -28,11 +29,11 @@ impl Rows {
     }
 
     pub fn now(&self) -> Arc<Table> {
-        self.table.lock().expect("no panic under this lock").clone()
+        self.table.lock().clone()
     }
 
     pub fn put(&self, group: GroupId, row: GroupRow) {
-        Arc::make_mut(&mut *self.table.lock().expect("no panic under this lock")).insert(group, row);
+        Arc::make_mut(&mut *self.table.lock()).insert(group, row);
         self.changed.notify_waiters();
     }
 }
@@ -44,7 +45,7 @@ pub async fn learn(cluster: Cluster, known: Arc<Mutex<Arc<Table>>>, rows: Arc<Ro
         let table = rows.now();
         let (from, until) = if rng.random_bool(LONG_WAYS) { LONG_WAY_MS } else { WAY_MS };
         sleep(Duration::from_millis(rng.random_range(from..until))).await;
-        *known.lock().expect("no panic under this lock") = table.clone();
+        *known.lock() = table.clone();
         cluster.set_table((*table).clone());
         let changed = rows.changed.notified();
         if *rows.now() == *table {

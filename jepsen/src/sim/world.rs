@@ -1,8 +1,9 @@
 //! Everything that is simulated, and what is done to it: nodes that come and go, links, disks, clocks.
 
+use boomerang_task::locks::Mutex;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use boomerang::raft::groups::GroupError;
@@ -113,11 +114,11 @@ impl World {
     }
 
     pub fn life(&self, node: NodeId) -> Option<Arc<Life>> {
-        self.lives.lock().expect("no panic under this lock").get(&node).cloned()
+        self.lives.lock().get(&node).cloned()
     }
 
     pub fn away_since(&self, node: NodeId) -> Option<Instant> {
-        self.away.lock().expect("no panic under this lock").get(&node).copied()
+        self.away.lock().get(&node).copied()
     }
 
     pub fn pace(&self, node: NodeId) -> &DiskPace {
@@ -134,11 +135,11 @@ impl World {
 
     /// A node that stops by itself has met something it must not meet here.
     fn stopped(&self, why: String) {
-        self.stopped.lock().expect("no panic under this lock").push(why);
+        self.stopped.lock().push(why);
     }
 
     pub fn take_stopped(&self) -> Vec<String> {
-        std::mem::take(&mut self.stopped.lock().expect("no panic under this lock"))
+        std::mem::take(&mut self.stopped.lock())
     }
 
     /// Starts `node`, if it is not there.
@@ -152,8 +153,8 @@ impl World {
         match started {
             Ok(life) => {
                 let life = Arc::new(life);
-                self.lives.lock().expect("no panic under this lock").insert(node, life.clone());
-                self.away.lock().expect("no panic under this lock").remove(&node);
+                self.lives.lock().insert(node, life.clone());
+                self.away.lock().remove(&node);
                 tokio::spawn(watch_storage(self.clone(), life));
             }
             Err(error) => self.stopped(format!("node {node} cannot start: {error}")),
@@ -162,7 +163,7 @@ impl World {
 
     /// As wrong as the plan allows.
     fn clock(&self) -> NodeClock {
-        let mut rng = self.rng.lock().expect("no panic under this lock");
+        let mut rng = self.rng.lock();
         let offset_us = i64::try_from(self.plan.clock_offset_us).expect("less than a second");
         let offset_us = if offset_us == 0 { 0 } else { rng.random_range(-offset_us..=offset_us) };
         let drift_ppm = if offset_us == 0 { 0 } else { rng.random_range(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX) };
@@ -171,13 +172,13 @@ impl World {
 
     /// The power of `node` is gone, or only its process; nothing else happens to the others. False when it was not there.
     pub fn crash(&self, node: NodeId, power: bool) -> bool {
-        let Some(life) = self.lives.lock().expect("no panic under this lock").remove(&node) else { return false };
-        self.away.lock().expect("no panic under this lock").insert(node, Instant::now());
+        let Some(life) = self.lives.lock().remove(&node) else { return false };
+        self.away.lock().insert(node, Instant::now());
         let disk = &self.machine(node).disk;
         let kept = match power {
             true => {
                 let unsynced = disk.unsynced();
-                self.rng.lock().expect("no panic under this lock").random_range(0..=unsynced)
+                self.rng.lock().random_range(0..=unsynced)
             }
             false => usize::MAX,
         };
@@ -189,7 +190,7 @@ impl World {
 
     /// Who was seen to lead `group` last; it may lead no more.
     pub fn leader(&self, group: GroupId) -> Option<NodeId> {
-        self.leaders.lock().expect("no panic under this lock").get(&group).map(|(_, node)| *node)
+        self.leaders.lock().get(&group).map(|(_, node)| *node)
     }
 
     /// Who is sure now that it leads `group`.
@@ -206,7 +207,7 @@ impl World {
                 let Some(life) = self.life(node) else { continue };
                 for group in self.groups() {
                     let Some(term) = life.leads(group) else { continue };
-                    let mut leaders = self.leaders.lock().expect("no panic under this lock");
+                    let mut leaders = self.leaders.lock();
                     if leaders.get(&group).is_none_or(|(known, _)| *known < term) {
                         leaders.insert(group, (term, node));
                         self.recorder.record(What::Leads { group: group.0, node, term });

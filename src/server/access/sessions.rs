@@ -4,10 +4,11 @@
 //! What sessions are opened by is stored in group 0, which every node applies: each node ends its own sessions when it
 //! applies that a client has changed or is gone, or that a key was revoked ([`Ending`]).
 
+use crate::task::locks::RwLock;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
 
 use super::auth::random_hex;
 use crate::raft::Observer;
@@ -113,7 +114,7 @@ impl Sessions {
         let expires = AtomicU64::new(expires_at_ms);
         let session =
             Session { client, admin, key_id, policy, limits, extended, redirects, fingerprint, expires_at_ms: expires };
-        let mut sessions = self.sessions.write().expect("no panic under this lock");
+        let mut sessions = self.sessions.write();
         if sessions.len() >= self.sessions_max {
             sessions.retain(|_, session| session.expires_at_ms.load(Ordering::Relaxed) > now_ms);
             if sessions.len() >= self.sessions_max {
@@ -129,7 +130,7 @@ impl Sessions {
         if id.is_empty() {
             return Err(SessionError::Missing);
         }
-        let found = self.sessions.read().expect("no panic under this lock").get(id).cloned();
+        let found = self.sessions.read().get(id).cloned();
         let session = found.ok_or(SessionError::Unknown)?;
         if session.expires_at_ms.load(Ordering::Relaxed) > now_ms {
             return Ok(session);
@@ -148,35 +149,35 @@ impl Sessions {
 
     /// Ends one that should not have been opened.
     pub fn end(&self, id: &str) {
-        self.sessions.write().expect("no panic under this lock").remove(id);
+        self.sessions.write().remove(id);
     }
 
     /// Ends all sessions of a client but those that were opened by what is stored about it now.
     pub fn end_others(&self, client: &ClientId, now: Option<Fingerprint>) {
-        let mut sessions = self.sessions.write().expect("no panic under this lock");
+        let mut sessions = self.sessions.write();
         sessions.retain(|_, session| session.client != *client || Some(session.fingerprint) == now);
     }
 
     /// Nobody knows any more what they were opened by.
     pub fn end_all(&self) {
-        self.sessions.write().expect("no panic under this lock").clear();
+        self.sessions.write().clear();
     }
 
     /// Ends all sessions that were opened with an API key that was revoked.
     pub fn end_all_of_key(&self, key_id: &str) {
-        let mut sessions = self.sessions.write().expect("no panic under this lock");
+        let mut sessions = self.sessions.write();
         sessions.retain(|_, session| session.key_id.as_deref() != Some(key_id));
     }
 
     /// Forgets what expired more than one lifetime ago.
     pub fn sweep(&self, now_ms: InstantMs) {
         let oldest = now_ms.saturating_sub(self.lifetime_ms);
-        let mut sessions = self.sessions.write().expect("no panic under this lock");
+        let mut sessions = self.sessions.write();
         sessions.retain(|_, session| session.expires_at_ms.load(Ordering::Relaxed) > oldest);
     }
 
     pub fn count(&self) -> usize {
-        self.sessions.read().expect("no panic under this lock").len()
+        self.sessions.read().len()
     }
 }
 

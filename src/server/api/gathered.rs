@@ -1,6 +1,7 @@
 //! The answers to a batch, until the last one is there.
 
-use std::sync::{Arc, Mutex};
+use crate::task::locks::Mutex;
+use std::sync::Arc;
 
 /// Who waits for the answers, and what makes one of them.
 type Finish<T> = Box<dyn FnOnce(Vec<T>) + Send>;
@@ -29,7 +30,7 @@ impl<T> Gathered<T> {
 
     /// The answer to one of them; each has one. The last one ends it.
     pub fn put(&self, place: usize, answer: T) {
-        let mut answers = self.0.lock().expect("no panic under this lock");
+        let mut answers = self.0.lock();
         answers.by_place[place] = Some(answer);
         answers.missing -= 1;
         if answers.missing > 0 {

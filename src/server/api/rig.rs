@@ -2,9 +2,10 @@
 //!
 //! It holds the cluster's own group and shard 0, and leads them. Shard 1 is another node's, which does not exist.
 
+use crate::task::locks::Mutex;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;

@@ -9,8 +9,9 @@
 //! appended in the term it was made in or not at all. For a read, this node must also have applied whatever the leaders
 //! before it have acknowledged; that is asked of openraft once per term and then remembered.
 
+use crate::task::locks::RwLock;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use openraft::ReadPolicy;
@@ -159,19 +160,19 @@ impl Router {
     fn led(&self) -> Arc<[GroupId]> {
         let now = Instant::now();
         {
-            let led = self.led.read().expect("no panic under this lock");
+            let led = self.led.read();
             if now < led.until {
                 return led.groups.clone();
             }
         }
         let groups: Arc<[GroupId]> = self.all_shards().filter(|group| self.leads(*group).is_some()).collect();
-        *self.led.write().expect("no panic under this lock") = Led { until: now + LED_FOR, groups: groups.clone() };
+        *self.led.write() = Led { until: now + LED_FOR, groups: groups.clone() };
         groups
     }
 
     /// What was believed to be led here is not.
     pub(in crate::server) fn look_again(&self) {
-        self.led.write().expect("no panic under this lock").until = Instant::now();
+        self.led.write().until = Instant::now();
     }
 
     pub(in crate::server) fn leads_any(&self) -> bool {

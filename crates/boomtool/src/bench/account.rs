@@ -4,8 +4,8 @@
 //! the fact, for a delivery can overtake the answer to its registration. Writing down is all that happens while it
 //! counts: 48 bytes under a lock that is hardly ever contended.
 
+use boomerang_task::locks::Mutex;
 use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
 use std::time::UNIX_EPOCH;
 
 use hdrhistogram::Histogram;
@@ -76,16 +76,16 @@ impl Arrivals {
             fence: received.fence,
             arrived_us: u64::try_from(since.as_micros()).unwrap_or(u64::MAX),
         };
-        self.0.lock().expect("no panic under this lock").push(arrival);
+        self.0.lock().push(arrival);
     }
 
     pub fn len(&self) -> usize {
-        self.0.lock().expect("no panic under this lock").len()
+        self.0.lock().len()
     }
 
     /// What came after the first `seen`.
     pub fn since(&self, seen: usize) -> Vec<Arrival> {
-        self.0.lock().expect("no panic under this lock")[seen..].to_vec()
+        self.0.lock()[seen..].to_vec()
     }
 
     pub fn judge(&self, acknowledged: &[(TaskId, InstantMs)]) -> Judgement {

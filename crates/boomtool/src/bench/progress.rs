@@ -2,9 +2,10 @@
 //!
 //! Only for people: nothing is printed when standard error is no terminal, or with `--quiet`.
 
+use boomerang_task::locks::Mutex;
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::super::output::note;
@@ -39,7 +40,7 @@ impl Progress {
 
     /// Something else begins.
     pub fn phase(&self, name: &'static str, total: u64) {
-        let mut phase = self.shared.phase.lock().expect("no panic under this lock");
+        let mut phase = self.shared.phase.lock();
         *phase = Phase { name, total };
         self.shared.done.store(0, Ordering::Relaxed);
     }
@@ -72,7 +73,7 @@ impl Shared {
             let done = self.done.load(Ordering::Relaxed);
             let delivered = arrivals.len();
             note(&{
-                let phase = self.phase.lock().expect("no panic under this lock");
+                let phase = self.phase.lock();
                 // A new phase counts from 0.
                 let step = done.checked_sub(done_before).unwrap_or(done);
                 let counted = match phase.total {
