@@ -38,10 +38,10 @@ pub trait Clock: Send + Sync + 'static {
 
 /// The real clock.
 pub struct SystemClock {
-    inner: Mutex<Inner>,
+    inner: Mutex<ClockInner>,
 }
 
-struct Inner {
+struct ClockInner {
     machine: Machine,
     slew: Slew,
 }
@@ -171,7 +171,7 @@ impl SystemClock {
 
     fn of(mut machine: Machine) -> Self {
         let (at_us, said_us) = machine.both_us();
-        Self { inner: Mutex::new(Inner { machine, slew: Slew { at_us, said_us, behind_us: 0 } }) }
+        Self { inner: Mutex::new(ClockInner { machine, slew: Slew { at_us, said_us, behind_us: 0 } }) }
     }
 
     /// Compares with the wall clock; to be called now and then. Returns by how many microseconds the wall clock is

@@ -41,7 +41,7 @@ pub enum Fault {
     StaleReads,
     /// A replica that the placement does not name goes without asking whether its group still counts on it (`lost`).
     LetGoUnasked,
-    /// What a replica has stored stays where it was let go of (`places`).
+    /// What a replica has stored stays where it was released (`places`).
     LeaveBehind,
     /// What leading hangs on runs among the work, proves nothing by itself, and no work is refused because of it
     /// (`boomtool bench overload`).

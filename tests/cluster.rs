@@ -164,7 +164,7 @@ fn a_node_that_lost_its_disk_is_replaced_by_one_with_a_new_number() {
     cluster.assert_replicas_agree();
 }
 
-/// Away from a node and back at once, while another replica goes: the node must let go of its old replica before it can
+/// Away from a node and back at once, while another replica goes: the node must release its old replica before it can
 /// hold the new one, and only those that are on their way out may know that it can.
 #[test]
 fn a_replica_moves_away_and_back() {

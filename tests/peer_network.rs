@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use boomerang::raft::dial::{Dial, Wire};
-use boomerang::raft::groups::Parts;
+use boomerang::raft::groups::GroupsParts;
 use boomerang::raft::network::ReplicaClient;
 use boomerang::raft::types::{Command, LogId, Membership, MembershipRow, TypeConfig, Vote, log_id, term_of, vote};
 use boomerang::raft::{
@@ -89,7 +89,7 @@ impl Node {
         let store = Store::open(&folder.path().join("db")).unwrap();
         let (writer, writer_threads) = Writer::start(store.clone());
         let network = PeerNetwork::new(CLUSTER, id);
-        let parts = Parts {
+        let parts = GroupsParts {
             cluster: CLUSTER.to_owned(),
             node_id: id,
             shards,

@@ -292,7 +292,7 @@ fn three_nodes_begin_and_one_that_is_lost_is_replaced() {
     let away = world.cluster(1).unwrap().nodes.into_iter().find(|node| node.node_id == 3).unwrap();
     assert!(!away.answers && away.away_since_ms > 0 && away.replicas == 0, "a node that is away is replaced: {away:?}");
 
-    // It comes back as it was, lets go of what it has, and gets what is its own now.
+    // It comes back as it was, releases what it has, and gets what is its own now.
     world.node(3).restart();
     world.wait_until_on(1, &[1, 2, 3, 4], 3);
     wait_for("node 3 holds a replica of the cluster's own group", || {

@@ -115,17 +115,17 @@ type Attempt = Result<(), Failure>;
 /// A handle on all connections to receivers; cheap to clone.
 #[derive(Clone)]
 pub struct Callbacks {
-    inner: Arc<Inner>,
+    inner: Arc<CallbacksInner>,
 }
 
-struct Inner {
+struct CallbacksInner {
     settings: CallbackSettings,
     destinations: Destinations,
-    ways: Ways,
+    transports: Transports,
 }
 
 /// How attempts leave.
-enum Ways {
+enum Transports {
     Sockets(Box<Sockets>),
     Carried(Arc<dyn Carrier>),
 }
@@ -155,7 +155,7 @@ impl Callbacks {
         let names = Names::new();
         Self::leaving(
             settings,
-            Ways::Sockets(Box::new(Sockets {
+            Transports::Sockets(Box::new(Sockets {
                 settings,
                 tcp: Mutex::default(),
                 grpc: Grpc::new(settings, trust.clone()),
@@ -168,11 +168,11 @@ impl Callbacks {
 
     /// By `carrier`, whatever the protocol.
     pub fn carried(settings: CallbackSettings, carrier: Arc<dyn Carrier>) -> Self {
-        Self::leaving(settings, Ways::Carried(carrier))
+        Self::leaving(settings, Transports::Carried(carrier))
     }
 
-    fn leaving(settings: CallbackSettings, ways: Ways) -> Self {
-        let inner = Arc::new(Inner { settings, destinations: Destinations::new(settings), ways });
+    fn leaving(settings: CallbackSettings, transports: Transports) -> Self {
+        let inner = Arc::new(CallbacksInner { settings, destinations: Destinations::new(settings), transports });
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             let mut rounds = tokio::time::interval(settings.idle_timeout / 2);
@@ -207,9 +207,9 @@ impl Callbacks {
         let policy = delivery.policy.clone();
         let callback = &policy.callback;
         let within = callback.options.timeout_ms.map_or(inner.settings.answer_timeout, Duration::from_millis);
-        let (ended, pipelined) = match &inner.ways {
-            Ways::Sockets(sockets) => sockets.deliver(&delivery, within).await,
-            Ways::Carried(carrier) => (carrier.carry(delivery, within).await, true),
+        let (ended, pipelined) = match &inner.transports {
+            Transports::Sockets(sockets) => sockets.deliver(&delivery, within).await,
+            Transports::Carried(carrier) => (carrier.carry(delivery, within).await, true),
         };
         permit.note(callback, &ended, pipelined);
         match ended {
@@ -219,10 +219,10 @@ impl Callbacks {
     }
 }
 
-impl Inner {
+impl CallbacksInner {
     fn keep_house(&self) {
         self.destinations.forget_idle(self.settings.idle_timeout);
-        if let Ways::Sockets(sockets) = &self.ways {
+        if let Transports::Sockets(sockets) = &self.transports {
             sockets.keep_house();
         }
     }

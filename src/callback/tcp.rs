@@ -74,7 +74,7 @@ struct Single {
 /// A connection that carries many.
 struct Shared {
     frames: mpsc::Sender<Bytes>,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Said>>>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Reported>>>,
     closed: AtomicBool,
     last_used: Mutex<Instant>,
     last_heard: Mutex<Instant>,
@@ -301,9 +301,9 @@ struct Request {
 }
 
 /// What a receiver has answered, if that is what it should.
-type Said = Option<CallbackResponse>;
+type Reported = Option<CallbackResponse>;
 
-fn said(answer: BoomerangEnvelope) -> (u64, Said) {
+fn said(answer: BoomerangEnvelope) -> (u64, Reported) {
     let said = match answer.payload {
         Some(Payload::CallbackResponse(response)) => Some(response),
         _ => None,
@@ -311,7 +311,7 @@ fn said(answer: BoomerangEnvelope) -> (u64, Said) {
     (answer.request_id, said)
 }
 
-fn verdict(place: &str, said: Said) -> Attempt {
+fn verdict(place: &str, said: Reported) -> Attempt {
     match said {
         Some(response) => response_verdict(place, response),
         None => {
@@ -322,7 +322,7 @@ fn verdict(place: &str, said: Said) -> Attempt {
 }
 
 impl Single {
-    async fn ask(&mut self, frame: Bytes, place: &str) -> Result<(u64, Said), Failure> {
+    async fn ask(&mut self, frame: Bytes, place: &str) -> Result<(u64, Reported), Failure> {
         self.writer.write_all(&frame).await.map_err(|error| failures::broken(place, &error))?;
         match self.reader.next().await {
             None => {

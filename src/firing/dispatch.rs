@@ -20,7 +20,7 @@ use futures::future::join_all;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::Parts;
+use super::FiringParts;
 use super::ledger::Handed;
 use super::steps::{Departure, Dispatcher, Done, Down, Means};
 use crate::callback::{Callbacks, Ticket};
@@ -46,7 +46,7 @@ const FAILED_AT_ONCE: usize = 64;
 const FAILING_MAX: Duration = Duration::from_millis(500);
 
 /// Raises a shard's watermark when the driver asks for it.
-pub(super) fn armer(parts: Arc<Parts>) -> impl Fn(GroupId, u64, InstantMs) + Send + Sync + 'static {
+pub(super) fn armer(parts: Arc<FiringParts>) -> impl Fn(GroupId, u64, InstantMs) + Send + Sync + 'static {
     let runtime = tokio::runtime::Handle::current();
     move |group, term, up_to| {
         let parts = parts.clone();
@@ -69,7 +69,12 @@ pub(super) fn armer(parts: Arc<Parts>) -> impl Fn(GroupId, u64, InstantMs) + Sen
 }
 
 /// Dispatches what is due, whenever the lease is valid; until the term is over, which ends it from outside.
-pub(super) async fn run(group: &Group, term: u64, mut handed: mpsc::UnboundedReceiver<Handed>, parts: &Arc<Parts>) {
+pub(super) async fn run(
+    group: &Group,
+    term: u64,
+    mut handed: mpsc::UnboundedReceiver<Handed>,
+    parts: &Arc<FiringParts>,
+) {
     let mut dispatcher = dispatcher(group.id, term, parts);
     let mut messages = Vec::with_capacity(MESSAGES_AT_ONCE);
     while handed.recv_many(&mut messages, MESSAGES_AT_ONCE).await > 0 {
@@ -96,7 +101,7 @@ async fn be_suspended(
     dispatcher: &mut Dispatcher,
     messages: &mut Vec<Handed>,
     handed: &mut mpsc::UnboundedReceiver<Handed>,
-    parts: &Arc<Parts>,
+    parts: &Arc<FiringParts>,
 ) -> Result<(), StoreError> {
     let (since, term) = (Instant::now(), dispatcher.term);
     let _ = parts.ledger.suspend(group.id, term);
@@ -137,14 +142,14 @@ async fn be_suspended(
     Ok(())
 }
 
-fn dispatcher(group: GroupId, term: u64, parts: &Parts) -> Dispatcher {
-    let Parts { ledger, clock, store, callbacks, metrics, .. } = parts;
+fn dispatcher(group: GroupId, term: u64, parts: &FiringParts) -> Dispatcher {
+    let FiringParts { ledger, clock, store, callbacks, metrics, .. } = parts;
     let (ledger, clock, store) = (ledger.clone(), clock.clone(), store.clone());
     Dispatcher::new(group, term, Means { ledger, clock, store, callbacks: callbacks.clone(), metrics: metrics.clone() })
 }
 
 /// Takes all steps there are, and sees to what comes of them. Returns who has failed, to be settled.
-fn work(dispatcher: &mut Dispatcher, parts: &Arc<Parts>) -> Result<Vec<Settle>, StoreError> {
+fn work(dispatcher: &mut Dispatcher, parts: &Arc<FiringParts>) -> Result<Vec<Settle>, StoreError> {
     let Dispatcher { group, term, .. } = *dispatcher;
     let mut failed = Vec::new();
     while let Some(done) = dispatcher.step()? {
@@ -163,7 +168,7 @@ fn work(dispatcher: &mut Dispatcher, parts: &Arc<Parts>) -> Result<Vec<Settle>, 
 }
 
 /// Moves a task on in the state instead of delivering it, and gives it back if it has moved by itself.
-async fn go_on(group: GroupId, term: u64, id: TaskId, ask: impl Fn() -> Ask, parts: Arc<Parts>) {
+async fn go_on(group: GroupId, term: u64, id: TaskId, ask: impl Fn() -> Ask, parts: Arc<FiringParts>) {
     let _alarm = parts.groups.alarm("who moves a task on");
     if propose_until_stored(&parts, group, term, id, ask).await == Some(Reply::Stale)
         && let Err(error) = parts.ledger.put_back(group, term, id)
@@ -175,7 +180,7 @@ async fn go_on(group: GroupId, term: u64, id: TaskId, ask: impl Fn() -> Ask, par
 /// Attempts that fail without being sent, because their destination is down. Thousands may have waited, and each costs
 /// the node as much as one that is delivered: so they are settled in small turns, one at a time for all shards and
 /// destinations, and after each the node rests from it for as long as it took. Their next attempts are due as far apart.
-async fn fail(tickets: Vec<Ticket>, down: Arc<Down>, group: GroupId, term: u64, parts: Arc<Parts>) {
+async fn fail(tickets: Vec<Ticket>, down: Arc<Down>, group: GroupId, term: u64, parts: Arc<FiringParts>) {
     let _alarm = parts.groups.alarm("who settles attempts that were not sent");
     let mut dispatcher = dispatcher(group, term, &parts);
     for tickets in tickets.chunks(FAILED_AT_ONCE) {
@@ -200,7 +205,7 @@ async fn fail(tickets: Vec<Ticket>, down: Arc<Down>, group: GroupId, term: u64, 
     }
 }
 
-async fn deliver(group: GroupId, term: u64, departure: Departure, parts: Arc<Parts>) {
+async fn deliver(group: GroupId, term: u64, departure: Departure, parts: Arc<FiringParts>) {
     let _alarm = parts.groups.alarm("a delivery");
     let ended = attempt(departure, &parts.callbacks, &parts.metrics).await;
     settle(&parts, group, term, ended).await;
@@ -221,7 +226,7 @@ pub(super) async fn attempt(departure: Departure, callbacks: &Callbacks, metrics
 }
 
 /// Stores how an attempt ended, however long that takes: until then the task counts as out.
-async fn settle(parts: &Parts, group: GroupId, term: u64, settle: Settle) {
+async fn settle(parts: &FiringParts, group: GroupId, term: u64, settle: Settle) {
     let id = settle.id;
     propose_until_stored(parts, group, term, id, || Ask::Settle(settle.clone())).await;
 }
@@ -229,7 +234,7 @@ async fn settle(parts: &Parts, group: GroupId, term: u64, settle: Settle) {
 /// `None` when this node leads no more in that term, or stops. While leading is suspended it waits: until then the task is
 /// out, and if the term ends the next leader knows nothing of this.
 async fn propose_until_stored(
-    parts: &Parts,
+    parts: &FiringParts,
     group: GroupId,
     term: u64,
     id: TaskId,

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Parts;
+use super::FiringParts;
 use crate::blocking;
 use crate::propose::Ask;
 use crate::shard::{Forget, Request};
@@ -26,7 +26,7 @@ const KEYS_MAX: usize = 4_000;
 const SENDER_KEPT_MS: u64 = 10 * 60_000;
 
 /// Runs as long as this node leads the shard.
-pub(super) async fn run(group: GroupId, parts: &Arc<Parts>) -> Result<Infallible, StoreError> {
+pub(super) async fn run(group: GroupId, parts: &Arc<FiringParts>) -> Result<Infallible, StoreError> {
     let mut from = Key::dedup_end_range(group, 0).0;
     loop {
         let found = blocking::in_place(|| find(group, parts, &mut from))?;
@@ -49,7 +49,7 @@ pub(super) async fn run(group: GroupId, parts: &Arc<Parts>) -> Result<Infallible
 }
 
 /// `from` is where the first key that may expire next is: what lies before it has been removed, and only slows a look.
-fn find(group: GroupId, parts: &Parts, from: &mut Key) -> Result<Option<Forget>, StoreError> {
+fn find(group: GroupId, parts: &FiringParts, from: &mut Key) -> Result<Option<Forget>, StoreError> {
     let now_ms = parts.clock.now_ms();
     let (_, until) = Key::dedup_end_range(group, now_ms);
     let mut dedup = Vec::new();
@@ -82,7 +82,7 @@ fn find(group: GroupId, parts: &Parts, from: &mut Key) -> Result<Option<Forget>,
 }
 
 /// Those that were seen last before then. There are as many in all as clients that have registered since.
-fn find_senders(group: GroupId, parts: &Parts, before_ms: u64) -> Result<Vec<(DedupHash, u64)>, StoreError> {
+fn find_senders(group: GroupId, parts: &FiringParts, before_ms: u64) -> Result<Vec<(DedupHash, u64)>, StoreError> {
     let (mut from, until) = Key::sender_range(group);
     let mut senders = Vec::new();
     loop {

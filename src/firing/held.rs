@@ -9,7 +9,7 @@ use crate::task::TaskId;
 ///
 /// - It belongs to the term in which the change was asked for. That may begin before this node leads in it as far as the
 ///   ledger knows, and goes on when a lease is lost and won back.
-/// - Each change counts by itself: a task is held until all of them are over, and the end of one lets go of no other.
+/// - Each change counts by itself: a task is held until all of them are over, and the end of one releases no other.
 /// - A task that has ended is held in no term, whatever is still under way: nothing comes of it.
 /// - When a term begins, whatever was under way in an earlier one has been applied, or is void.
 /// - What is held in the term that is led is not in the wheel, unless it is read into it by a window that knew nothing of

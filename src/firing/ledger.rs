@@ -41,12 +41,12 @@ const EARLY_MS: u64 = 250;
 const ARM_BEFORE_MS: u64 = 500;
 
 /// Ids that are due now, in due order.
-pub type Due = Vec<(InstantMs, TaskId)>;
+pub type DueIds = Vec<(InstantMs, TaskId)>;
 
 /// What the dispatcher of a shard is handed.
 #[derive(Debug)]
 pub(super) enum Handed {
-    Due(Due),
+    Due(DueIds),
     /// They waited for their destination, and now there is room.
     Admitted(Vec<(Ticket, Permit)>),
     /// They wait for their destination, which is down.
@@ -395,7 +395,7 @@ impl Ledger {
         let (suspended, goes_on) = watch::channel(());
         leading.suspended = Some(suspended);
         // To tell the dispatcher, who looks when it can go on.
-        let _ = leading.due.send(Handed::Due(Due::new()));
+        let _ = leading.due.send(Handed::Due(DueIds::new()));
         Some(goes_on)
     }
 
@@ -454,7 +454,7 @@ impl Ledger {
             let taken = self.in_flight.load(Ordering::SeqCst);
             let room = self.settings.in_flight_max.saturating_sub(taken).min(DUE_PER_TURN_MAX);
             if room > 0 {
-                let mut due = Due::new();
+                let mut due = DueIds::new();
                 // Nothing that is not armed leaves the wheel, however due it is.
                 leading.wheel.expire(now_ms.min(leading.armed_ms), room, &mut due);
                 if !due.is_empty() {
@@ -541,7 +541,7 @@ impl Ledger {
     }
 
     /// The dispatcher is about to look these up.
-    pub(super) fn look(&self, group: GroupId, term: u64, due: &[(InstantMs, TaskId)]) {
+    pub(super) fn mark_read(&self, group: GroupId, term: u64, due: &[(InstantMs, TaskId)]) {
         let mut shard = self.shard(group);
         let Some(leading) = shard.led(term) else { return };
         for (_, id) in due {
@@ -611,8 +611,8 @@ impl Ledger {
 
     /// The wait of these, which are of one shard, is over. Returns those that are still waited for; they are in flight
     /// from now on.
-    pub(super) fn end_wait(&self, tickets: &[Ticket]) -> Due {
-        let Some(Ticket { group, .. }) = tickets.first() else { return Due::new() };
+    pub(super) fn end_wait(&self, tickets: &[Ticket]) -> DueIds {
+        let Some(Ticket { group, .. }) = tickets.first() else { return DueIds::new() };
         let mut shard = self.shard(*group);
         let over = tickets.iter().filter(|ticket| self.wait_is_over(&mut shard, ticket));
         over.map(|ticket| (ticket.due_ms, ticket.task)).collect()

@@ -82,7 +82,7 @@ impl Default for FiringSettings {
 }
 
 /// What the parts of this room share.
-pub struct Parts {
+pub struct FiringParts {
     pub ledger: Arc<Ledger>,
     pub clock: Arc<dyn Clock>,
     pub store: Store,
@@ -103,7 +103,7 @@ pub struct Firing {
 }
 
 impl Firing {
-    pub fn start(parts: Parts) -> Self {
+    pub fn start(parts: FiringParts) -> Self {
         parts.callbacks.set_waiters(parts.ledger.clone());
         let parts = Arc::new(parts);
         let mut followers = tokio::task::JoinSet::new();

@@ -78,7 +78,7 @@ impl Node {
         let ledger = ledger.expect("it was made for the groups");
         let (groups, store) = (alone.groups.clone(), alone.store());
         let (disk_out, disk) = watch::channel(DiskState::Fine);
-        let proposer = Proposer::start(propose::Parts {
+        let proposer = Proposer::start(propose::ProposerParts {
             groups: groups.clone(),
             clock: Arc::new(SystemClock::new()),
             dispatches: Faulty::new(),
@@ -87,7 +87,7 @@ impl Node {
             shards: 1,
             keep_history: true,
         });
-        let firing = Firing::start(super::Parts {
+        let firing = Firing::start(super::FiringParts {
             ledger: ledger.clone(),
             clock: of_follower.clone(),
             store,

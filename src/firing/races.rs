@@ -13,7 +13,7 @@
 //!
 //! What leaves is a delivery. Each truth is checked as soon as it can be broken. Leading is suspended at any moment and goes
 //! on, or its term ends meanwhile; within a term no attempt leaves twice. In the end the leadership stays, everything is
-//! let go, and nothing may be left: no task, no attempt that is out, nobody who waits.
+//! released, and nothing may be left: no task, no attempt that is out, nobody who waits.
 
 use crate::task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -122,7 +122,7 @@ impl Carrier for Receivers {
 
 /// What is known of one task, and what was promised.
 #[derive(Default)]
-struct Told {
+struct Promised {
     recurring: bool,
     overlap: bool,
     /// Occurrence, attempt, version; of stand-ins version 0.
@@ -252,7 +252,7 @@ struct World<'r> {
     reading: Option<(Reading, Option<Rows>)>,
     full: bool,
     out: Vec<Out>,
-    tasks: BTreeMap<TaskId, Told>,
+    tasks: BTreeMap<TaskId, Promised>,
     next_id: u64,
     policies: [Arc<Policy>; DESTINATIONS.len()],
     met: Met,
@@ -555,12 +555,12 @@ impl<'r> World<'r> {
         match (request, reply) {
             (Request::Register(register), Reply::Registered { id, .. }) => {
                 let recurrence = register.recurrence;
-                let told = Told {
+                let told = Promised {
                     recurring: recurrence.is_some(),
                     overlap: recurrence.is_some_and(|recurrence| recurrence.overlap),
                     version_min: 1,
                     due_min_ms: register.due_ms,
-                    ..Told::default()
+                    ..Promised::default()
                 };
                 assert!(self.tasks.insert(*id, told).is_none());
             }
@@ -650,7 +650,7 @@ impl<'r> World<'r> {
         }
     }
 
-    /// As `propose` does it, once the entry is applied: the real entry answers, and lets go of what it held back.
+    /// As `propose` does it, once the entry is applied: the real entry answers, and releases what it held back.
     fn answer(&mut self) {
         if self.entries.front().is_none_or(|entry| entry.replies.is_none()) {
             return;

@@ -15,7 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ledger::{Due, Handed, Ledger};
+use super::ledger::{DueIds, Handed, Ledger};
 use crate::blocking;
 use crate::callback::{Callbacks, DestinationName, Permit, Ticket};
 use crate::clock::Clock;
@@ -56,8 +56,8 @@ pub(super) struct Means {
 /// One step.
 pub(super) enum Work {
     /// The ledger is told that these are about to be looked up.
-    Look(Due, Vec<How>),
-    Read(Due, Vec<How>),
+    MarkRead(DueIds, Vec<How>),
+    Read(DueIds, Vec<How>),
     /// It stands, and has not waited: does it go out, and is there room for it?
     Judge(Box<Ready>),
     Begin(Box<Ready>, Permit),
@@ -70,7 +70,7 @@ pub(super) enum Work {
     EndWait(Vec<Ticket>, Option<Arc<Down>>),
     /// Nothing of this begins, because leading is suspended. The places go, since other shards may want them and that may
     /// last for hours.
-    TakeBack(Due, Vec<Permit>),
+    TakeBack(DueIds, Vec<Permit>),
 }
 
 /// How a task comes to be looked up.
@@ -156,7 +156,7 @@ impl Dispatcher {
     /// Takes on what was handed over. Turns in a line come one by one when attempts end one by one: those that gather
     /// meanwhile are read together. Returns those whose destination is down: to [`Dispatcher::fail`], in turns.
     pub fn take(&mut self, messages: &mut Vec<Handed>) -> Vec<(Vec<Ticket>, Arc<Down>)> {
-        let (mut due, mut admitted, mut permits, mut down) = (Due::new(), Due::new(), Vec::new(), Vec::new());
+        let (mut due, mut admitted, mut permits, mut down) = (DueIds::new(), DueIds::new(), Vec::new(), Vec::new());
         for message in messages.drain(..) {
             match message {
                 Handed::Due(more) => due.extend(more),
@@ -172,13 +172,13 @@ impl Dispatcher {
             }
         }
         let firsts = due.iter().map(|_| How::Due).collect();
-        self.work.extend([Work::Look(admitted, permits), Work::Look(due, firsts)]);
+        self.work.extend([Work::MarkRead(admitted, permits), Work::MarkRead(due, firsts)]);
         down
     }
 
     /// The same while leading is suspended: all of it goes back.
     pub fn give_back(&mut self, messages: &mut Vec<Handed>) {
-        let (mut due, mut permits) = (Due::new(), Vec::new());
+        let (mut due, mut permits) = (DueIds::new(), Vec::new());
         for message in messages.drain(..) {
             match message {
                 Handed::Due(more) => due.extend(more),
@@ -216,9 +216,9 @@ impl Dispatcher {
         let Self { group, term, .. } = *self;
         let ledger = &self.with.ledger;
         match work {
-            Work::Look(due, hows) => {
+            Work::MarkRead(due, hows) => {
                 if !due.is_empty() {
-                    ledger.look(group, term, &due);
+                    ledger.mark_read(group, term, &due);
                     self.work.push_front(Work::Read(due, hows));
                 }
             }
@@ -275,7 +275,7 @@ impl Dispatcher {
                 let due = ledger.end_wait(&tickets);
                 if let Some(down) = down {
                     let hows = due.iter().map(|_| How::Down(down.clone())).collect();
-                    self.work.push_front(Work::Look(due, hows));
+                    self.work.push_front(Work::MarkRead(due, hows));
                 }
             }
             Work::TakeBack(due, permits) => {
@@ -318,7 +318,7 @@ impl Dispatcher {
     }
 
     /// What still stands at, or before, the instants that were handed over, which are armed.
-    fn read(&mut self, due: &Due) -> Result<Vec<Option<Box<Ready>>>, StoreError> {
+    fn read(&mut self, due: &DueIds) -> Result<Vec<Option<Box<Ready>>>, StoreError> {
         let (group, store, policies) = (self.group, &self.with.store, &mut self.policies);
         // To tell the runtime costs more than to read a few rows.
         match due.len() {
@@ -339,7 +339,7 @@ impl Attempt {
 fn read(
     store: &Store,
     group: GroupId,
-    due: &Due,
+    due: &DueIds,
     policies: &mut Policies,
 ) -> Result<Vec<Option<Box<Ready>>>, StoreError> {
     let tasks: Vec<Key> = due.iter().map(|(_, id)| Key::task(group, *id)).collect();

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::FiringSettings;
 use super::driver::Driver;
-use super::ledger::{Due, Handed, Ledger};
+use super::ledger::{DueIds, Handed, Ledger};
 use crate::callback::tests::{loose_name, loose_permit};
 use crate::callback::{Ticket, Waiters};
 use crate::clock::{Clock, ManualClock, SystemClock};
@@ -36,7 +36,7 @@ fn number(id: TaskId) -> u64 {
     u64::from_be_bytes(id.as_bytes()[8..].try_into().unwrap()) & (u64::MAX >> 2)
 }
 
-fn due_of(handed: Handed) -> Due {
+fn due_of(handed: Handed) -> DueIds {
     match handed {
         Handed::Due(due) => due,
         other => panic!("nothing waits for a destination here: {other:?}"),
@@ -113,13 +113,13 @@ impl Bench {
 
     /// The dispatcher looks it up, and it stands there.
     fn begin(&self, term: u64, id: TaskId, occurrence: u64, attempt: u32) -> Option<u64> {
-        self.ledger.look(GROUP, term, &[(0, id)]);
+        self.ledger.mark_read(GROUP, term, &[(0, id)]);
         self.ledger.begin(GROUP, term, id, occurrence, attempt)
     }
 
     /// The dispatcher looks it up, and it does not stand there.
     fn put_back(&self, n: u64) {
-        self.ledger.look(GROUP, TERM, &[(0, id(n))]);
+        self.ledger.mark_read(GROUP, TERM, &[(0, id(n))]);
         self.ledger.put_back(GROUP, TERM, id(n)).unwrap();
     }
 
@@ -372,7 +372,7 @@ fn what_was_looked_up_too_early_does_not_leave() {
     bench.arm(10_000);
     bench.schedule(1, 1_100);
     assert_eq!(bench.at(1_100), [1]);
-    bench.ledger.look(GROUP, TERM, &[(1_100, id(1))]);
+    bench.ledger.mark_read(GROUP, TERM, &[(1_100, id(1))]);
     // A delivery of a lease that was lost and won back is settled meanwhile.
     bench.schedule(1, 1_200);
     assert_eq!(bench.at(1_200), [1]);
@@ -389,7 +389,7 @@ fn who_waits_is_counted_once() {
     bench.schedule(1, 1_100);
     let ticket = Ticket { group: GROUP, term: TERM, task: id(1), due_ms: 1_100 };
     assert_eq!(bench.at(1_100), [1]);
-    bench.ledger.look(GROUP, TERM, &[(0, id(1))]);
+    bench.ledger.mark_read(GROUP, TERM, &[(0, id(1))]);
     bench.ledger.wait(GROUP, TERM, id(1));
     bench.ledger.hold(GROUP, TERM, id(1));
     bench.ledger.release(GROUP, TERM, id(1));
@@ -494,11 +494,11 @@ fn what_is_out_stays_known_while_leading_is_suspended() {
         assert!(bench.begin(TERM, id(n), 0, 1).is_some());
     }
     // One of the three was looked up already when it turned out that the lease was not valid.
-    bench.ledger.look(GROUP, TERM, &[(1_110, id(handed[0]))]);
+    bench.ledger.mark_read(GROUP, TERM, &[(1_110, id(handed[0]))]);
     assert!(bench.ledger.suspend(GROUP, TERM).is_some());
     assert!(bench.ledger.is_suspended(GROUP, TERM) && bench.ledger.leads(GROUP, TERM));
     assert_eq!(bench.ledger.begin(GROUP, TERM, id(handed[0]), 0, 1), None, "nothing begins");
-    bench.ledger.take_back(GROUP, TERM, &handed.iter().map(|n| (1_110, id(*n))).collect::<Due>());
+    bench.ledger.take_back(GROUP, TERM, &handed.iter().map(|n| (1_110, id(*n))).collect::<DueIds>());
     bench.schedule(20_000, 1_300);
     let counts = bench.ledger.counts();
     assert_eq!((counts.led, counts.suspended, counts.in_flight, counts.timers), (0, 1, 10_000, 4));
@@ -509,7 +509,7 @@ fn what_is_out_stays_known_while_leading_is_suspended() {
     bench.applied(&[Effect::Ended { id: id(1) }]);
     // The window is where it was, and rows of before say nothing new.
     assert_eq!(bench.ledger.widen(GROUP, TERM, (1_000_000, None)), Some((1_000_000, None)));
-    bench.ledger.load(GROUP, TERM, &(2..OUT).map(|n| (1_100 + n / 1_000, id(n))).collect::<Due>());
+    bench.ledger.load(GROUP, TERM, &(2..OUT).map(|n| (1_100 + n / 1_000, id(n))).collect::<DueIds>());
     assert_eq!(bench.at(1_600), NOTHING);
     bench.ledger.resume(GROUP, TERM);
     assert_eq!(bench.at(1_600), [&handed[..], &[20_000, 0]].concat(), "each once, and only what is not out");
@@ -539,7 +539,7 @@ fn a_suspended_shard_takes_no_room_from_others() {
     bench.ledger.suspend(GROUP, TERM).unwrap();
     bench.at(1_200);
     assert_eq!(due_of(dues.try_recv().unwrap()).len(), 10);
-    bench.ledger.take_back(GROUP, TERM, &(1..10).map(|n| (1_100 + n, id(n))).collect::<Due>());
+    bench.ledger.take_back(GROUP, TERM, &(1..10).map(|n| (1_100 + n, id(n))).collect::<DueIds>());
     bench.applied(&[Effect::Ended { id: id(0) }]);
     bench.ledger.resume(GROUP, TERM);
     assert_eq!(bench.at(1_200), NOTHING, "it is with others now");
@@ -587,11 +587,11 @@ fn who_waits_for_a_destination_waits_in_the_wheel_while_leading_is_suspended() {
     }
     assert_eq!(bench.at(1_100), [1, 2, 3, 4, 5, 6]);
     for n in 1..=4 {
-        bench.ledger.look(GROUP, TERM, &[(1_100, id(n))]);
+        bench.ledger.mark_read(GROUP, TERM, &[(1_100, id(n))]);
         bench.ledger.wait(GROUP, TERM, id(n));
     }
     // The fifth has its turn before it is said that it waits, and the sixth just before the lease is over.
-    bench.ledger.look(GROUP, TERM, &[(1_100, id(5)), (1_100, id(6))]);
+    bench.ledger.mark_read(GROUP, TERM, &[(1_100, id(5)), (1_100, id(6))]);
     bench.ledger.go(vec![(ticket(6), loose_permit())]);
     bench.ledger.suspend(GROUP, TERM).unwrap();
     bench.ledger.go(vec![(ticket(1), loose_permit()), (ticket(2), loose_permit()), (ticket(5), loose_permit())]);

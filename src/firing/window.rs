@@ -17,7 +17,7 @@ use openraft::rt::WatchReceiver as _;
 use tokio::sync::Notify;
 
 use super::ledger::{Horizon, Ledger};
-use super::{Parts, dispatch, forget};
+use super::{FiringParts, dispatch, forget};
 use crate::blocking;
 use crate::raft::Group;
 use crate::sabotage::Fault;
@@ -34,7 +34,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_secs(20);
 
 /// Runs as long as the node dispatches, whether the group is here or not.
-pub(super) async fn follow(id: GroupId, parts: Arc<Parts>) {
+pub(super) async fn follow(id: GroupId, parts: Arc<FiringParts>) {
     let _alarm = parts.groups.alarm("who fires for a shard");
     let mut changes = parts.groups.changes();
     loop {
@@ -49,7 +49,7 @@ pub(super) async fn follow(id: GroupId, parts: Arc<Parts>) {
     }
 }
 
-async fn follow_replica(group: &Group, parts: &Arc<Parts>) {
+async fn follow_replica(group: &Group, parts: &Arc<FiringParts>) {
     let mut server = group.raft.server_metrics();
     // openraft's last words may be that it leads: a group that was built again is another one.
     while parts.groups.get(group.id).is_some_and(|now| now.life == group.life) {
@@ -73,7 +73,7 @@ type ServerMetrics = openraft::alias::WatchReceiverOf<
 >;
 
 /// Returns when this node does not lead in `term` any more, as openraft says, or cannot begin yet.
-async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<Parts>) {
+async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<FiringParts>) {
     // Until it may act as the leader, there is nothing to begin with.
     if group.leads(Duration::ZERO) != Some(term) {
         tokio::time::sleep(RETRY_AFTER).await;
@@ -122,7 +122,7 @@ async fn lead(group: &Group, term: u64, server: &mut ServerMetrics, parts: &Arc<
 }
 
 /// Keeps the window filled; returns when the term is over.
-async fn read_ahead(group: GroupId, term: u64, parts: &Arc<Parts>, room: &Notify) -> Result<(), StoreError> {
+async fn read_ahead(group: GroupId, term: u64, parts: &Arc<FiringParts>, room: &Notify) -> Result<(), StoreError> {
     let window_ms = parts.ledger.settings().window_ms;
     loop {
         let until: Horizon = (parts.clock.now_ms() + window_ms, None);
@@ -144,7 +144,7 @@ async fn read_ahead(group: GroupId, term: u64, parts: &Arc<Parts>, room: &Notify
 }
 
 /// Never [`Loaded::More`].
-async fn load(mut reading: Reading, parts: &Arc<Parts>) -> Result<Loaded, StoreError> {
+async fn load(mut reading: Reading, parts: &Arc<FiringParts>) -> Result<Loaded, StoreError> {
     loop {
         let (store, next) = (parts.store.clone(), reading.clone());
         let rows = blocking::aside(move || next.read(&store)).await.expect("a scan does not panic")?;

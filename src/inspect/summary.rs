@@ -52,7 +52,7 @@ struct GroupSummary {
     shard: Option<u16>,
     /// `None`: it was begun and never got a number.
     replica: Option<ReplicaId>,
-    /// It was let go of; what is left goes at the next start.
+    /// It was released; what is left goes at the next start.
     retired: bool,
     vote: Option<VoteSummary>,
     applied: Option<Applied>,
@@ -422,7 +422,7 @@ impl GroupSummary {
 
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let holds = self.shard.map_or_else(|| "the cluster's own".to_owned(), |shard| format!("holds shard {shard}"));
-        let retired = if self.retired { "; let go of, what is left goes at the next start" } else { "" };
+        let retired = if self.retired { "; released, what is left goes at the next start" } else { "" };
         writeln!(out, "\nGroup g{}, {holds}{retired}", self.group)?;
         let mut field = |name: &str, value: String| writeln!(out, "  {name:<14}{value}");
         let none = || "none".to_owned();

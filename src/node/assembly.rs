@@ -35,7 +35,7 @@ use crate::store::writer::Writer;
 use crate::task::GroupId;
 
 /// What a node is made of.
-pub struct Parts {
+pub struct NodeParts {
     /// Name of the cluster: nodes of another one are refused.
     pub cluster: String,
     pub node_id: u64,
@@ -78,12 +78,12 @@ pub struct Rooms {
 
 impl Foundation {
     /// Opens the groups that the store holds.
-    pub async fn lay(parts: Parts) -> Result<Self, GroupError> {
-        let Parts { cluster, node_id, shards, store, writer, staging, clock, network, firing, metrics, observers } =
+    pub async fn lay(parts: NodeParts) -> Result<Self, GroupError> {
+        let NodeParts { cluster, node_id, shards, store, writer, staging, clock, network, firing, metrics, observers } =
             parts;
         let ledger = Ledger::new(store.clone(), clock.clone(), firing, shards);
         let observers: Vec<_> = [ledger.clone() as Arc<dyn Observer>].into_iter().chain(observers).collect();
-        let groups = Groups::start(groups::Parts {
+        let groups = Groups::start(groups::GroupsParts {
             cluster,
             node_id,
             shards,
@@ -110,7 +110,7 @@ impl Foundation {
     /// From here on this node takes on work, as far as `disk` lets it, and whatever it leads fires.
     pub fn build(self, disk: watch::Receiver<DiskState>, callbacks: Callbacks) -> Rooms {
         let Self { groups, cluster, ledger, shards, store, clock, firing, metrics, helpers } = self;
-        let proposer = Proposer::start(propose::Parts {
+        let proposer = Proposer::start(propose::ProposerParts {
             groups: groups.clone(),
             clock: clock.clone(),
             dispatches: ledger.clone(),
@@ -119,7 +119,7 @@ impl Foundation {
             shards,
             keep_history: firing.history_ms > 0,
         });
-        let firing = Firing::start(firing::Parts {
+        let firing = Firing::start(firing::FiringParts {
             ledger: ledger.clone(),
             clock,
             store,

@@ -181,7 +181,7 @@ impl Node {
         let digests = RunningDigests(marks.clone());
         let sessions = Arc::new(Sessions::new(settings.server.session_lifetime_ms, settings.server.sessions_max));
         let ending = Ending { sessions: sessions.clone(), store: store.clone() };
-        let foundation = Foundation::lay(assembly::Parts {
+        let foundation = Foundation::lay(assembly::NodeParts {
             cluster: settings.cluster.clone(),
             node_id: settings.node_id,
             shards: settings.shards,
@@ -204,7 +204,7 @@ impl Node {
         let service = PeerService::new(foundation.groups.clone());
         let peers = serve_peers(peer_listener, service, others, tls, stop.clone());
         let peers = urgent.handle().spawn(peers);
-        let placement = placement::start(placement::Parts {
+        let placement = placement::start(placement::PlacementParts {
             placement: settings.placement.clone(),
             shards: settings.shards,
             data_dir: settings.data_dir.clone(),
@@ -383,7 +383,7 @@ async fn wait_until_ready(groups: &Groups, alone: bool) -> Result<(), NodeError>
     let others_until = Instant::now() + OTHERS_READY_WITHIN;
     let mut told_at = Instant::now() + READY_TOLD_EVERY;
     for id in groups.all().into_iter().map(|group| group.id) {
-        // It may be let go of meanwhile, or come back as another replica.
+        // It may be released meanwhile, or come back as another replica.
         while let Some(group) = groups.get(id) {
             let leads = group.leads(Duration::ZERO).is_some();
             if leads && group.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok() {

@@ -1,4 +1,4 @@
-//! What this node holds: it hosts what the table names it for, and lets go of what it does not.
+//! What this node holds: it hosts what the table names it for, and releases what it does not.
 //!
 //! A replica comes before its group knows of it, and waits; it goes only when the group says that it has gone without
 //! it. A row that does not name a replica is a wish: until the leader's committed membership agrees, that replica may be

@@ -47,10 +47,10 @@ pub struct Founding {
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
-    inner: Arc<Inner>,
+    inner: Arc<ClusterInner>,
 }
 
-struct Inner {
+struct ClusterInner {
     groups: Groups,
     network: PeerNetwork,
     nodes: RwLock<BTreeMap<u64, NodeInfo>>,
@@ -69,7 +69,7 @@ struct Inner {
 
 impl Cluster {
     pub fn new(groups: Groups, network: PeerNetwork) -> Self {
-        let inner = Inner {
+        let inner = ClusterInner {
             groups,
             network,
             nodes: RwLock::default(),

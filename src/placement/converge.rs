@@ -15,7 +15,7 @@
 //! has finished what another had begun; and leadership goes to the first voter of the row when that one has been well for
 //! some time, one group at a time.
 //!
-//! A node holds one replica of a group, and none begins there before the one of an earlier row has been let go. So a
+//! A node holds one replica of a group, and none begins there before the one of an earlier row has been released. So a
 //! learner that is not wanted is dropped before anything is waited for; and a new voter that has caught up takes the
 //! place of an old one while others are waited for, which may never come: first of one that is in their way.
 

@@ -2,7 +2,7 @@
 //!
 //! A [`Table`] says which replicas every group is to have. It comes from the settings (one node alone, or a fixed list
 //! of peers) or from etcd, where a controller writes it. Each node then does its own part of it: it hosts what it is
-//! named for, lets go of what it is not, and, where it leads, moves the membership of the group towards the row.
+//! named for, releases what it is not, and, where it leads, moves the membership of the group towards the row.
 //!
 //! This room decides where replicas are and never what they hold. It is not on the way of any request: while etcd is
 //! away nothing moves, and everything else goes on.
@@ -151,7 +151,7 @@ pub enum Placement {
 }
 
 /// What placement works with.
-pub struct Parts {
+pub struct PlacementParts {
     pub placement: Placement,
     pub shards: u16,
     pub data_dir: PathBuf,
@@ -208,7 +208,7 @@ impl Control {
 
 /// Returns when this node holds what it is to hold, as far as that is known; peers must be served before, because those
 /// who begin a group together speak to each other. Takes as long as it takes for the others to be there.
-pub async fn start(parts: Parts) -> Result<Running, PlacementError> {
+pub async fn start(parts: PlacementParts) -> Result<Running, PlacementError> {
     parts.cluster.set_node(parts.here.clone());
     let mut running = Running { tasks: JoinSet::new(), control: Control::Alone, lease: None };
     match &parts.placement {
@@ -223,7 +223,7 @@ pub async fn start(parts: Parts) -> Result<Running, PlacementError> {
     Ok(running)
 }
 
-async fn start_alone(parts: &Parts) -> Result<(), PlacementError> {
+async fn start_alone(parts: &PlacementParts) -> Result<(), PlacementError> {
     for (file, flag) in [(fixed::BEGUN_FILE, "--peers"), (etcd::KNOWN_FILE, "--etcd")] {
         if parts.data_dir.join(file).exists() {
             return Err(PlacementError::NotAlone(flag));
@@ -237,7 +237,7 @@ async fn start_alone(parts: &Parts) -> Result<(), PlacementError> {
 }
 
 async fn start_fixed(
-    parts: &Parts,
+    parts: &PlacementParts,
     peers: &BTreeMap<u64, String>,
     replicas: u16,
     running: &mut Running,
@@ -265,7 +265,7 @@ struct EtcdStart {
     grace: Duration,
 }
 
-async fn start_etcd(parts: &Parts, start: EtcdStart, running: &mut Running) -> Result<(), PlacementError> {
+async fn start_etcd(parts: &PlacementParts, start: EtcdStart, running: &mut Running) -> Result<(), PlacementError> {
     let (cluster, tasks) = (&parts.cluster, &mut running.tasks);
     let folder = files::folder_id(&parts.data_dir)?;
     cluster.set_founding(cluster::Founding { folder: folder.clone(), ..Default::default() });

@@ -55,14 +55,14 @@ impl Entry {
         self.answers.iter().map(|waited| waited.held).collect()
     }
 
-    /// Hands out what came of it, and lets go of what it held back. Returns whether it is stored for sure.
+    /// Hands out what came of it, and releases what it held back. Returns whether it is stored for sure.
     pub fn end(self, result: Result<Vec<Reply>, Refused>, dispatches: &dyn Dispatches) -> bool {
         let Self { answers, others, group, term, .. } = self;
         match result {
             Ok(replies) => {
                 assert_eq!(replies.len(), answers.len(), "one reply per request");
                 for (Waited { answer, room, held }, reply) in answers.into_iter().zip(replies) {
-                    // A task that has ended has been let go by then.
+                    // A task that has ended has been released by then.
                     if let Some(id) = held.filter(|_| reply != Reply::Cancelled) {
                         dispatches.release(group, term, id);
                     }

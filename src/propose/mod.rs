@@ -217,10 +217,10 @@ pub enum DiskState {
 /// A handle on the proposing tasks of all groups; cheap to clone.
 #[derive(Clone)]
 pub struct Proposer {
-    inner: Arc<Inner>,
+    inner: Arc<ProposerInner>,
 }
 
-struct Inner {
+struct ProposerInner {
     queues: BTreeMap<GroupId, Queue>,
     pressure: Pressure,
     room: Arc<Semaphore>,
@@ -261,7 +261,7 @@ impl Turns {
 }
 
 /// What the tasks share.
-pub struct Parts {
+pub struct ProposerParts {
     pub groups: Groups,
     pub clock: Arc<dyn Clock>,
     pub dispatches: Arc<dyn Dispatches>,
@@ -274,7 +274,7 @@ pub struct Parts {
 
 impl Proposer {
     /// Starts one task per group. They end when the last handle is gone.
-    pub fn start(parts: Parts) -> Self {
+    pub fn start(parts: ProposerParts) -> Self {
         let parts = Arc::new(parts);
         let mut queues = BTreeMap::new();
         let waiting_everywhere = Arc::default();
@@ -284,7 +284,7 @@ impl Proposer {
             queues.insert(group, Queue::new(asks, line.clone()));
             tokio::spawn(run(group, parts.clone(), waiting, line));
         }
-        let inner = Inner {
+        let inner = ProposerInner {
             queues,
             pressure: Pressure::start(parts.groups.clone(), waiting_everywhere),
             room: Arc::new(Semaphore::new(PAYLOAD_BYTES_WAITING_MAX)),
@@ -336,7 +336,7 @@ impl Proposer {
     }
 }
 
-async fn run(group: GroupId, parts: Arc<Parts>, mut asks: mpsc::UnboundedReceiver<Message>, line: Arc<Line>) {
+async fn run(group: GroupId, parts: Arc<ProposerParts>, mut asks: mpsc::UnboundedReceiver<Message>, line: Arc<Line>) {
     let _alarm = parts.groups.alarm("who proposes for a group");
     let (clock, dispatches) = (parts.clock.clone(), parts.dispatches.clone());
     let mut maker = Maker::new(group, clock, dispatches, parts.keep_history, random::source());

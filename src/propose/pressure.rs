@@ -37,10 +37,10 @@ const LATE_FOR: Duration = Duration::from_millis(100);
 /// What is measured on this node; cheap to clone.
 #[derive(Clone)]
 pub struct Pressure {
-    inner: Arc<Inner>,
+    inner: Arc<PressureInner>,
 }
 
-struct Inner {
+struct PressureInner {
     groups: Groups,
     /// Requests that are not in an entry yet, in all lines of the node.
     waiting: Arc<AtomicUsize>,
@@ -191,7 +191,7 @@ impl fmt::Display for Why {
 impl Pressure {
     /// Measures until the returned handle and its clones are gone. `waiting` is what all lines have in common.
     pub fn start(groups: Groups, waiting: Arc<AtomicUsize>) -> Self {
-        let inner = Arc::new(Inner::new(groups, waiting));
+        let inner = Arc::new(PressureInner::new(groups, waiting));
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             while let Some(due) = weak.upgrade().map(|inner| inner.looks_again()) {
@@ -212,7 +212,7 @@ impl Pressure {
     }
 }
 
-impl Inner {
+impl PressureInner {
     fn new(groups: Groups, waiting: Arc<AtomicUsize>) -> Self {
         let ms = || AtomicU64::new(0);
         Self { groups, waiting, since: Instant::now(), look_at_ms: ms(), late_ms: ms(), late_at_ms: ms() }

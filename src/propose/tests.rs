@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{Barrier, mpsc, watch};
 use tokio::time::timeout;
 
-use super::{Ask, DiskState, Dispatches, Parts, Proposer, Refused};
+use super::{Ask, DiskState, Dispatches, Proposer, ProposerParts, Refused};
 use crate::clock::SystemClock;
 use crate::raft::Observer;
 use crate::raft::alone::{Alone, GROUP, NEVER};
@@ -48,7 +48,7 @@ impl Node {
         );
         leads.await.unwrap();
         let (disk_out, disk) = watch::channel(disk);
-        let proposer = Proposer::start(Parts {
+        let proposer = Proposer::start(ProposerParts {
             groups: alone.groups.clone(),
             clock: Arc::new(SystemClock::new()),
             dispatches: Arc::new(Nothing),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::groups::{Begin, Groups, Parts};
+use super::groups::{Begin, Groups, GroupsParts};
 use super::{Observer, PeerNetwork};
 use crate::store::Store;
 use crate::store::writer::{Writer, WriterThreads};
@@ -27,7 +27,7 @@ impl Alone {
         let temp = tempfile::tempdir().unwrap();
         let store = Store::open(&temp.path().join("db")).unwrap();
         let writer = Writer::start(store.clone());
-        let groups = Groups::start(Parts {
+        let groups = Groups::start(GroupsParts {
             cluster: "test".into(),
             node_id: 1,
             shards: 1,

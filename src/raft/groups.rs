@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use super::lease::{Promise, Proof};
 use super::log_store::LogStore;
 use super::network::PeerNetwork;
-use super::state_machine::{Observer, Seat, StateMachine};
+use super::state_machine::{Observer, StateLease, StateMachine};
 use super::types::{LogId, Member, Raft, ReplicaId};
 use super::{HEARTBEAT, LEASE, STALLED_AFTER, pacer};
 use crate::blocking;
@@ -242,7 +242,7 @@ impl Begin {
 }
 
 /// What all groups of a node share.
-pub struct Parts {
+pub struct GroupsParts {
     pub cluster: String,
     pub node_id: u64,
     pub shards: u16,
@@ -253,18 +253,18 @@ pub struct Parts {
     pub observer: Arc<dyn Observer>,
 }
 
-/// See [`Seat`].
+/// See [`StateLease`].
 #[derive(Default)]
-struct Chair {
+struct StateLock {
     taken: Arc<tokio::sync::Mutex<()>>,
     /// Whoever had it last.
     panicked: Arc<AtomicBool>,
 }
 
-struct Inner {
-    parts: Parts,
+struct GroupsInner {
+    parts: GroupsParts,
     groups: RwLock<BTreeMap<GroupId, Group>>,
-    chairs: Mutex<BTreeMap<GroupId, Chair>>,
+    state_locks: Mutex<BTreeMap<GroupId, StateLock>>,
     failed: watch::Sender<Option<String>>,
     /// Counts how often a group has come or gone.
     changes: watch::Sender<u64>,
@@ -278,11 +278,11 @@ struct Inner {
 /// A handle on all groups of this node; cheap to clone.
 #[derive(Clone)]
 pub struct Groups {
-    inner: Arc<Inner>,
+    inner: Arc<GroupsInner>,
 }
 
 /// The groups, for somebody who must not keep them alive.
-pub(super) struct WeakGroups(Weak<Inner>);
+pub(super) struct WeakGroups(Weak<GroupsInner>);
 
 impl WeakGroups {
     /// `None` when nobody needs them any more.
@@ -299,7 +299,7 @@ impl WeakGroups {
 
 impl Groups {
     /// Starts every group that this node holds a replica of. The others come with [`Groups::host`].
-    pub async fn start(parts: Parts) -> Result<Self, GroupError> {
+    pub async fn start(parts: GroupsParts) -> Result<Self, GroupError> {
         clear_staging(&parts.staging)?;
         let mut held = Vec::new();
         for id in (0..=parts.shards).map(GroupId) {
@@ -310,10 +310,10 @@ impl Groups {
                 held.push((id, codec::decode("a replica id", &bytes)?));
             }
         }
-        let inner = Inner {
+        let inner = GroupsInner {
             parts,
             groups: RwLock::default(),
-            chairs: Mutex::default(),
+            state_locks: Mutex::default(),
             failed: watch::Sender::new(None),
             changes: watch::Sender::new(0),
             coming: tokio::sync::Mutex::default(),
@@ -342,12 +342,12 @@ impl Groups {
             let why = format!("this node holds replica {} of it", group.replica);
             return Err(GroupError::Raft { group: id, verb: "be held here as another replica", why });
         }
-        // What an attempt to let go of another replica has left: with it, this one would vote as that one did.
+        // What an attempt to release another replica has left: with it, this one would vote as that one did.
         let store = &self.inner.parts.store;
         let stored = store.get_log(&Key::log_replica(id))?;
         let stored = stored.map(|bytes| codec::decode::<ReplicaId>("a replica id", &bytes)).transpose()?;
         if store.get_log(&Key::log_retired(id))?.is_some() || stored.is_some_and(|stored| stored != replica) {
-            let _seat = self.take_seat(id).await?;
+            let _lease = self.lease_state(id).await?;
             erase(store, id).await?;
         }
         self.write_replica(id, replica).await?;
@@ -356,7 +356,7 @@ impl Groups {
         Ok(group)
     }
 
-    /// Lets go of a replica that is no member of its group any more, and of everything it has stored. Its id must never
+    /// Releases a replica that is no member of its group any more, and everything it has stored. Its id must never
     /// be used again.
     pub async fn retire(&self, id: GroupId) -> Result<(), GroupError> {
         let _turn = self.inner.coming.lock().await;
@@ -365,15 +365,15 @@ impl Groups {
         self.inner.changes.send_modify(|changes| *changes += 1);
         let _ = group.raft.shutdown().await;
         // Nothing of it is at work any more: what it would write now would stay for ever.
-        let seat = self.take_seat(id).await?;
+        let lease = self.lease_state(id).await?;
         let store = &self.inner.parts.store;
         // First of all, so that whatever happens from here on, the next start goes on with it.
-        self.write_log(id, LogWrite::Put(Key::log_retired(id), Vec::new()), "be let go of").await?;
+        self.write_log(id, LogWrite::Put(Key::log_retired(id), Vec::new()), "be released").await?;
         if !Fault::LeaveBehind.is_on() {
             erase(store, id).await?;
         }
-        drop(seat);
-        tracing::info!(group = %id, replica = group.replica, "let go of a replica");
+        drop(lease);
+        tracing::info!(group = %id, replica = group.replica, "released a replica");
         Ok(())
     }
 
@@ -414,7 +414,7 @@ impl Groups {
         self.inner.groups.read().values().cloned().collect()
     }
 
-    pub(super) fn parts(&self) -> &Parts {
+    pub(super) fn parts(&self) -> &GroupsParts {
         &self.inner.parts
     }
 
@@ -434,10 +434,10 @@ impl Groups {
     ) -> Result<Group, GroupError> {
         let parts = &self.inner.parts;
         let error = |verb| move |why: String| GroupError::Raft { group: id, verb, why };
-        let seat = self.take_seat(id).await?;
+        let lease = self.lease_state(id).await?;
         let log = LogStore::new(id, parts.writer.clone());
         let machine = StateMachine::open(id, parts.writer.clone(), parts.staging.clone(), parts.observer.clone())?;
-        let machine = machine.seated(seat);
+        let machine = machine.with_lease(lease);
         check_no_gap(&log, &machine)?;
         let network = parts.network.for_group(id).with_log(log.last());
         let promise = log.promise()?;
@@ -473,10 +473,10 @@ impl Groups {
     }
 
     /// Waits for whoever applies to the group, if it was started before, and until all it has left is written.
-    async fn take_seat(&self, id: GroupId) -> Result<Seat, GroupError> {
+    async fn lease_state(&self, id: GroupId) -> Result<StateLease, GroupError> {
         let taken = {
-            let mut chairs = self.inner.chairs.lock();
-            chairs.entry(id).or_default().taken.clone()
+            let mut state_locks = self.inner.state_locks.lock();
+            state_locks.entry(id).or_default().taken.clone()
         };
         let why = "its last state machine is still at work".to_owned();
         let late = |_| GroupError::Raft { group: id, verb: "start", why };
@@ -485,9 +485,9 @@ impl Groups {
         let unread = |why: Arc<StoreError>| GroupError::Raft { group: id, verb: "start", why: why.to_string() };
         self.inner.parts.writer.settled().await.map_err(unread)?;
         let panicked = Arc::new(AtomicBool::new(false));
-        let mut chairs = self.inner.chairs.lock();
-        chairs.entry(id).or_default().panicked = panicked.clone();
-        Ok(Seat::new(taken, panicked))
+        let mut state_locks = self.inner.state_locks.lock();
+        state_locks.entry(id).or_default().panicked = panicked.clone();
+        Ok(StateLease::new(taken, panicked))
     }
 
     /// Before it can vote.
@@ -564,8 +564,9 @@ impl Groups {
 
     /// When it is the state machine that has panicked, the core goes on until it next has something to apply.
     fn has_panicked(&self, group: &Group) -> bool {
-        let chairs = self.inner.chairs.lock();
-        group.core_has_panicked() || chairs.get(&group.id).is_some_and(|chair| chair.panicked.load(Ordering::Acquire))
+        let state_locks = self.inner.state_locks.lock();
+        group.core_has_panicked()
+            || state_locks.get(&group.id).is_some_and(|lock| lock.panicked.load(Ordering::Acquire))
     }
 
     async fn rebuild(&self, broken: &Group) -> Result<(), GroupError> {
@@ -620,7 +621,7 @@ impl Drop for Alarm {
     }
 }
 
-/// Everything stored of a group that was let go of, and last of all the note that it was.
+/// Everything stored of a group that was released, and last of all the note that it was.
 async fn erase(store: &Store, id: GroupId) -> Result<(), StoreError> {
     let store = store.clone();
     let erased = blocking::aside(move || {

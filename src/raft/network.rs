@@ -116,10 +116,10 @@ fn said(status: &Status) -> Unreachable<TypeConfig> {
 /// Where the other nodes are, and the connections to them; cheap to clone.
 #[derive(Clone)]
 pub struct PeerNetwork {
-    inner: Arc<Inner>,
+    inner: Arc<NetworkInner>,
 }
 
-struct Inner {
+struct NetworkInner {
     cluster: String,
     /// Our own: nothing is ever sent there.
     node_id: u64,
@@ -181,7 +181,7 @@ impl PeerNetwork {
     fn make(cluster: &str, node_id: u64, tls: Option<PeerTls>, dial: Option<Arc<dyn Dial>>) -> Self {
         let remotes = RwLock::default();
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(NetworkInner {
                 cluster: cluster.to_owned(),
                 node_id,
                 tls,
@@ -303,7 +303,7 @@ impl Remote {
 
     /// What came back instead of an answer, from it or because it is not there.
     fn refused(&self, status: &Status) -> Unreachable<TypeConfig> {
-        if was_not_sent(status) {
+        if connection_failed(status) {
             *self.failed_at.lock() = Some(Instant::now());
         }
         said(status)
@@ -431,8 +431,10 @@ impl ReplicaClient {
         let asked = async {
             match question.clone()(client.clone()).await {
                 // Whoever gave up while a connection was being made has left it like that, and the next one fails by a
-                // deadline of long ago. Then it is made anew.
-                Err(status) if was_not_sent(&status) => question(client).await,
+                // deadline of long ago. Then it is made anew. The node may have been asked already. That is harmless in
+                // Raft: a vote is given once in a term however often it is asked for, and whatever else is asked names
+                // its term and its place in the log.
+                Err(status) if connection_failed(&status) => question(client).await,
                 answer => answer,
             }
         };
@@ -656,8 +658,9 @@ where
     }
 }
 
-/// Or the connection broke before the answer. What the node itself says has no source.
-fn was_not_sent(status: &Status) -> bool {
+/// There was no connection to send it on, or it broke before the answer; the node may have heard it or not. What the node
+/// itself says has no source.
+fn connection_failed(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
 }
 

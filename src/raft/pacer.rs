@@ -75,17 +75,17 @@ pub(super) async fn run(groups: WeakGroups, network: PeerNetwork) {
             }
             // A group that has ended is somebody else's business.
             match pace.look(&group, now, &mut beats) {
-                Some(Due::Beat) => {
+                Some(DueMessage::Beat) => {
                     network.spawn_urgent(async move { drop(group.raft.trigger().heartbeat().await) });
                 }
-                Some(Due::Election) if group.promise.stand() => {
+                Some(DueMessage::Election) if group.promise.stand() => {
                     tracing::debug!(group = %group.id, "no leader is heard; asking for votes");
                     network.spawn_urgent(async move {
                         let _ = group.raft.trigger().elect(true).await;
                         stood(group);
                     });
                 }
-                Some(Due::Election) | None => {}
+                Some(DueMessage::Election) | None => {}
             }
         }
     }
@@ -132,7 +132,7 @@ impl Binds {
     }
 }
 
-enum Due {
+enum DueMessage {
     Beat,
     Election,
 }
@@ -160,7 +160,7 @@ impl Pace {
         Self { life: group.life, beat_at: now, jitter: beats.jitter(), asked_at: None }
     }
 
-    fn look(&mut self, group: &Group, now: Instant, beats: &mut Beats) -> Option<Due> {
+    fn look(&mut self, group: &Group, now: Instant, beats: &mut Beats) -> Option<DueMessage> {
         // Most looks end here: nothing is due that does not depend on more.
         let silent_until = group.promise.heard_at() + LEASE + self.jitter;
         let next = self.asked_at.map_or(silent_until, |asked| silent_until.max(asked + ELECTION + self.jitter));
@@ -178,13 +178,13 @@ impl Pace {
                     return None;
                 }
                 self.beat_at = beats.next(now);
-                Some(Due::Beat)
+                Some(DueMessage::Beat)
             }
             ServerState::Follower | ServerState::Candidate if now >= next && group.may_lead() => {
                 let is_voter = metrics.membership_config.voter_ids().any(|voter| voter == group.replica);
                 self.asked_at = Some(now);
                 self.jitter = beats.jitter();
-                is_voter.then_some(Due::Election)
+                is_voter.then_some(DueMessage::Election)
             }
             _ => {
                 self.beat_at = beats.next(now);

@@ -79,10 +79,10 @@ const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// The server side of the peer network; cheap to clone.
 #[derive(Clone)]
 pub struct PeerService {
-    inner: Arc<Inner>,
+    inner: Arc<ServiceInner>,
 }
 
-struct Inner {
+struct ServiceInner {
     groups: Groups,
     /// Where snapshots are read: they are as large as shards.
     work: Handle,
@@ -160,7 +160,7 @@ fn fatal(error: impl std::fmt::Display) -> Status {
 impl PeerService {
     /// Snapshots are read on the runtime this is made on; the rest is done on the one that serves it.
     pub fn new(groups: Groups) -> Self {
-        let inner = Inner {
+        let inner = ServiceInner {
             groups,
             work: Handle::current(),
             snapshots: Semaphore::new(SNAPSHOTS_AT_A_TIME),

@@ -67,19 +67,19 @@ pub enum SnapshotData {
 
 /// The right to write the state of a group. One state machine at a time holds it: what openraft leaves behind of a group
 /// that has panicked may still be applying, and two that apply would each count the same tasks.
-pub struct Seat {
+pub struct StateLease {
     _taken: OwnedMutexGuard<()>,
     panicked: Arc<AtomicBool>,
 }
 
-impl Seat {
-    /// `panicked` is set when the seat is left by a panic.
+impl StateLease {
+    /// `panicked` is set when the lease is left by a panic.
     pub fn new(taken: OwnedMutexGuard<()>, panicked: Arc<AtomicBool>) -> Self {
         Self { _taken: taken, panicked }
     }
 }
 
-impl Drop for Seat {
+impl Drop for StateLease {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.panicked.store(true, Ordering::Release);
@@ -101,7 +101,7 @@ pub struct StateMachine {
     /// The last of the batch before; see [`Fault::AppliedApart`].
     stored: Option<LogId>,
     /// Kept, and never looked at.
-    _seat: Option<Seat>,
+    _lease: Option<StateLease>,
     /// openraft's conformance suite leaves out entries; nothing else may.
     #[cfg(test)]
     pub gaps_allowed: bool,
@@ -149,7 +149,7 @@ impl StateMachine {
             membership: StoredMembership::default(),
             meta: ShardMetaRow::default(),
             stored: None,
-            _seat: None,
+            _lease: None,
             #[cfg(test)]
             gaps_allowed: false,
         };
@@ -157,9 +157,9 @@ impl StateMachine {
         Ok(machine)
     }
 
-    /// For whoever applies: the seat was taken before this was opened.
-    pub fn seated(mut self, seat: Seat) -> Self {
-        self._seat = Some(seat);
+    /// For whoever applies: the lease was taken before this was opened.
+    pub fn with_lease(mut self, lease: StateLease) -> Self {
+        self._lease = Some(lease);
         self
     }
 

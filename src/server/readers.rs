@@ -179,7 +179,7 @@ mod tests {
         let readers = Readers::new(threads.handle().clone(), 2);
         let hasty = Readers { waited_max: Duration::from_millis(1), ..readers.clone() };
         let (on, both) = (Arc::new(Barrier::new(3)), Arc::new(Barrier::new(3)));
-        // Both threads have a page, until they are let go.
+        // Both threads have a page, until they are released.
         let busy = [(); 2].map(|()| {
             let (readers, on, both) = (readers.clone(), on.clone(), both.clone());
             tokio::spawn(async move {

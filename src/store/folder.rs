@@ -1,6 +1,6 @@
 //! Who may open a data folder: one process at a time, of the right cluster and node, and no older than the data.
 //!
-//! The folder holds `lock` (held as long as the process lives; the system lets go of it when the process dies, however
+//! The folder holds `lock` (held as long as the process lives; the system releases it when the process dies, however
 //! it dies), `boomerang.json` (the identity, written before anything else) and `db/`.
 
 use std::fs::{File, OpenOptions, TryLockError};

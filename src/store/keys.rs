@@ -287,7 +287,7 @@ impl Key {
         Self::new(group.0, LOG_REPLICA, &[])
     }
 
-    /// The replica was let go of; what is left of it must go before anything else of the group comes.
+    /// The replica was released; what is left of it must go before anything else of the group comes.
     pub fn log_retired(group: GroupId) -> Self {
         Self::new(group.0, LOG_RETIRED, &[])
     }

@@ -182,6 +182,6 @@ mod tests {
         assert_eq!(results.try_iter().filter(|good| *good).count(), 100);
         syncer.after_sync(vec![Box::new(move |result| done.send(result.is_ok()).unwrap())]);
         assert_eq!(results.try_recv(), Ok(false), "an answer comes at once, and it is no");
-        Store::open(temp.path()).expect("the thread has let go of the database");
+        Store::open(temp.path()).expect("the thread has released the database");
     }
 }

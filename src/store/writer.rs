@@ -404,7 +404,7 @@ mod tests {
         drop(threads);
         assert!(writer.write_state(row(1)).await.is_err() && writer.write_log(put(202)).await.is_err());
         drop((writer, store));
-        Store::open(temp.path()).expect("the threads have let go of the database");
+        Store::open(temp.path()).expect("the threads have released the database");
     }
 
     #[test]

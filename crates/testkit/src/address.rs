@@ -1,6 +1,6 @@
 //! An address of this machine for a process that is yet to begin, or that ends and begins again.
 //!
-//! Whoever asks the system for a free port, and lets go of it so that another process may listen there, may find that a
+//! Whoever asks the system for a free port, and releases it so that another process may listen there, may find that a
 //! third was given it in between. Here it stays bound, and is not listened on: it is given to nobody, and whoever is told
 //! of it may listen there. Linux allows that when both allow it (`SO_REUSEADDR`, as listeners of tokio, std and Go do).
 

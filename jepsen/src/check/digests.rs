@@ -9,11 +9,11 @@ use super::{Findings, Limits, Verdict};
 use crate::history::{History, What};
 
 /// What a replica said: which one, its digest, the event.
-type Said<'h> = (u64, &'h str, u64);
+type Reported<'h> = (u64, &'h str, u64);
 
 pub(super) fn check(history: &History, _: &Limits) -> Verdict {
     let mut findings = Findings::new("digests", "Replicas of a group are equal at the same entry");
-    let mut said: BTreeMap<(u16, u64), Vec<Said<'_>>> = BTreeMap::new();
+    let mut said: BTreeMap<(u16, u64), Vec<Reported<'_>>> = BTreeMap::new();
     let mut groups: BTreeMap<u16, u64> = BTreeMap::new();
     let mut digests = 0;
     for (index, event) in (0..).zip(&history.events) {

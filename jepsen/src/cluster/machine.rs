@@ -85,12 +85,12 @@ pub(super) struct Machine {
     pub disk: PathBuf,
     clock_file: PathBuf,
     pub log: PathBuf,
-    seat: Mutex<Seat>,
+    occupant: Mutex<Occupant>,
     /// Held by whoever starts or ends the process, until that is done.
     pub busy: tokio::sync::Mutex<()>,
 }
 
-struct Seat {
+struct Occupant {
     node: u64,
     process: Option<Arc<Process>>,
     ready: bool,
@@ -107,7 +107,7 @@ struct Seat {
 
 impl Machine {
     pub fn new(host: Host, addresses: Addresses, folder: &Path, disk: PathBuf, log: PathBuf) -> io::Result<Self> {
-        let seat = Seat {
+        let occupant = Occupant {
             node: u64::try_from(host).expect("a small number"),
             process: None,
             ready: false,
@@ -125,24 +125,24 @@ impl Machine {
             disk,
             clock_file,
             log,
-            seat: Mutex::new(seat),
+            occupant: Mutex::new(occupant),
             busy: tokio::sync::Mutex::default(),
         };
         machine.set_clock(Skew::default())?;
         Ok(machine)
     }
 
-    fn seat(&self) -> MutexGuard<'_, Seat> {
-        self.seat.lock()
+    fn occupant(&self) -> MutexGuard<'_, Occupant> {
+        self.occupant.lock()
     }
 
     pub fn node(&self) -> u64 {
-        self.seat().node
+        self.occupant().node
     }
 
     /// From now on another node runs here.
     pub fn renumber(&self, node: u64) {
-        self.seat().node = node;
+        self.occupant().node = node;
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -158,44 +158,44 @@ impl Machine {
         let new = self.clock_file.with_extension("new");
         std::fs::write(&new, Self::skew_text(skew))?;
         std::fs::rename(new, &self.clock_file)?;
-        let mut seat = self.seat();
-        seat.clock_touched |= skew != Skew::default();
+        let mut occupant = self.occupant();
+        occupant.clock_touched |= skew != Skew::default();
         Ok(())
     }
 
     /// Whether the process may still think that it is another time than it is.
     pub fn clock_touched(&self) -> bool {
-        self.seat().clock_touched
+        self.occupant().clock_touched
     }
 
     pub fn process(&self) -> Option<Arc<Process>> {
-        self.seat().process.clone()
+        self.occupant().process.clone()
     }
 
     /// A process that began with the clock as `skewed` says.
     pub fn occupy(&self, process: Process, skewed: bool) -> Arc<Process> {
         let process = Arc::new(process);
-        let mut seat = self.seat();
-        self.notice_end(&mut seat);
-        if matches!(seat.room, Room::BackSince(_)) {
-            seat.room = Room::There;
+        let mut occupant = self.occupant();
+        self.notice_end(&mut occupant);
+        if matches!(occupant.room, Room::BackSince(_)) {
+            occupant.room = Room::There;
         }
-        seat.process = Some(process.clone());
-        (seat.ready, seat.paused, seat.clock_touched, seat.end_noted) = (false, false, skewed, false);
+        occupant.process = Some(process.clone());
+        (occupant.ready, occupant.paused, occupant.clock_touched, occupant.end_noted) = (false, false, skewed, false);
         process
     }
 
     pub fn vacate(&self) -> Option<Arc<Process>> {
-        let mut seat = self.seat();
-        self.notice_end(&mut seat);
-        seat.paused = false;
-        seat.process.take()
+        let mut occupant = self.occupant();
+        self.notice_end(&mut occupant);
+        occupant.paused = false;
+        occupant.process.take()
     }
 
     /// Unless another process has taken its place.
     pub fn now_ready_if(&self, process: &Arc<Process>) {
-        let mut seat = self.seat();
-        seat.ready |= seat.process.as_ref().is_some_and(|now| Arc::ptr_eq(now, process));
+        let mut occupant = self.occupant();
+        occupant.ready |= occupant.process.as_ref().is_some_and(|now| Arc::ptr_eq(now, process));
     }
 
     fn skew_text(skew: Skew) -> String {
@@ -208,30 +208,30 @@ impl Machine {
     }
 
     pub fn pause(&self, paused: bool) {
-        let mut seat = self.seat();
-        if let Some(process) = &seat.process {
+        let mut occupant = self.occupant();
+        if let Some(process) = &occupant.process {
             process.signal(if paused { Signal::STOP } else { Signal::CONT });
-            seat.paused = paused;
+            occupant.paused = paused;
         }
     }
 
     pub fn view(&self) -> View {
-        let seat = self.seat();
-        let state = match &seat.process {
+        let occupant = self.occupant();
+        let state = match &occupant.process {
             None => State::Down,
             Some(process) if process.ended().is_some() => State::Ended,
-            Some(_) if seat.paused => State::Paused,
-            Some(_) if seat.ready => State::Up,
+            Some(_) if occupant.paused => State::Paused,
+            Some(_) if occupant.ready => State::Up,
             Some(_) => State::Starting,
         };
-        let pid = seat.process.as_ref().filter(|process| process.ended().is_none()).map(|process| process.pid());
-        View { host: self.host, node: seat.node, state, addresses: self.addresses.clone(), pid }
+        let pid = occupant.process.as_ref().filter(|process| process.ended().is_none()).map(|process| process.pid());
+        View { host: self.host, node: occupant.node, state, addresses: self.addresses.clone(), pid }
     }
 
     /// A fault fills the disk, or has made room again.
     pub fn fill(&self, full: bool) {
-        let mut seat = self.seat();
-        seat.room = match seat.room {
+        let mut occupant = self.occupant();
+        occupant.room = match occupant.room {
             _ if full => Room::Gone,
             Room::Gone => Room::BackSince(Instant::now()),
             room => room,
@@ -239,33 +239,33 @@ impl Machine {
     }
 
     /// Whoever takes a process away calls this first: what ends after that does not end by itself.
-    fn notice_end(&self, seat: &mut Seat) {
-        let Some(status) = seat.process.as_ref().and_then(|process| process.ended()) else { return };
-        if std::mem::replace(&mut seat.end_noted, true) {
+    fn notice_end(&self, occupant: &mut Occupant) {
+        let Some(status) = occupant.process.as_ref().and_then(|process| process.ended()) else { return };
+        if std::mem::replace(&mut occupant.end_noted, true) {
             return;
         }
-        let (node, host, last) = (seat.node, self.host, log_end(&self.log, 1));
-        let excused = seat.room.excuses(status.code());
+        let (node, host, last) = (occupant.node, self.host, log_end(&self.log, 1));
+        let excused = occupant.room.excuses(status.code());
         let why = if excused { ", as it may on a full disk" } else { "" };
         let told = format!("node {node} (machine {host}) ended by itself{why}: {status}; its log ends with: {last}");
-        seat.untold.push(told.clone());
+        occupant.untold.push(told.clone());
         if !excused {
-            seat.own_ends.push(told);
+            occupant.own_ends.push(told);
         }
     }
 
     /// How it ended by itself; each time is told once.
     pub fn ends_to_tell(&self) -> Vec<String> {
-        let mut seat = self.seat();
-        self.notice_end(&mut seat);
-        std::mem::take(&mut seat.untold)
+        let mut occupant = self.occupant();
+        self.notice_end(&mut occupant);
+        std::mem::take(&mut occupant.untold)
     }
 
     /// Every time that it ended by itself so far, and no fault excuses it.
     pub fn own_ends(&self) -> Vec<String> {
-        let mut seat = self.seat();
-        self.notice_end(&mut seat);
-        seat.own_ends.clone()
+        let mut occupant = self.occupant();
+        self.notice_end(&mut occupant);
+        occupant.own_ends.clone()
     }
 
     /// Whatever panicked in its nodes so far.

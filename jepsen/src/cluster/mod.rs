@@ -60,7 +60,7 @@ const TOOL_WITHIN: Duration = Duration::from_secs(60);
 
 /// What `boomtool` printed.
 #[derive(Debug, Clone)]
-pub struct Told {
+pub struct Reported {
     /// `None` when it took too long.
     pub code: Option<i32>,
     /// One object for each line.
@@ -71,11 +71,11 @@ pub struct Told {
 /// A cluster; cheap to clone. Ends with the last clone, and with this process.
 #[derive(Clone)]
 pub struct Cluster {
-    inner: Arc<Inner>,
+    inner: Arc<ClusterInner>,
 }
 
 /// For whoever must not keep a cluster alive.
-struct Weakly(Weak<Inner>);
+struct Weakly(Weak<ClusterInner>);
 
 impl Weakly {
     fn get(&self) -> Option<Cluster> {
@@ -83,7 +83,7 @@ impl Weakly {
     }
 }
 
-struct Inner {
+struct ClusterInner {
     settings: ClusterSettings,
     recorder: Recorder,
     leaders: Mutex<BTreeMap<u16, Leader>>,
@@ -125,7 +125,7 @@ impl Cluster {
             .collect::<Result<Vec<_>, _>>()?;
         let next_node = AtomicU64::new(u64::try_from(settings.nodes).expect("a small number") + 1);
         let (leaders, stop, run) = (Mutex::default(), CancellationToken::new(), Mutex::new(run));
-        let inner = Inner { settings, recorder, leaders, next_node, stop, logs, machines, etcd, ground, run };
+        let inner = ClusterInner { settings, recorder, leaders, next_node, stop, logs, machines, etcd, ground, run };
         let cluster = Self { inner: Arc::new(inner) };
         cluster.start_all().await?;
         tokio::spawn(watch::watch(cluster.stopped().clone(), cluster.weak()));
@@ -226,7 +226,7 @@ impl Cluster {
     }
 
     /// `boomtool` with these arguments, as administrator.
-    pub async fn boomtool(&self, args: &[&str]) -> Result<Told, ClusterError> {
+    pub async fn boomtool(&self, args: &[&str]) -> Result<Reported, ClusterError> {
         let mut command = std::process::Command::new(self.inner.settings.binaries.join("boomtool"));
         self.adopt(&mut command);
         // Those that run first: whoever asks a paused node waits for it.
@@ -236,11 +236,11 @@ impl Cluster {
         command.args(["--json", "--addr", &addresses.join(","), "--client", "admin"]).args(args);
         command.env("BOOMERANG_PASSWORD", PASSWORD);
         let said = run(&mut command, TOOL_WITHIN).await.map_err(ClusterError::io("run boomtool"))?;
-        Ok(Told { code: said.code, lines: whole::objects(&said.stdout), said: said.stderr })
+        Ok(Reported { code: said.code, lines: whole::objects(&said.stdout), said: said.stderr })
     }
 
     /// The same, and it is an error when it fails.
-    pub async fn ok(&self, args: &[&str]) -> Result<Told, ClusterError> {
+    pub async fn ok(&self, args: &[&str]) -> Result<Reported, ClusterError> {
         let told = self.boomtool(args).await?;
         match told.code {
             Some(0) => Ok(told),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Cluster, ClusterError, Told};
+use super::{Cluster, ClusterError, Reported};
 use crate::history::What;
 use crate::patience;
 
@@ -48,7 +48,7 @@ struct Digest {
 }
 
 /// What `boomtool` has told, and what it is about.
-type Verified = (Told, Vec<Verdict>);
+type Verified = (Reported, Vec<Verdict>);
 
 enum Unverified {
     /// Some replicas have not said it.
@@ -93,7 +93,7 @@ impl Cluster {
 
     /// Compares the replicas and writes down what each says. Returns what `boomtool` made of it; it is an error when some
     /// have not said it, unless others differ already.
-    pub async fn record_digests(&self) -> Result<Told, ClusterError> {
+    pub async fn record_digests(&self) -> Result<Reported, ClusterError> {
         let verified = patience::insist(DIGESTS_WITHIN, LOOK_EVERY, || self.verified()).await;
         let all_said = verified.is_ok();
         let (told, verdicts) = match verified {
@@ -132,7 +132,7 @@ impl Cluster {
 }
 
 /// Who has not said what its state is.
-fn silent(verdicts: &[Verdict], told: &Told) -> String {
+fn silent(verdicts: &[Verdict], told: &Reported) -> String {
     let mut left = Vec::new();
     for verdict in verdicts.iter().filter(|verdict| verdict.result != EQUAL) {
         let failed = verdict.replicas.iter().filter_map(|said| Some((said, said.failed.as_ref()?)));
@@ -173,7 +173,7 @@ mod tests {
             {"group": 4, "result": "it has no leader", "replicas": []},
         ]);
         let verdicts: Vec<Verdict> = serde_json::from_value(verdicts).unwrap();
-        let told = Told { code: Some(1), lines: Vec::new(), said: "error: 2 groups\n".into() };
+        let told = Reported { code: Some(1), lines: Vec::new(), said: "error: 2 groups\n".into() };
         assert_eq!(
             silent(&verdicts, &told),
             "group 3: replica 4 on node 7: busy; group 4: it has no leader; error: 2 groups"

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{clock, disk_full, targets};
-use crate::cluster::{Cluster, ClusterError, Skew, Told};
+use crate::cluster::{Cluster, ClusterError, Reported, Skew};
 use crate::history::What;
 use crate::patience;
 
@@ -54,6 +54,6 @@ pub(super) async fn undrain(cluster: &Cluster, node: &str) -> Result<(), Cluster
 }
 
 /// Until it is said and heard: etcd may be away, or a leader.
-async fn insist(cluster: &Cluster, args: &[&str]) -> Result<Told, ClusterError> {
+async fn insist(cluster: &Cluster, args: &[&str]) -> Result<Reported, ClusterError> {
     patience::insist(HEARD_WITHIN, TRY_AGAIN_AFTER, || cluster.ok(args)).await
 }

@@ -44,11 +44,11 @@ const SENT_AGAIN_MS: u64 = 200;
 
 #[derive(Clone)]
 pub struct Net {
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<Mutex<NetInner>>,
     healed: Arc<Notify>,
 }
 
-struct Inner {
+struct NetInner {
     seed: u64,
     connections: u64,
     /// How many faults cut it.
@@ -115,7 +115,7 @@ fn less(counts: &mut BTreeMap<Link, u32>, link: Link) -> bool {
 
 impl Net {
     pub fn new(seed: u64) -> Self {
-        let inner = Inner {
+        let inner = NetInner {
             seed,
             connections: 0,
             cut: BTreeMap::new(),
@@ -126,7 +126,7 @@ impl Net {
         Self { inner: Arc::new(Mutex::new(inner)), healed: Arc::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, NetInner> {
         self.inner.lock()
     }
 

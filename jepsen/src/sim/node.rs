@@ -16,7 +16,7 @@ use boomerang::clock::Clock;
 use boomerang::firing::{Firing, FiringSettings, Ledger};
 use boomerang::inspect::Digest;
 use boomerang::metrics::Metrics;
-use boomerang::node::assembly::{Foundation, Parts, Rooms as Assembled};
+use boomerang::node::assembly::{Foundation, NodeParts, Rooms as Assembled};
 use boomerang::placement::{self, Cluster, Digests, NodeInfo, NodesService, Table, nodes};
 use boomerang::propose::{DiskState, Proposer};
 use boomerang::raft::groups::GroupError;
@@ -100,9 +100,9 @@ pub struct Machine {
 }
 
 /// Tells those who wait for something to be applied.
-struct Told(Arc<Notify>);
+struct TellsApplied(Arc<Notify>);
 
-impl Observer for Told {
+impl Observer for TellsApplied {
     fn applied(&self, _: GroupId, _: &ShardMetaRow, _: &[Effect]) {
         self.0.notify_waiters();
     }
@@ -156,7 +156,7 @@ impl Machine {
         tasks.spawn(sync(rounds, self.pace.clone()));
         let clock = Arc::new(clock);
         let network = PeerNetwork::dialing(CLUSTER, node, self.net.dialer(node, id));
-        let foundation = Foundation::lay(Parts {
+        let foundation = Foundation::lay(NodeParts {
             cluster: CLUSTER.to_owned(),
             node_id: node,
             shards,
@@ -168,7 +168,7 @@ impl Machine {
             network,
             firing: firing_settings(),
             metrics: Arc::new(Metrics::new()),
-            observers: vec![Arc::new(Told(self.applied.clone()))],
+            observers: vec![Arc::new(TellsApplied(self.applied.clone()))],
         })
         .await?;
         let cluster = foundation.cluster.clone();

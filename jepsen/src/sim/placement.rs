@@ -35,7 +35,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// While things are broken, so many looks come with a wish of an operator.
 const WISHES: f64 = 0.6;
 const DRAINED_MAX: usize = 2;
-/// So often somebody looks whether everything is where it is to be: nobody says that a replica was let go of.
+/// So often somebody looks whether everything is where it is to be: nobody says that a replica was released.
 const SETTLED_EVERY: Duration = Duration::from_millis(100);
 
 /// The rows, and what operators want.
@@ -171,5 +171,5 @@ fn is_wrong(life: &Life, group: GroupId, row: &GroupRow) -> Option<String> {
         return None;
     }
     let rows = digest(&life.store, group).expect("memory does not fail").rows;
-    (rows > 0).then(|| format!("node {} has let go of {group} and has {rows} rows of it", life.node))
+    (rows > 0).then(|| format!("node {} has released {group} and has {rows} rows of it", life.node))
 }

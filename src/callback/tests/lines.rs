@@ -306,7 +306,7 @@ async fn a_destination_that_is_down_costs_one_connection_per_cool_down_and_comes
     assert_eq!(probe, ticket(0));
     assert!(callbacks.admit(&to, ticket(3)).is_none());
     assert!(matches!(callbacks.deliver(permit, delivery(to.clone(), 0)).await, Outcome::Failed(_)));
-    let Told::Down(tickets, failure) = told.recv().await.unwrap() else { panic!("nobody was told") };
+    let Reported::Down(tickets, failure) = told.recv().await.unwrap() else { panic!("nobody was told") };
     assert_eq!(tickets, [ticket(1), ticket(2), ticket(3)]);
     assert_eq!(failure.class, FailureClass::CircuitOpen);
     assert!(failure.text.starts_with(&format!("not sent: {address} is down: cannot connect: ")), "{failure}");
@@ -319,7 +319,7 @@ async fn a_destination_that_is_down_costs_one_connection_per_cool_down_and_comes
     tokio::spawn(async move { listener.accept().await.map(drop) });
     let ended = callbacks.deliver(permit, delivery(to.clone(), 4)).await;
     assert!(matches!(ended, Outcome::Failed(failure) if failure.class == FailureClass::Broken));
-    let Told::Down(tickets, _) = told.recv().await.unwrap() else { panic!("nobody was told") };
+    let Reported::Down(tickets, _) = told.recv().await.unwrap() else { panic!("nobody was told") };
     assert_eq!(tickets, [ticket(5), ticket(6)]);
 
     // No is an answer too.
@@ -327,14 +327,14 @@ async fn a_destination_that_is_down_costs_one_connection_per_cool_down_and_comes
     let (_, mut permit) = one(&mut told).await;
     permit.note(&to, &failed(FailureClass::BadStatus), false);
     drop(permit);
-    let Told::Go(admitted) = told.recv().await.unwrap() else { panic!("they failed") };
+    let Reported::Go(admitted) = told.recv().await.unwrap() else { panic!("they failed") };
     assert_eq!(admitted.iter().map(|(ticket, _)| *ticket).collect::<Vec<_>>(), [ticket(8), ticket(9)]);
     assert_eq!(callbacks.counts().breakers_open, 0);
 }
 
-async fn one(told: &mut mpsc::UnboundedReceiver<Told>) -> (Ticket, Permit) {
+async fn one(told: &mut mpsc::UnboundedReceiver<Reported>) -> (Ticket, Permit) {
     let told = timeout(PATIENCE, told.recv()).await.expect("the line is stuck").unwrap();
-    let Told::Go(mut admitted) = told else { panic!("{told:?}") };
+    let Reported::Go(mut admitted) = told else { panic!("{told:?}") };
     assert_eq!(admitted.len(), 1);
     admitted.remove(0)
 }

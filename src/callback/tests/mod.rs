@@ -98,24 +98,24 @@ async fn silent() -> SocketAddr {
 
 /// What the waiters were told.
 #[derive(Debug)]
-enum Told {
+enum Reported {
     Go(Vec<(Ticket, Permit)>),
     Down(Vec<Ticket>, Failure),
 }
 
-struct Channel(mpsc::UnboundedSender<Told>);
+struct Channel(mpsc::UnboundedSender<Reported>);
 
 impl Waiters for Channel {
     fn go(&self, admitted: Vec<(Ticket, Permit)>) {
-        let _ = self.0.send(Told::Go(admitted));
+        let _ = self.0.send(Reported::Go(admitted));
     }
 
     fn down(&self, tickets: Vec<Ticket>, failure: &Failure, _: &DestinationName) {
-        let _ = self.0.send(Told::Down(tickets, failure.clone()));
+        let _ = self.0.send(Reported::Down(tickets, failure.clone()));
     }
 }
 
-fn listen(callbacks: &Callbacks) -> mpsc::UnboundedReceiver<Told> {
+fn listen(callbacks: &Callbacks) -> mpsc::UnboundedReceiver<Reported> {
     let (out, told) = mpsc::unbounded_channel();
     callbacks.set_waiters(Arc::new(Channel(out)));
     told

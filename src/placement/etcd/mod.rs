@@ -201,7 +201,7 @@ impl Known {
         files::read(&data_dir.join(KNOWN_FILE))
     }
 
-    /// A row never goes back: its replicas of then may have been let go of.
+    /// A row never goes back: its replicas of then may have been released.
     fn update(&mut self, view: &View) {
         self.nodes.extend(view.known());
         for (group, row) in view.table() {
@@ -232,7 +232,7 @@ pub async fn carry_over(mut known: Known, mut views: watch::Receiver<Arc<View>>,
         if next != known {
             let (path, stored) = (data_dir.join(KNOWN_FILE), next.clone());
             let written = tokio::task::spawn_blocking(move || files::write(&path, &stored)).await;
-            // First of all on disk: whoever lets go of a replica must not find, after a restart, that it is wanted.
+            // First of all on disk: whoever releases a replica must not find, after a restart, that it is wanted.
             if let Err(error) = written.expect("writing does not panic") {
                 tracing::warn!(%error, "the placement is not followed until it can be stored");
                 wait(&mut pauses).await;

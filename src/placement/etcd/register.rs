@@ -147,7 +147,7 @@ impl Applicant {
         Ok(())
     }
 
-    /// A number that is not taken comes with groups: those of another cluster would be let go of here. After etcd was
+    /// A number that is not taken comes with groups: those of another cluster would be released here. After etcd was
     /// lost the rows, if there are any yet, were made of what nodes hold, and name this one.
     async fn check_rows(&self, client: &mut Client) -> Result<(), EtcdError> {
         let prefix = self.link.keys.groups();

@@ -14,7 +14,7 @@ use super::bench::{Bench, Ignore, append};
 use super::crash::{Child, tell};
 use super::world::{TERM, World};
 use crate::inspect::{Digest, digest, dump};
-use crate::raft::groups::{Group, GroupError, Groups, Parts};
+use crate::raft::groups::{Group, GroupError, Groups, GroupsParts};
 use crate::raft::types::{Command, Replies, log_id};
 use crate::raft::{Begin, PeerNetwork};
 use crate::shard::Batch;
@@ -46,7 +46,7 @@ impl Node {
     async fn try_start(folder: &Path, shards: u16) -> Result<Self, GroupError> {
         let store = Store::open(&folder.join("db")).unwrap();
         let (writer, thread) = Writer::start(store.clone());
-        let parts = Parts {
+        let parts = GroupsParts {
             cluster: "test".into(),
             node_id: 1,
             shards,

@@ -21,7 +21,7 @@ use crate::callback::{CallbackSettings, Callbacks, Carrier};
 use crate::clock::Clock;
 use crate::firing::FiringSettings;
 use crate::metrics::Metrics;
-use crate::node::assembly::{Foundation, Parts, Rooms};
+use crate::node::assembly::{Foundation, NodeParts, Rooms};
 use crate::placement::verify::Marks;
 use crate::placement::{Control, NodeInfo};
 use crate::propose::DiskState;
@@ -130,7 +130,7 @@ impl Rig {
         let sessions = Arc::new(Sessions::new(HOUR_MS, 1_000));
         let firing = FiringSettings::default();
         let ending: Arc<dyn Observer> = Arc::new(Ending { sessions: sessions.clone(), store: store.clone() });
-        let foundation = Foundation::lay(Parts {
+        let foundation = Foundation::lay(NodeParts {
             cluster: "test".into(),
             node_id: 1,
             shards: SHARDS,
