@@ -1,7 +1,7 @@
 //! Passwords and API keys.
 //!
 //! Clients and keys live in the cluster's own group, of which every node holds a replica, so nobody else is asked. A
-//! replica may be a little behind: before somebody is turned away, the leader is asked (see [`super::forward`]).
+//! replica may be a little behind: before somebody is turned away, the leader is asked (see [`super::handshake`]).
 //! A password is hashed with argon2, which is slow and large on purpose: few are checked at a time, on threads that may
 //! block. One that was right is remembered, so that it is checked once and not with each connection: after a failover all
 //! clients come at once. An API key is 256 random bits; one fast hash protects it.
