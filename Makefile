@@ -10,7 +10,7 @@ BENCH_BIN := $(CARGO_TARGET_DIR)/release
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build run cluster cluster-down test test-random verify fix bench overload release fuzz clean-data \
-        jepsen jepsen-smoke jepsen-hour sim fresh
+        jepsen jepsen-smoke jepsen-hour sim fresh coverage
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -66,6 +66,9 @@ verify: setup ## Check everything and change nothing: format, lints, documentati
 
 fresh: ## Set up in a bare root, as root; with FULL=1 also run, and run every test
 	@scripts/fresh.sh
+
+coverage: setup ## Count the lines that the default tests cover, by room; takes a build of its own
+	@scripts/coverage.sh $(ARGS)
 
 fix: ## Format, and apply what clippy can mend by itself
 	cargo clippy --all-targets --fix --allow-dirty --allow-staged
