@@ -34,7 +34,9 @@ cluster: build ## Start etcd and three nodes on this machine, logs in .boomerang
 	@BIN=$(BIN) $(BIN)/cluster up
 
 cluster-down: ## Stop them
-	@if [ -d "$${FOLDER:-.boomerang-cluster}" ]; then $(BIN)/cluster down; fi
+	@if [ -d "$${FOLDER:-.boomerang-cluster}" ]; then \
+		[ -x $(BIN)/cluster ] || { echo "$(BIN)/cluster is not there: 'make build' makes it" >&2; exit 1; }; \
+		$(BIN)/cluster down; fi
 
 test: setup ## Run every test, and the fault tests for a minute
 	@[ -d $(BIN)/deps ] || echo "First build: RocksDB compiles for about 14 minutes on two cores, once."

@@ -6,7 +6,6 @@
 //! set an hour ahead by mistake cannot fire an hour of tasks early; the price is that a clock set right by hours is
 //! followed slowly, which is logged and measured, and a restart takes the wall clock as it is.
 
-use crate::task::locks::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::task::InstantMs;
+use crate::task::locks::Mutex;
 
 /// Slewed time differs from real time by at most this part.
 const SLEW_PER_MILLE: i64 = 100;

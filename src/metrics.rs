@@ -58,7 +58,7 @@ impl Metrics {
             lateness: histogram(r, "lateness", "From due to on its way to the receiver"),
             registration_latency: histogram(r, "registration_latency", "From a registration's arrival to its answer"),
             registrations: counter(r, "registrations", "Tasks accepted"),
-            refusals: counter(r, "refusals", "Requests answered with an error"),
+            refusals: counter(r, "refusals", "Registrations refused, without those sent to another node"),
             cancellations: counter(r, "cancellations", "Tasks cancelled before any dispatch"),
             forwarded: counter(r, "forwarded", "Requests sent on to the node that leads"),
             redirected: counter(r, "redirected", "Requests answered with the node that leads"),

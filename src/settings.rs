@@ -117,13 +117,18 @@ pub fn flags_in_file(path: &Path, given: &ArgMatches) -> Result<Vec<OsString>, W
         let value = match value {
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
-            other => return Err(in_file(format!("'{name}' is {}, must be a text or a number", other.type_str()))),
+            other => return Err(in_file(format!("'{name}' must be a text or a number, not {}", other.type_str()))),
         };
-        if given.value_source(flag.get_id().as_str()).is_none() {
-            flags.push(format!("--{name}={value}").into());
-        }
+        flags.push((flag.get_id().to_string(), OsString::from(format!("--{name}={value}"))));
     }
-    Ok(flags)
+    // What is wrong is told of here, where the file can be named.
+    let read = [OsString::from("boomerang")].into_iter().chain(flags.iter().map(|(_, flag)| flag.clone()));
+    if let Err(error) = known.try_get_matches_from(read) {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        return Err(in_file(first.trim_start_matches("error: ").to_owned()));
+    }
+    Ok(flags.into_iter().filter(|(id, _)| given.value_source(id).is_none()).map(|(_, flag)| flag).collect())
 }
 
 /// What a node runs with.
@@ -241,9 +246,10 @@ mod tests {
             given("", Some(&path)).unwrap_err().to_string()
         };
         assert!(refused("shard = 4\n").contains("'shard' is no setting"));
-        assert!(refused("shards = [4]\n").contains("'shards' is array, must be a text or a number"));
+        assert!(refused("shards = [4]\n").contains("'shards' must be a text or a number, not array"));
         assert!(refused("shards = \n").contains("boomerang.toml"));
-        assert!(refused("shards = \"four\"\n").contains("'four' for '--shards <N>'"));
+        let four = refused("shards = \"four\"\n");
+        assert!(four.contains("boomerang.toml: invalid value 'four' for '--shards <N>'"), "{four}");
         std::fs::write(&path, "shards = 4\nwindow = \"10m\"\nnode-id = 7\n").unwrap();
         let given = given("--data-dir d --shards 2", Some(&path)).unwrap();
         let settings = Settings::build(given, false).unwrap();

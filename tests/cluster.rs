@@ -5,9 +5,9 @@
 
 mod common;
 
-use boomerang_task::locks::Mutex;
 use std::time::Duration;
 
+use boomerang_task::locks::Mutex;
 use boomerang_wire::peer::nodes_client::NodesClient;
 use boomerang_wire::peer::{NodeStatus, StatusRequest};
 use common::cluster::Cluster;

@@ -3,7 +3,6 @@
 
 mod common;
 
-use boomerang_task::locks::Mutex;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt::Display;
@@ -16,6 +15,7 @@ use std::time::Duration;
 use boomerang_client::{
     Client, ClusterGroups, ClusterNodes, Credentials, Due, Options, OwnSettings, Registered, Registration,
 };
+use boomerang_task::locks::Mutex;
 use boomerang_task::{Callback, Protocol};
 use boomerang_wire::proto::cluster_group::State;
 use common::etcd::Etcd;

@@ -6,7 +6,6 @@
 
 mod common;
 
-use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boomerang_client::{Cancelled, Client, Credentials, Due, Options, Paused, Registration, TaskUpdate, Updated};
 use boomerang_receiver::{Received, Receiver, Reply};
+use boomerang_task::locks::Mutex;
 use boomerang_task::{Callback, Fence, Protocol, Recurrence, Retry, TaskId};
 use boomerang_testkit::seed;
 use common::node::{ADMIN_PASSWORD, NodeProcess};

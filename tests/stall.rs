@@ -3,12 +3,12 @@
 
 mod common;
 
-use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use boomerang_client::{Client, Credentials, Due, Options, OwnSettings, Registration};
+use boomerang_task::locks::Mutex;
 use boomerang_task::{Callback, Protocol};
 use common::cluster::SHARDS;
 use common::node::{ADMIN_PASSWORD, NodeProcess, free_address};

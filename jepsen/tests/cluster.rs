@@ -125,7 +125,7 @@ async fn a_node_that_ends_at_the_start_is_named_at_once() {
     let starting =
         timeout(WITHIN, Cluster::start(settings, recorder())).await.expect("sooner than it waits for node 1");
     let error = starting.err().expect("it cannot start").to_string();
-    assert_eq!(error, "node 2 ended before it was ready (exit status: 3); its log ends with: no such luck");
+    assert_eq!(error, "node 2 ended before it was ready (exit status: 3); its log ends with:\nno such luck");
 }
 
 const TASKS: usize = 300;

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 stopped in order, 1 failed, 2 wrong usage.
 
+use std::ffi::OsString;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -125,7 +126,10 @@ fn with_file() -> Result<Cli, WrongFlag> {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match (&cli.config, matches.subcommand()) {
         (Some(path), Some((_, given))) if !matches!(cli.command, Command::Inspect(_)) => {
-            Ok(Cli::parse_from(std::env::args_os().chain(flags_in_file(path, given)?)))
+            let mut line: Vec<OsString> = std::env::args_os().collect();
+            let end = line.iter().position(|word| word == "--").unwrap_or(line.len());
+            line.splice(end..end, flags_in_file(path, given)?);
+            Ok(Cli::parse_from(line))
         }
         _ => Ok(cli),
     }

@@ -13,7 +13,6 @@
 //! happens meanwhile is left to it: so the waiters hear of turns in order, and a waiter that drops a permit at once
 //! does not call itself.
 
-use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +24,7 @@ use tokio::time::Instant;
 
 use super::gate::{CoolDowns, Evidence, Gate, Pass};
 use super::{CallbackSettings, Ticket, Waiters};
+use crate::task::locks::Mutex;
 use crate::task::{Callback, Failure, FailureClass, Protocol};
 
 /// The ways to a receiver that differ in how many attempts they carry, or in what their success shows.

@@ -6,7 +6,6 @@
 //! A failure of the way to the receiver and its own answer reach us as the same type: a status. Ours has an error of a
 //! library behind it, and that is what is told.
 
-use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::error::Error;
 use std::panic::AssertUnwindSafe;
@@ -19,6 +18,7 @@ use tonic::{Code, ConnectError, Request, Status, TimeoutExpired};
 
 use super::trust::Trust;
 use super::{Attempt, CallbackSettings, KEEP_ALIVE, USER_AGENT_TEXT, failures, response_verdict};
+use crate::task::locks::Mutex;
 use crate::task::{Delivery, Endpoint, Failure, FailureClass};
 use crate::wire::convert::callback_request;
 use crate::wire::proto::boomerang_callback_client::BoomerangCallbackClient;

@@ -28,7 +28,6 @@ pub(crate) mod tests;
 mod trust;
 mod udp;
 
-use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +41,7 @@ use names::Names;
 use trust::Trust;
 use udp::Udp;
 
+use crate::task::locks::Mutex;
 use crate::task::{Callback, Delivery, Endpoint, Failure, FailureClass, GroupId, InstantMs, Outcome, Protocol, TaskId};
 use crate::wire::proto::{CallbackResponse, Status};
 

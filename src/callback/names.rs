@@ -4,11 +4,12 @@
 //! look-up per name at a time, few at a time in all, and what one finds is kept for a moment: also for those who come
 //! while it is under way, and if whoever began it has stopped waiting.
 
-use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::task::locks::Mutex;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;

@@ -15,7 +15,6 @@
 //! have seen it, and a second copy would carry the same fence. That is a failed attempt, and the next one has a larger
 //! fence.
 
-use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -33,6 +32,7 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
 use super::names::Names;
 use super::{Attempt, CallbackSettings, failures, response_verdict};
+use crate::task::locks::Mutex;
 use crate::task::{Delivery, Endpoint, Failure, FailureClass};
 use crate::wire::convert::callback_request;
 use crate::wire::proto::{BoomerangEnvelope, CallbackResponse, boomerang_envelope::Payload};

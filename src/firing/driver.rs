@@ -1,7 +1,7 @@
 //! What fires: it sleeps to the next busy slot of the wheels, not tick by tick, and hands over what is due.
 //!
 //! A thread of its own, since on a busy runtime a timer is as late as the task before it is long. It does nothing but
-//! take the ledger's lock, move ids into a channel and sleep. On a runtime of one thread, which is a simulation's, it is a
+//! take the ledger's locks, move ids into a channel and sleep. On a runtime of one thread, which is a simulation's, it is a
 //! task, so that its turns have a place in the one order of everything.
 
 use std::sync::Arc;

@@ -11,7 +11,6 @@
 //! What is in the wheel may be stale (the window is read beside `apply`), what is not loaded is never dispatched: the
 //! dispatcher checks each id against the state before it goes out.
 
-use crate::task::locks::{Condvar, Mutex};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard};
@@ -30,6 +29,7 @@ use crate::store::keys::Key;
 use crate::store::overlay::get_row;
 use crate::store::rows::ShardMetaRow;
 use crate::store::{Store, StoreError};
+use crate::task::locks::{Condvar, Mutex};
 use crate::task::{Failure, GroupId, InstantMs, TaskId};
 use crate::wheel::Wheel;
 
@@ -56,13 +56,13 @@ pub(super) enum Handed {
 /// How far an attempt is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// With the dispatcher, which looks it up. What it has `looked` up before this counts no more.
+    /// With the dispatcher, which looks it up, and has told so (`marked`): what it read before this counts no more.
     Handed {
-        looked: bool,
+        marked: bool,
     },
     /// The same, after it has waited for its destination.
     Admitted {
-        looked: bool,
+        marked: bool,
     },
     Out {
         occurrence: u64,
@@ -148,7 +148,7 @@ impl Leading {
             // A stale row of the window: the attempt that is out settles first.
             std::collections::hash_map::Entry::Occupied(_) => false,
             std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(Stage::Handed { looked: false });
+                entry.insert(Stage::Handed { marked: false });
                 true
             }
         }
@@ -213,7 +213,7 @@ pub struct Ledger {
     in_flight: AtomicUsize,
     /// In all wheels.
     timers: AtomicUsize,
-    /// Whose turn is first, so that none is always the last to get what room there is.
+    /// The group to begin the next turn with, or one behind it, so that none is always the last to get what room there is.
     first: AtomicUsize,
     sleep: Sleep,
     store: Store,
@@ -444,12 +444,18 @@ impl Ledger {
         let now_ms = self.clock.now_ms() + early_ms;
         let mut sleep_until_ms = InstantMs::MAX;
         let all = 0..u16::try_from(self.shards.len()).expect("groups are numbered");
-        let first = self.first.fetch_add(1, Ordering::Relaxed) % self.shards.len();
+        let first = self.first.load(Ordering::Relaxed) % self.shards.len();
+        let mut moved_on = false;
         for group in all.clone().cycle().skip(first).take(all.len()).map(GroupId) {
             let mut shard = self.shard(group);
             let Shard { leading: Some(leading), held, .. } = &mut *shard else { continue };
             if leading.resting.is_some() || leading.suspended.is_some() {
                 continue;
+            }
+            if !moved_on {
+                // Of those that could be first, each in turn: the others may be many, and all on one side.
+                self.first.store(usize::from(group.0) + 1, Ordering::Relaxed);
+                moved_on = true;
             }
             let taken = self.in_flight.load(Ordering::SeqCst);
             let room = self.settings.in_flight_max.saturating_sub(taken).min(DUE_PER_TURN_MAX);
@@ -545,8 +551,8 @@ impl Ledger {
         let mut shard = self.shard(group);
         let Some(leading) = shard.led(term) else { return };
         for (_, id) in due {
-            if let Some(Stage::Handed { looked } | Stage::Admitted { looked }) = leading.in_flight.get_mut(id) {
-                *looked = true;
+            if let Some(Stage::Handed { marked } | Stage::Admitted { marked }) = leading.in_flight.get_mut(id) {
+                *marked = true;
             }
         }
     }
@@ -561,7 +567,7 @@ impl Ledger {
         let known = leading.in_flight.get_mut(&id)?;
         // It can be handed over twice, for an earlier due instant and for the present one; and what was looked up before
         // the last time may have changed since.
-        let (Stage::Handed { looked: true } | Stage::Admitted { looked: true }) = known else { return None };
+        let (Stage::Handed { marked: true } | Stage::Admitted { marked: true }) = known else { return None };
         *known = Stage::Out { occurrence, attempt };
         leading.fence_seq += 1;
         Some(leading.fence_seq)
@@ -572,7 +578,7 @@ impl Ledger {
         {
             let mut shard = self.shard(group);
             let Some(leading) = shard.led(term) else { return Ok(()) };
-            let Some(Stage::Handed { looked: true } | Stage::Admitted { looked: true }) = leading.in_flight.get(&id)
+            let Some(Stage::Handed { marked: true } | Stage::Admitted { marked: true }) = leading.in_flight.get(&id)
             else {
                 // Another attempt is out by now; when it settles, the next one is scheduled. Or it was handed over again.
                 return Ok(());
@@ -601,7 +607,7 @@ impl Ledger {
         let mut shard = self.shard(group);
         let Some(leading) = shard.led(term) else { return };
         // Its turn may have come before we got here.
-        if leading.in_flight.get(&id) == Some(&Stage::Handed { looked: true }) {
+        if leading.in_flight.get(&id) == Some(&Stage::Handed { marked: true }) {
             leading.in_flight.remove(&id);
             leading.tell_if_idle();
             leading.waiting.insert(id);
@@ -634,9 +640,9 @@ impl Ledger {
             }
             return false;
         }
-        let looked = match leading.in_flight.get(&ticket.task) {
+        let marked = match leading.in_flight.get(&ticket.task) {
             // The dispatcher is about to say that it waits.
-            Some(Stage::Handed { looked }) => *looked,
+            Some(Stage::Handed { marked }) => *marked,
             // It came another way meanwhile.
             Some(_) => return false,
             None => {
@@ -648,7 +654,7 @@ impl Ledger {
                 false
             }
         };
-        leading.in_flight.insert(ticket.task, Stage::Admitted { looked });
+        leading.in_flight.insert(ticket.task, Stage::Admitted { marked });
         true
     }
 

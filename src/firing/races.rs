@@ -8,14 +8,13 @@
 //! Told here, because it waits, or needs a group of replicas: that a term begins and ends, and how long a lease is valid
 //! (`window`, `dispatch::run`: which messages are taken on, and which given back); how an entry gets through the log
 //! (`propose`, `raft::state_machine`); who asks again when nothing or nothing certain was answered
-//! (`dispatch::propose_until_stored`, `armer`); what receivers answer. Steps for which `put_back`, `hold` or `release` let
-//! go of the ledger's lock on the way are one here. A hand-over to another leader is not tried.
+//! (`dispatch::propose_until_stored`, `armer`); what receivers answer. Steps for which `put_back`, `hold` or `release`
+//! give the shard's lock back on the way are one here. A hand-over to another leader is not tried.
 //!
 //! What leaves is a delivery. Each truth is checked as soon as it can be broken. Leading is suspended at any moment and goes
 //! on, or its term ends meanwhile; within a term no attempt leaves twice. In the end the leadership stays, everything is
 //! released, and nothing may be left: no task, no attempt that is out, nobody who waits.
 
-use crate::task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +45,7 @@ use crate::store::keys::Key;
 use crate::store::memory::MemoryDisk;
 use crate::store::overlay::{Overlay, Write};
 use crate::store::rows::{CursorRow, NEVER, Role, ShardMetaRow, TaskRow};
+use crate::task::locks::Mutex;
 use crate::task::{
     Callback, Delivery, Failure, FailureClass, Fence, GroupId, InstantMs, Missed, Policy, Protocol, Recurrence, Retry,
     ShardId, TaskId,

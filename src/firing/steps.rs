@@ -2,11 +2,11 @@
 //! another, and the simulation of races takes them as they are, with anything between two of them.
 //!
 //! ```text
-//!   due -------> look -> read -> judge -+-> begin -> leaves
+//!   due -------> mark -> read -> judge -+-> begin -> leaves
 //!                                       +-> wait, in the line of its destination
 //!                                       '-> moves on in the state
-//!   admitted --> look -> read -> begin -> leaves
-//!   down -> end of the wait -> look -> read -> begin -> fails
+//!   admitted --> mark -> read -> begin -> leaves
+//!   down -> end of the wait -> mark -> read -> begin -> fails
 //! ```
 //!
 //! Whatever does not stand any more where it was handed over, or cannot begin, is put back.

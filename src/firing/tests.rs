@@ -1,6 +1,5 @@
 //! The ledger, moved by hand: a clock that stands still, effects as `apply` would tell of them, turns one by one.
 
-use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +19,10 @@ use crate::shard::{Claim, Effect};
 use crate::store::Store;
 use crate::store::codec;
 use crate::store::keys::Key;
+use crate::store::memory::MemoryDisk;
 use crate::store::overlay::Write;
 use crate::store::rows::{CursorRow, NEVER, Role, ShardMetaRow, TaskRow};
+use crate::task::locks::Mutex;
 use crate::task::{Failure, FailureClass, GroupId, InstantMs, PolicyId, ShardId, TaskId};
 
 const GROUP: GroupId = GroupId(1);
@@ -782,4 +783,34 @@ fn shards_side_by_side_miss_no_turn() {
     assert_eq!((counts.led, counts.timers, counts.in_flight), (usize::from(SHARDS), 0, 0));
     ledger.stop();
     driver.join();
+}
+
+/// A node leads two shards of many, side by side, and there is room for one attempt at a time.
+#[test]
+fn shards_side_by_side_get_as_many_turns() {
+    const LED: [GroupId; 2] = [GroupId(5), GroupId(6)];
+    let store = MemoryDisk::default().open();
+    let settings = FiringSettings { in_flight_max: 1, ..FiringSettings::default() };
+    let ledger = Ledger::new(store, Arc::new(ManualClock::at_ms(10_000)), settings, 64);
+    let meta = ShardMetaRow { armed_ms: InstantMs::MAX, ..ShardMetaRow::default() };
+    let mut handed = LED.map(|group| {
+        let (dues, _) = ledger.lead(group, TERM).unwrap();
+        ledger.widen(group, TERM, (InstantMs::MAX, None)).unwrap();
+        let scheduled: Vec<Effect> = (0..100).map(|n| Effect::Scheduled { id: id(n), due_ms: 1_000 + n }).collect();
+        ledger.applied(group, &meta, &scheduled);
+        dues
+    });
+    let mut turns = [0; 2];
+    for _ in 0..100 {
+        ledger.turn(&|_, _, _| panic!("all of it is armed"));
+        for (at, dues) in handed.iter_mut().enumerate() {
+            while let Ok(due) = dues.try_recv() {
+                for (_, id) in due_of(due) {
+                    turns[at] += 1;
+                    ledger.applied(LED[at], &meta, &[Effect::Ended { id }]);
+                }
+            }
+        }
+    }
+    assert_eq!(turns, [50, 50], "each shard has as many turns as the other");
 }

@@ -1,6 +1,5 @@
 //! Whether two replicas hold the same: a digest of what a group holds.
 
-use crate::task::locks::Mutex;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +14,7 @@ use crate::store::keys::Key;
 use crate::store::rows::Applied;
 use crate::store::{Store, StoreError, codec};
 use crate::task::GroupId;
+use crate::task::locks::Mutex;
 
 /// What a group holds, in short. Two replicas that have applied the same entries have equal digests, whatever they
 /// have flushed, replayed or taken in as a snapshot on the way.

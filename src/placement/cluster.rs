@@ -3,7 +3,6 @@
 //! One handle for all rooms that need to find another node. What is here may be old, and whoever acts on it finds out
 //! where it does: a node that does not lead says so.
 
-use crate::task::locks::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +15,7 @@ use tokio::time::Instant;
 use super::{NodeInfo, Table};
 use crate::raft::{Groups, PeerNetwork};
 use crate::task::GroupId;
+use crate::task::locks::RwLock;
 use crate::wire::peer::NodeStatus;
 
 /// Who leads a group, as far as is known.

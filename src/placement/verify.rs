@@ -4,7 +4,6 @@
 //! replica pins its state as it is at that moment and reads it on a thread of its own, while the group goes on. The
 //! digests are kept for a while, for whoever asks for them by the mark.
 
-use crate::task::locks::Mutex;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -22,6 +21,7 @@ use crate::shard::{Effect, Request};
 use crate::store::Store;
 use crate::store::rows::{Applied, ShardMetaRow};
 use crate::task::GroupId;
+use crate::task::locks::Mutex;
 
 /// Whoever has not asked by then has gone.
 const KEPT_FOR: Duration = Duration::from_secs(60);

@@ -18,7 +18,6 @@ pub mod pressure;
 #[cfg(test)]
 mod tests;
 
-use crate::task::locks::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -40,6 +39,7 @@ use crate::raft::{Group, Groups};
 use crate::random;
 use crate::shard::{Change, Claim, Numbered, Reply, Request, Settle};
 use crate::store::Store;
+use crate::task::locks::Mutex;
 use crate::task::{ClientId, DeadLetterId, DedupHash, GroupId, InstantMs, Policy, Recurrence, Tags, TaskId};
 
 /// How far ahead of now the armed watermark is set. After a failover a cancel of what is due within this span can only

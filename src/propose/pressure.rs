@@ -4,7 +4,6 @@
 //! grows. Looked at are how long a request would wait here, how late the runtime gets to what is ready, and how old the
 //! leases are that this node leads by. Old work goes on: what is due fires and is settled, and a cancel is heard.
 
-use crate::task::locks::Mutex;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -15,6 +14,7 @@ use tokio::time::Instant;
 use super::{BYTES_PER_ENTRY_MAX, REQUESTS_PER_ENTRY_MAX};
 use crate::raft::Groups;
 use crate::sabotage::Fault;
+use crate::task::locks::Mutex;
 
 /// A new request is not let in that would wait longer for its entry to be stored.
 const WAIT_MAX: Duration = Duration::from_millis(75);

@@ -10,7 +10,6 @@
 //!   is the node's end: [`Groups::failed`] resolves, and the process stops rather than answers. So is a panic of those who
 //!   propose and fire, which raise an [`Alarm`]: nobody would do it in their place, and what they share may be half done.
 
-use crate::task::locks::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,6 +37,7 @@ use crate::store::overlay::Write;
 use crate::store::writer::Writer;
 use crate::store::{LogWrite, Store, StoreError, codec};
 use crate::task::GroupId;
+use crate::task::locks::{Mutex, RwLock};
 
 /// Entries below the marker that stay for followers that are a little behind; each may hold a thousand requests.
 const ENTRIES_KEPT: u64 = 128;

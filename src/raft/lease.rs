@@ -25,7 +25,6 @@
 //!
 //! A hand-over goes past all of this: the old leader does not act as one from the moment it asks for it.
 
-use crate::task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard};
 
@@ -33,6 +32,7 @@ use tokio::time::Instant;
 
 use super::LEASE;
 use super::types::ReplicaId;
+use crate::task::locks::Mutex;
 
 /// What one replica has promised; cheap to clone.
 #[derive(Debug, Clone)]

@@ -8,7 +8,6 @@
 //! The last entries stay in memory when they are on disk as well, since each is read again within milliseconds, by `apply`
 //! and for each follower.
 
-use crate::task::locks::Mutex;
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
@@ -28,6 +27,7 @@ use crate::store::rows::Applied;
 use crate::store::writer::Writer;
 use crate::store::{LogWrite, Store, StoreError, codec};
 use crate::task::GroupId;
+use crate::task::locks::Mutex;
 
 /// What stays in memory per group: enough for entries on their way, little against everything else.
 const RECENT_BYTES_MAX: usize = 128 * 1024;

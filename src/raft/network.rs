@@ -30,7 +30,6 @@
 //!
 //! Everything that goes wrong is `Unreachable`, which makes openraft wait before it tries again.
 
-use crate::task::locks::{Mutex, RwLock};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
@@ -69,6 +68,7 @@ use super::types::{LogId, Member, ReplicaId, TypeConfig, Vote};
 use crate::store::StoreError;
 use crate::store::export::Export;
 use crate::task::GroupId;
+use crate::task::locks::{Mutex, RwLock};
 use crate::wire::peer;
 use crate::wire::peer::peer_client::PeerClient;
 use crate::wire::peer::snapshot_request::Part;

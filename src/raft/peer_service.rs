@@ -13,7 +13,6 @@
 //!
 //! Without TLS (see `peer_tls`) it has no way to tell a peer from a stranger: the port must not be open to clients.
 
-use crate::task::locks::Mutex;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -52,6 +51,7 @@ use crate::store::keys::Key;
 use crate::store::rows::Applied;
 use crate::store::{Row, StoreError, codec};
 use crate::task::GroupId;
+use crate::task::locks::Mutex;
 use crate::wire::peer;
 use crate::wire::peer::peer_server::{Peer, PeerServer};
 use crate::wire::peer::snapshot_request::Part;

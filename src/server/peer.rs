@@ -26,7 +26,7 @@ use crate::wire::operations::{is_not_leader, target};
 use crate::wire::peer::requests_server::{Requests, RequestsServer};
 use crate::wire::peer::{self, forward_response, identify_response, part_response};
 use crate::wire::proto::{self, BoomerangEnvelope, boomerang_envelope::Payload};
-use crate::wire::routing::{Access, Target, Whose};
+use crate::wire::routing::{Access, Asker, Target};
 
 /// What other nodes ask of this one. Cheap to clone; the peer port is open before there is a service to ask, because
 /// the groups begin by it.
@@ -123,8 +123,8 @@ impl Asked {
     async fn forward(&self, request: peer::ForwardRequest) -> Result<forward_response::Result, Status> {
         let peer::ForwardRequest { cluster, caller, envelope: bytes } = request;
         let (session, payload) = self.read(&cluster, &caller, bytes)?;
-        let whose = Whose { client: Some(&session.client), shards: self.service.shards };
-        let target = target(&payload, &whose);
+        let asker = Asker { client: Some(&session.client), shards: self.service.shards };
+        let target = target(&payload, &asker);
         if let Target::Leader(group, access) = target
             && !self.service.router.can_serve(group, access).await
         {

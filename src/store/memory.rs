@@ -11,7 +11,6 @@
 //! A [`MemoryDisk`] outlives the nodes that open it. After [`MemoryDisk::crash`] those who had it open write to what
 //! nobody will ever read again.
 
-use crate::task::locks::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::path::PathBuf;
@@ -28,6 +27,7 @@ use super::error::StoreError;
 use super::keys::Key;
 use super::overlay::Write;
 use crate::task::GroupId;
+use crate::task::locks::Mutex;
 
 /// Rows that leave an export together: few, as there are few.
 const ROWS_PER_CHUNK: usize = 16;

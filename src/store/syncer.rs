@@ -8,7 +8,6 @@
 //! Order: a callback is taken before its sync begins, and its entries were written before it was left here, so when it
 //! is answered everything written before it, by any group, is durable as well.
 
-use crate::task::locks::{Condvar, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
@@ -16,6 +15,7 @@ use std::thread::JoinHandle;
 use tokio::sync::Notify;
 
 use super::{Store, StoreError};
+use crate::task::locks::{Condvar, Mutex};
 
 pub(super) type Callback = Box<dyn FnOnce(Result<(), Arc<StoreError>>) + Send>;
 

@@ -15,7 +15,6 @@
 //! Order: what is left here is written in the order in which it was left, except that state may wait for log that came
 //! after it. So what is applied is never written before the entries it comes from.
 
-use crate::task::locks::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
@@ -26,6 +25,7 @@ use super::keys::Key;
 use super::overlay::Write;
 use super::syncer::{Callback, Rounds, Syncer, SyncerThread};
 use super::{LogWrite, Store, StoreError};
+use crate::task::locks::{Condvar, Mutex};
 
 /// More rows of the state are not written in one go, so that the log does not wait longer than some milliseconds.
 const STATE_ROWS_PER_WRITE: usize = 4_096;

@@ -3,11 +3,11 @@
 //! Lines are written by the handler itself, before the delivery is answered: what was acknowledged was also shown, and
 //! a reader that is slow slows the sender down.
 
-use boomerang_task::locks::Mutex;
 use std::net::SocketAddr;
 use std::sync::{Arc, MutexGuard};
 use std::time::UNIX_EPOCH;
 
+use boomerang_task::locks::Mutex;
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 

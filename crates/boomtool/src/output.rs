@@ -3,11 +3,11 @@
 //! A reader that has seen enough (`boomtool task list | head -1`) closes the pipe. That is no failure: the error of the
 //! write travels up as [`ToolError::Output`], and the program ends quietly.
 
-use boomerang_task::locks::Mutex;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use boomerang_task::locks::Mutex;
 use data_encoding::HEXLOWER;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};

@@ -8,12 +8,12 @@
 //! out: one timer serves all of them. A caller encodes straight into the buffer the writer sends next; there is no
 //! channel, and no allocation per request other than the one-shot its answer comes through.
 
-use boomerang_task::locks::Mutex;
 use std::collections::BTreeMap;
 use std::mem;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
+use boomerang_task::locks::Mutex;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

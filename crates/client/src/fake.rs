@@ -2,11 +2,11 @@
 //!
 //! Only for tests, of this room, `tool` and `callback`. Nothing here waits for time; a test awaits the request it expects.
 
-use boomerang_task::locks::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use boomerang_task::locks::Mutex;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -13,12 +13,12 @@
 //! What a request may be sent again for is decided in [`Judgement::of`], by the rules of [`boomerang_wire::routing`] that the
 //! nodes keep as well.
 
-use boomerang_task::locks::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use boomerang_task::locks::{Mutex, RwLock};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
@@ -30,7 +30,7 @@ use boomerang_task::{GroupId, Pauses, ShardId, TaskId};
 use boomerang_wire::answers::{Proof, Refused, Verdict};
 use boomerang_wire::operations::{effect, target};
 use boomerang_wire::proto::{self, Detail, Status, boomerang_envelope::Payload};
-use boomerang_wire::routing::{self, Target, Whose};
+use boomerang_wire::routing::{self, Asker, Target};
 
 /// A failover takes about a second: the first tries come quickly, the later ones do not add to the load.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -415,8 +415,8 @@ impl Hub {
 
     fn wish(&self, payload: &Payload, map: &Map) -> Wish {
         let of_group = |group: GroupId| group.shard().map_or(Wish::Any, Wish::Shard);
-        let whose = Whose { client: self.seen.client_id.get(), shards: map.shards_count() };
-        match (target(payload, &whose), payload) {
+        let asker = Asker { client: self.seen.client_id.get(), shards: map.shards_count() };
+        match (target(payload, &asker), payload) {
             (Target::Leader(group, _), _) => of_group(group),
             (Target::AnyLeader, _) => Wish::AnyLeader,
             // Those of one node are in one batch, as far as that is known: see `split`.

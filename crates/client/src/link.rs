@@ -4,12 +4,12 @@
 //! After a pass over all addresses in vain there is a pause, which doubles up to a bound and is randomised, so that a
 //! thousand clients do not fall upon a node the moment it is back.
 
-use boomerang_task::locks::Mutex;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::Duration;
 
+use boomerang_task::locks::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -40,7 +40,7 @@ pub(super) struct Link {
 pub(super) struct Seen {
     /// How many nodes it has; 0 when the node does not say.
     pub nodes: AtomicU32,
-    /// Whose sessions these are.
+    /// Asker sessions these are.
     pub client_id: OnceLock<ClientId>,
 }
 

@@ -9,10 +9,10 @@
 //!             sender "f3a9-1"   1 2 3 | 4             took over while 5 was without an answer for too long
 //! ```
 
-use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use boomerang_task::locks::Mutex;
 use data_encoding::HEXLOWER;
 use rand::Rng;
 

@@ -14,7 +14,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use futures::future::try_join_all;
@@ -86,7 +86,7 @@ impl Process {
         let mut child = spawned.map_err(cannot(format!("start {}", command.get_program().display())))?;
         let pid = child.id();
         // It is there, or waits for us to hear of its end: the number means no other yet.
-        let handle = Handle::of(pid)?;
+        let handle = Handle::of(pid).inspect_err(|_| end(&mut child))?;
         let (say, line) = watch::channel(None);
         let (ended, end) = watch::channel(None);
         let stdout = child.stdout.take().expect("it is piped");
@@ -223,6 +223,12 @@ pub fn without_settings(command: &mut Command) {
     for name in names.filter(|name| name.to_string_lossy().starts_with("BOOMERANG_")) {
         command.env_remove(name);
     }
+}
+
+/// Ends a child that nothing more can be done with.
+pub(crate) fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// At most the last `lines` of a log, of its last 64 KiB; "nothing" when it is empty or not there.

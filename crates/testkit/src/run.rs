@@ -8,6 +8,10 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::Handle;
+use crate::process::end;
+
+/// Of one that was killed.
+const DIES_WITHIN: Duration = Duration::from_secs(10);
 
 /// How a command ended, and what it printed.
 #[derive(Debug)]
@@ -21,7 +25,7 @@ pub struct Ended {
 /// Runs a command to its end; whatever takes longer is killed.
 pub async fn run(command: &mut Command, within: Duration) -> io::Result<Ended> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let handle = Handle::of(child.id())?;
+    let handle = Handle::of(child.id()).inspect_err(|_| end(&mut child))?;
     let mut ending = tokio::task::spawn_blocking(move || {
         let stderr = child.stderr.take().expect("it is piped");
         // Both at once: who waits for one pipe must not fill the other.
@@ -34,7 +38,9 @@ pub async fn run(command: &mut Command, within: Duration) -> io::Result<Ended> {
         Ok(ended) => ended,
         Err(_) => {
             handle.signal(Signal::KILL);
-            ending.await
+            // What it started may hold its output open for as long as it likes.
+            let ended = tokio::time::timeout(DIES_WITHIN, ending).await;
+            ended.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it was killed, and others hold its output"))?
         }
     };
     ended.expect("reading what a process says does not panic")

@@ -61,6 +61,11 @@ impl Verdict<'_> {
         }
     }
 
+    /// Whether nothing was done because the node does not lead what the request is about.
+    pub fn is_not_leader(&self) -> bool {
+        self.proves() == Proof::NotDone(Refused::NotLeader)
+    }
+
     /// The node does not know the session, so it did not execute the request.
     ///
     /// `UNAUTHORIZED` also means "this client may not do that", where a new session would not help; the original

@@ -3,21 +3,21 @@
 //! A line names the request, its message and its answer; what it does; and whose answer it needs. The server has its
 //! dispatcher from the same lines, see [`for_each_operation!`](crate::for_each_operation).
 
-use crate::answers::{Answer, Proof, Refusal, Refused, Verdict};
+use crate::answers::{Answer, Refusal, Verdict};
 use crate::proto::{self, boomerang_envelope::Payload};
-use crate::routing::{Access, Effect, Target, Whose, is_known_again};
+use crate::routing::{Access, Asker, Effect, Target, is_known_again};
 
 /// A message that asks for something.
 ///
 /// ```
 /// use boomerang_wire::operations::Request;
 /// use boomerang_wire::proto::{GetTaskRequest, boomerang_envelope::Payload};
-/// use boomerang_wire::routing::{Effect, Target, Whose};
+/// use boomerang_wire::routing::{Effect, Target, Asker};
 ///
 /// let request = GetTaskRequest { task_id: "no id".into(), ..Default::default() };
 /// assert_eq!(request.effect(), Effect::Nothing);
 /// // What cannot be understood is refused by any node.
-/// assert_eq!(request.target(&Whose { client: None, shards: 16 }), Target::Any);
+/// assert_eq!(request.target(&Asker { client: None, shards: 16 }), Target::Any);
 /// assert!(matches!(request.into(), Payload::GetTaskRequest(_)));
 /// ```
 pub trait Request: Into<Payload> + Clone + Send + Sync + 'static {
@@ -28,7 +28,7 @@ pub trait Request: Into<Payload> + Clone + Send + Sync + 'static {
     fn effect(&self) -> Effect;
 
     /// Whose answer it needs.
-    fn target(&self, whose: &Whose<'_>) -> Target;
+    fn target(&self, asker: &Asker<'_>) -> Target;
 
     /// Its answer, if that is what `payload` is.
     fn answer_in(payload: Payload) -> Option<Self::Answer>;
@@ -37,7 +37,7 @@ pub trait Request: Into<Payload> + Clone + Send + Sync + 'static {
 /// Calls the macro `$apply` with the table of operations. Each line of it:
 ///
 /// ```text
-/// Request: Message => Answer (without_detail), |message| effect, |message, whose| target;
+/// Request: Message => Answer (without_detail), |message| effect, |message, asker| target;
 /// ```
 ///
 /// `Request` and `Answer` are their names in the envelope. `without_detail` marks an answer that has no place for one.
@@ -45,18 +45,18 @@ pub trait Request: Into<Payload> + Clone + Send + Sync + 'static {
 macro_rules! for_each_operation {
     ($apply:ident) => {
         $apply! {
-            RegistrationRequest: Task => RegistrationResponse, registers, |task, whose| whose.new_task(task);
+            RegistrationRequest: Task => RegistrationResponse, registers, |task, asker| asker.new_task(task);
             RegistrationBatch: RegistrationBatch => RegistrationBatchResponse, registers_all, |batch, _| Target::of_batch(batch);
-            CancellationRequest: CancellationRequest => CancellationResponse, changes, |ask, whose| whose.task(&ask.task_id, Access::Write);
+            CancellationRequest: CancellationRequest => CancellationResponse, changes, |ask, asker| asker.task(&ask.task_id, Access::Write);
             CancellationBatch: CancellationBatch => CancellationBatchResponse, changes, |batch, _| Target::of_cancellations(batch);
-            UpdateTaskRequest: UpdateTaskRequest => UpdateTaskResponse, changes, |ask, whose| whose.task(&ask.task_id, Access::Write);
-            PauseTaskRequest: PauseTaskRequest => PauseTaskResponse, changes, |ask, whose| whose.task(&ask.task_id, Access::Write);
-            GetTaskRequest: GetTaskRequest => GetTaskResponse, reads, |ask, whose| whose.task(&ask.task_id, Access::Read);
+            UpdateTaskRequest: UpdateTaskRequest => UpdateTaskResponse, changes, |ask, asker| asker.task(&ask.task_id, Access::Write);
+            PauseTaskRequest: PauseTaskRequest => PauseTaskResponse, changes, |ask, asker| asker.task(&ask.task_id, Access::Write);
+            GetTaskRequest: GetTaskRequest => GetTaskResponse, reads, |ask, asker| asker.task(&ask.task_id, Access::Read);
             ListTasksRequest: ListTasksRequest => ListTasksResponse, reads, |_, _| Target::Page;
             ListDeadLettersRequest: ListDeadLettersRequest => ListDeadLettersResponse, reads, |_, _| Target::Page;
-            GetDeadLetterRequest: GetDeadLetterRequest => GetDeadLetterResponse, reads, |ask, whose| whose.dead_letter(&ask.dead_letter_id, Access::Read);
-            ReplayDeadLettersRequest: ReplayDeadLettersRequest => ReplayDeadLettersResponse, changes, |ask, whose| whose.dead_letters(&ask.dead_letter_ids);
-            PurgeDeadLettersRequest: PurgeDeadLettersRequest => PurgeDeadLettersResponse, changes, |ask, whose| whose.dead_letters(&ask.dead_letter_ids);
+            GetDeadLetterRequest: GetDeadLetterRequest => GetDeadLetterResponse, reads, |ask, asker| asker.dead_letter(&ask.dead_letter_id, Access::Read);
+            ReplayDeadLettersRequest: ReplayDeadLettersRequest => ReplayDeadLettersResponse, changes, |ask, asker| asker.dead_letters(&ask.dead_letter_ids);
+            PurgeDeadLettersRequest: PurgeDeadLettersRequest => PurgeDeadLettersResponse, changes, |ask, asker| asker.dead_letters(&ask.dead_letter_ids);
             ClientRegistration: ClientRegistrationRequest => ClientRegistrationResponse, settles, |_, _| Target::CLUSTER;
             ClientDeregistration: ClientDeregistrationRequest => ClientDeregistrationResponse, changes, |_, _| Target::CLUSTER;
             ApiKeyRequest: ApiKeyRequest => ApiKeyResponse, changes, |_, _| Target::CLUSTER;
@@ -140,9 +140,9 @@ macro_rules! implement {
                     effect(self)
                 }
 
-                fn target(&self, whose: &Whose<'_>) -> Target {
-                    let target: fn(&Self, &Whose<'_>) -> Target = $target;
-                    target(self, whose)
+                fn target(&self, asker: &Asker<'_>) -> Target {
+                    let target: fn(&Self, &Asker<'_>) -> Target = $target;
+                    target(self, asker)
                 }
 
                 fn answer_in(payload: Payload) -> Option<Self::Answer> {
@@ -189,9 +189,9 @@ macro_rules! implement {
         }
 
         /// Whose answer `request` needs. What is no operation is for the node that gets it.
-        pub fn target(request: &Payload, whose: &Whose<'_>) -> Target {
+        pub fn target(request: &Payload, asker: &Asker<'_>) -> Target {
             match request {
-                $(Payload::$request(request) => request.target(whose),)*
+                $(Payload::$request(request) => request.target(asker),)*
                 _ => Target::Any,
             }
         }
@@ -220,7 +220,7 @@ impl<'a> Verdict<'a> {
 
 /// Whether nothing of the request was done because the node does not lead.
 pub fn is_not_leader(answer: &Payload) -> bool {
-    Verdict::of(answer).is_some_and(|verdict| verdict.proves() == Proof::NotDone(Refused::NotLeader))
+    Verdict::of(answer).is_some_and(|verdict| verdict.is_not_leader())
 }
 
 #[cfg(test)]
@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
     use crate::proto::{Detail, Status};
-    use crate::routing::{BATCH_TASKS_MAX, Whose};
+    use crate::routing::{Asker, BATCH_TASKS_MAX};
 
     #[test]
     fn a_refusal_is_told_by_the_answer_to_its_request() {
@@ -312,9 +312,9 @@ mod tests {
                 Target::Leader(GroupId::CLUSTER, Access::Write),
             ),
         ] {
-            assert_eq!(target(&request, &Whose { client: Some(&client()), shards: SHARDS }), expected, "{name}");
+            assert_eq!(target(&request, &Asker { client: Some(&client()), shards: SHARDS }), expected, "{name}");
         }
-        let unknown = target(&Payload::RegistrationRequest(keyed("k")), &Whose { client: None, shards: SHARDS });
+        let unknown = target(&Payload::RegistrationRequest(keyed("k")), &Asker { client: None, shards: SHARDS });
         assert_eq!(unknown, Target::AnyLeader, "whoever does not know its own name cannot say where its key is");
     }
 

@@ -81,14 +81,14 @@ impl Effect {
 
 /// Who asks, and in what cluster.
 #[derive(Debug, Clone, Copy)]
-pub struct Whose<'a> {
+pub struct Asker<'a> {
     /// Not known yet to a client that does not know what it is called: then its deduplication keys may be anywhere.
     pub client: Option<&'a ClientId>,
     /// Number of shards in the cluster.
     pub shards: u16,
 }
 
-impl Whose<'_> {
+impl Asker<'_> {
     pub(crate) fn new_task(&self, task: &proto::Task) -> Target {
         match group_of_task(task, self.client, self.shards) {
             Ok(Some(group)) => Target::Leader(group, Access::Write),

@@ -1,10 +1,10 @@
 //! etcd, alone on a machine of its own.
 
-use boomerang_task::locks::Mutex;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use boomerang_task::locks::Mutex;
 use boomerang_testkit::Process;
 
 use super::empty_log;

@@ -1,7 +1,6 @@
 //! What the machines of a run stand on: namespaces with a network of their own and a disk each, or, where that is not
 //! permitted, this machine's loopback and its own disk.
 
-use boomerang_task::locks::Mutex;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
@@ -9,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use boomerang_task::locks::Mutex;
 use boomerang_testkit::OwnAddress;
 use tappers::{Interface, Tun};
 

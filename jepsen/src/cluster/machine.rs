@@ -3,12 +3,12 @@
 //! The machine keeps its addresses; the node does not keep its number. A disk that was wiped makes another node of it,
 //! since a number that is used twice would let an empty node vote as if it remembered.
 
-use boomerang_task::locks::Mutex;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
+use boomerang_task::locks::Mutex;
 use boomerang_testkit::{Process, Signal, log_end};
 
 use super::links::Host;

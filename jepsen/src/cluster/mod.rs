@@ -23,7 +23,6 @@ mod watch;
 mod whole;
 mod wire;
 
-use boomerang_task::locks::Mutex;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
@@ -32,6 +31,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
+use boomerang_task::locks::Mutex;
 use boomerang_testkit::run;
 use futures::future::try_join_all;
 use serde_json::Value;

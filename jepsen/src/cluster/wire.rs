@@ -14,7 +14,6 @@
 //!
 //! It looks at nothing of a packet but the two addresses.
 
-use boomerang_task::locks::Mutex;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, PipeReader, PipeWriter};
@@ -23,6 +22,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use boomerang_task::locks::Mutex;
 use rand::{SeedableRng, rngs::StdRng};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tappers::Tun;

@@ -8,10 +8,10 @@
 //! Every task carries a [`Token`] in its payload, so that a delivery can be told from others even if the answer to its
 //! registration was lost.
 
-use boomerang_task::locks::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use boomerang_task::locks::Mutex;
 use boomerang_task::{Fence, Missed};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;

@@ -2,7 +2,6 @@
 //!
 //! For tasks that ask for it, it keeps what a receiver of real effects would keep ([`crate::effects`]).
 
-use boomerang_task::locks::Mutex;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +10,7 @@ use std::time::Duration;
 
 use boomerang_receiver::Receiver;
 use boomerang_receiver::{Answer, Received, Reply};
+use boomerang_task::locks::Mutex;
 use boomerang_task::{Callback, Protocol};
 
 use super::ANSWER_WITHIN_MS;

@@ -1,6 +1,5 @@
 //! What is broken, and when: a schedule that follows from the seed, and the end of all of it.
 
-use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,6 +7,7 @@ use std::time::Duration;
 
 use boomerang::firing::hand_over::hand_over;
 use boomerang_task::GroupId;
+use boomerang_task::locks::Mutex;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::task::JoinSet;

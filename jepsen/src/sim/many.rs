@@ -1,10 +1,10 @@
 //! Many schedules, on as many threads as are wanted, until one is broken.
 
-use boomerang_task::locks::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use boomerang::sabotage::Fault;
+use boomerang_task::locks::Mutex;
 use tracing::subscriber::NoSubscriber;
 
 use super::{Outcome, Plan, run};

@@ -11,7 +11,6 @@
 //!
 //! Each pipe has chance of its own, so that one that carries a little more or less does not change all others.
 
-use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::pin::Pin;
@@ -20,6 +19,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use boomerang::raft::dial::{Dial, Wire};
+use boomerang_task::locks::Mutex;
 use bytes::{Buf, Bytes};
 use futures::FutureExt;
 use futures::future::BoxFuture;

@@ -5,7 +5,6 @@
 //! A life that has crashed is a ghost: its tasks may still run, but its disk is read by nobody, its connections lead
 //! nowhere, and nothing it delivers leaves it.
 
-use boomerang_task::locks::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -29,6 +28,7 @@ use boomerang::store::rows::ShardMetaRow;
 use boomerang::store::syncer::Rounds;
 use boomerang::store::writer::Writer;
 use boomerang_task::GroupId;
+use boomerang_task::locks::Mutex;
 use futures::future::BoxFuture;
 use futures::{FutureExt, stream};
 use tokio::sync::{Notify, watch};

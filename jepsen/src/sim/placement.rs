@@ -5,7 +5,6 @@
 //! a node there is a way that takes time, and now and then long: nodes act on what is old. A node that starts knows what
 //! it had stored of them.
 
-use boomerang_task::locks::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use boomerang::placement::nodes::own_status;
 use boomerang::placement::plan::{self, NodeState, Nodes, move_replica};
 use boomerang::placement::{GroupRow, Table};
 use boomerang_task::GroupId;
+use boomerang_task::locks::Mutex;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::time::{Instant, sleep};

@@ -3,12 +3,12 @@
 //! On the way a request can get lost, or its answer, while things are broken. One receiver looks at fences and does what it
 //! is asked once; the others only say yes or no.
 
-use boomerang_task::locks::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use boomerang::callback;
+use boomerang_task::locks::Mutex;
 use boomerang_task::{Delivery, Failure, FailureClass};
 use futures::FutureExt;
 use futures::future::BoxFuture;

@@ -1,13 +1,13 @@
 //! The rows that say where replicas are to be, as etcd keeps them, and the way from there to a node: it takes time, and now and
 //! then long.
 
-use boomerang_task::locks::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
 use boomerang::placement::{Cluster, GroupRow, Table};
 use boomerang::random;
 use boomerang_task::GroupId;
+use boomerang_task::locks::Mutex;
 use rand::RngExt;
 use tokio::sync::Notify;
 use tokio::time::sleep;

@@ -1,6 +1,5 @@
 //! Everything that is simulated, and what is done to it: nodes that come and go, links, disks, clocks.
 
-use boomerang_task::locks::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +8,7 @@ use std::time::Duration;
 use boomerang::raft::groups::GroupError;
 use boomerang::store::memory::MemoryDisk;
 use boomerang_task::GroupId;
+use boomerang_task::locks::Mutex;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::Notify;

@@ -6,7 +6,6 @@
 //! block. One that was right is remembered, so that it is checked once and not with each connection: after a failover all
 //! clients come at once. An API key is 256 random bits; one fast hash protects it.
 
-use crate::task::locks::Mutex;
 use std::collections::HashSet;
 
 use argon2::password_hash::PasswordHasher;
@@ -22,6 +21,7 @@ use crate::store::keys::Key;
 use crate::store::overlay::get_row;
 use crate::store::rows::{ApiKeyRow, ClientRow};
 use crate::store::{Store, StoreError};
+use crate::task::locks::Mutex;
 use crate::task::{ClientId, ClientLimits, Invalid};
 use crate::wire::proto::AuthHandshake;
 

@@ -4,7 +4,6 @@
 //! What sessions are opened by is stored in group 0, which every node applies: each node ends its own sessions when it
 //! applies that a client has changed or is gone, or that a key was revoked ([`Ending`]).
 
-use crate::task::locks::RwLock;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use crate::store::Store;
 use crate::store::keys::Key;
 use crate::store::overlay::get_row;
 use crate::store::rows::{ClientRow, ShardMetaRow};
+use crate::task::locks::RwLock;
 use crate::task::{ClientId, ClientLimits, GroupId, InstantMs, Policy};
 
 /// 128 bits: not to be guessed.

@@ -14,8 +14,9 @@ use crate::server::routing::batches::{Batch, ask_each, name_leaders};
 use crate::server::routing::leader::in_the_background;
 use crate::task::{GroupId, Invalid};
 use crate::wire::answers::Answer;
-use crate::wire::proto::{CancellationBatch, CancellationBatchResponse, CancellationResponse};
-use crate::wire::routing::CANCELLATIONS_MAX;
+use crate::wire::operations::Request;
+use crate::wire::proto::{CancellationBatch, CancellationBatchResponse, CancellationRequest, CancellationResponse};
+use crate::wire::routing::{CANCELLATIONS_MAX, Effect};
 
 /// What one is answered with; its text is with another.
 const ANSWER_BYTES: usize = 64;
@@ -90,14 +91,13 @@ impl Batch for CancellationBatch {
         answer.responses
     }
 
-    fn group(service: &Service, _: &Session, id: &mut String) -> Option<GroupId> {
+    fn group(service: &Service, _: &Session, id: &String) -> Option<GroupId> {
         // What cannot be understood is refused here as anywhere.
         group_of(service, id).ok().map(|(_, group)| group)
     }
 
-    /// Done twice, the second answer would be "not found".
-    fn may_be_repeated(_: &String) -> bool {
-        false
+    fn item_effect(id: &String) -> Effect {
+        CancellationRequest { task_id: id.clone() }.effect()
     }
 }
 

@@ -1,7 +1,8 @@
 //! The answers to a batch, until the last one is there.
 
-use crate::task::locks::Mutex;
 use std::sync::Arc;
+
+use crate::task::locks::Mutex;
 
 /// Who waits for the answers, and what makes one of them.
 type Finish<T> = Box<dyn FnOnce(Vec<T>) + Send>;

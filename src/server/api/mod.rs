@@ -33,7 +33,7 @@ mod remove_client;
 mod replay_dead_letters;
 mod revoke_key;
 #[cfg(test)]
-mod rig;
+pub(super) mod rig;
 mod shard_map;
 mod tasks;
 mod update_task;
@@ -54,7 +54,7 @@ use crate::wire::for_each_operation;
 use crate::wire::operations;
 use crate::wire::proto;
 use crate::wire::proto::boomerang_envelope::Payload;
-use crate::wire::routing::{Target, Whose};
+use crate::wire::routing::{Asker, Target};
 use operation::{Operation, Respond, done_here};
 
 /// What is no request, and why; in words for whoever sent it.
@@ -149,7 +149,7 @@ async fn ask<O: Operation>(service: &Arc<Service>, session: Arc<Session>, reques
     if service.router.is_alone() {
         return request.here(service, session, respond).await;
     }
-    match request.target(&Whose { client: Some(&session.client), shards: service.shards }) {
+    match request.target(&Asker { client: Some(&session.client), shards: service.shards }) {
         Target::Any => request.here(service, session, respond).await,
         // Apart, for each connection keeps room for the largest of all these.
         Target::Leader(group, access) => {

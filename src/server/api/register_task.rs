@@ -41,11 +41,12 @@ impl Operation for Task {
 
     /// One that may go to any shard goes to one that is led here, if there is one.
     async fn among_nodes(self, service: &Arc<Service>, session: Arc<Session>, respond: Respond<Self>) {
-        let (kept, keeper, other) = (self.clone(), session.clone(), service.clone());
+        let (keeper, other) = (session.clone(), service.clone());
         if !service.router.leads_any() {
-            let work = async move { register_elsewhere(&other, &keeper, kept).await };
+            let work = async move { register_elsewhere(&other, &keeper, self).await };
             return in_the_background(service, respond, work).await;
         }
+        let kept = self.clone();
         let respond = Box::new(move |answer| match answer {
             Err(problem) if Problem::is_not_leader(&problem) => {
                 other.router.look_again();

@@ -14,8 +14,9 @@ use crate::server::routing::batches::{Batch, ask_each, is_not_leader, name_leade
 use crate::server::routing::leader::in_the_background;
 use crate::task::{GroupId, Invalid};
 use crate::wire::answers::Answer;
+use crate::wire::operations::Request;
 use crate::wire::proto::{Origin, RegistrationBatch, RegistrationBatchResponse, RegistrationResponse, Task};
-use crate::wire::routing::{BATCH_TASKS_MAX, Nowhere, group_of_task, is_known_again};
+use crate::wire::routing::{BATCH_TASKS_MAX, Effect, Nowhere, group_of_task, is_known_again};
 
 /// About what one task is answered with, a refusal included.
 const ANSWER_BYTES: usize = 160;
@@ -180,15 +181,19 @@ impl Batch for RegistrationBatch {
         answer.responses
     }
 
-    fn group(service: &Service, session: &Session, task: &mut Task) -> Option<GroupId> {
+    /// With a key it can go to a shard that is led elsewhere.
+    fn prepare(service: &Service, task: &mut Task) {
         if !is_known_again(task) && !service.router.leads_any() {
             give_key(task);
         }
+    }
+
+    fn group(service: &Service, session: &Session, task: &Task) -> Option<GroupId> {
         group_of_task(task, Some(&session.client), service.shards).ok().flatten()
     }
 
-    fn may_be_repeated(task: &Task) -> bool {
-        is_known_again(task)
+    fn item_effect(task: &Task) -> Effect {
+        task.effect()
     }
 }
 

@@ -35,7 +35,7 @@ async fn remove(
 
 #[cfg(test)]
 mod tests {
-    use super::super::rig::{Rig, check};
+    use super::super::rig::{DISK, Rig, check};
     use super::*;
     use crate::wire::problems::Code;
     use crate::wire::proto::ClientRegistrationRequest;
@@ -55,5 +55,15 @@ mod tests {
         check("twice", &rig.refusal(&rig.admin(), remove("orders")).await, Code::NotFound, "'orders' is not known");
         check("admin", &rig.refusal(&rig.admin(), remove("admin")).await, Code::InvalidRequest, "cannot be removed");
         check("no name", &rig.refusal(&rig.admin(), remove("")).await, Code::InvalidRequest, "client_id");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn full_and_hanging_disks_are_told_apart() {
+        let rig = Rig::start().await;
+        rig.let_disk_run_low();
+        check("low", &rig.refusal(&rig.admin(), remove("orders")).await, Code::Overloaded, DISK);
+        rig.let_disk_be();
+        rig.hang_disk();
+        check("hangs", &rig.refusal(&rig.admin(), remove("orders")).await, Code::MaybeDone, "may have been");
     }
 }

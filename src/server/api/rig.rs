@@ -1,8 +1,10 @@
 //! A node for tests of operations: the real rooms on a disk in memory, without sockets and in a time that passes by itself.
 //!
-//! It holds the cluster's own group and shard 0, and leads them. Shard 1 is another node's, which does not exist.
+//! It holds the cluster's own group and shard 0, and leads them. Shard 1 is another node's, which is not there, or says what
+//! it is told to.
 
-use crate::task::locks::Mutex;
+use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,11 +12,14 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::stream;
 use openraft::rt::WatchReceiver as _;
+use prost::Message;
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tonic::transport::Server;
 
 use super::operation::Operation;
 use crate::callback::{CallbackSettings, Callbacks, Carrier};
@@ -23,8 +28,9 @@ use crate::firing::FiringSettings;
 use crate::metrics::Metrics;
 use crate::node::assembly::{Foundation, NodeParts, Rooms};
 use crate::placement::verify::Marks;
-use crate::placement::{Control, NodeInfo};
+use crate::placement::{Control, LeaderAt, NodeInfo};
 use crate::propose::DiskState;
+use crate::raft::dial::{Dial, Wire};
 use crate::raft::groups::Begin;
 use crate::raft::{Observer, PeerNetwork};
 use crate::server::Service;
@@ -33,14 +39,19 @@ use crate::server::access::sessions::{Ending, Session, Sessions};
 use crate::server::problem::Problem;
 use crate::server::readers::Readers;
 use crate::server::routing::Router;
+use crate::server::routing::forward::envelope;
 use crate::store::memory::MemoryDisk;
 use crate::store::syncer::Rounds;
 use crate::store::writer::Writer;
+use crate::task::locks::Mutex;
 use crate::task::{
     ClientId, ClientLimits, Delivery, Failure, FailureClass, GroupId, InstantMs, Limits, ShardId, TaskId,
 };
 use crate::wire::convert::policy_over;
+use crate::wire::peer::requests_server::{Requests, RequestsServer};
+use crate::wire::peer::{self, forward_response};
 use crate::wire::problems::Code;
+use crate::wire::proto::boomerang_envelope::Payload;
 use crate::wire::proto::{self, CallbackConfig, RetryPolicy};
 
 pub const HERE: ShardId = ShardId(0);
@@ -92,6 +103,73 @@ impl Carrier for Delivered {
     }
 }
 
+/// What the other node says to a request.
+pub enum Says {
+    /// The answer to it.
+    Answer(Payload),
+    /// That it does not lead.
+    Elsewhere,
+    /// Nothing: it may have done it.
+    Nothing,
+}
+
+/// The other node; cheap to clone.
+#[derive(Clone)]
+pub struct Other {
+    says: Arc<Mutex<VecDeque<Says>>>,
+    asked: Arc<Mutex<Vec<Payload>>>,
+}
+
+impl Other {
+    /// All that it was asked.
+    pub fn asked(&self) -> Vec<Payload> {
+        self.asked.lock().clone()
+    }
+}
+
+#[tonic::async_trait]
+impl Requests for Other {
+    async fn forward(
+        &self,
+        request: tonic::Request<peer::ForwardRequest>,
+    ) -> Result<tonic::Response<peer::ForwardResponse>, tonic::Status> {
+        let asked = proto::BoomerangEnvelope::decode(request.into_inner().envelope).unwrap().payload.unwrap();
+        self.asked.lock().push(asked);
+        let says = self.says.lock().pop_front();
+        let result = match says.expect("it is asked no more than it has to say") {
+            Says::Answer(payload) => forward_response::Result::Envelope(envelope(payload)),
+            Says::Elsewhere => forward_response::Result::Elsewhere(peer::Elsewhere::default()),
+            Says::Nothing => return Err(tonic::Status::internal("it died")),
+        };
+        Ok(tonic::Response::new(peer::ForwardResponse { result: Some(result) }))
+    }
+
+    async fn list_part(
+        &self,
+        _: tonic::Request<peer::PartRequest>,
+    ) -> Result<tonic::Response<peer::PartResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("nobody asks for parts here"))
+    }
+
+    async fn identify(
+        &self,
+        _: tonic::Request<peer::IdentifyRequest>,
+    ) -> Result<tonic::Response<peer::IdentifyResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("nobody asks who it is here"))
+    }
+}
+
+/// Connections to the other node, whichever address it has.
+struct ToOther(mpsc::UnboundedSender<Wire>);
+
+impl Dial for ToOther {
+    fn dial(&self, _: String) -> BoxFuture<'static, io::Result<Wire>> {
+        let (here, there) = tokio::io::duplex(64 * 1024);
+        let dialed = self.0.send(Wire::new(there)).map_err(|_| io::Error::other("the test is over"));
+        async move { dialed.map(|()| Wire::new(here)) }.boxed()
+    }
+}
+
 pub struct Rig {
     pub service: Arc<Service>,
     receivers: watch::Sender<Receivers>,
@@ -99,6 +177,8 @@ pub struct Rig {
     disk: watch::Sender<DiskState>,
     syncs: watch::Sender<bool>,
     syncing: AbortHandle,
+    /// Connections to the other node.
+    wires: Mutex<Option<mpsc::UnboundedReceiver<Wire>>>,
     _rooms: Mutex<Rooms>,
 }
 
@@ -122,6 +202,7 @@ async fn sync(rounds: Rounds, mut syncs: watch::Receiver<bool>) {
 impl Rig {
     pub async fn start() -> Self {
         let store = MemoryDisk::default().open();
+        let (dialed, wires) = mpsc::unbounded_channel();
         let (writer, rounds) = Writer::by_hand(store.clone());
         let (syncs, may_sync) = watch::channel(true);
         let syncing = tokio::spawn(sync(rounds, may_sync)).abort_handle();
@@ -139,7 +220,7 @@ impl Rig {
             // Nothing is put there.
             staging: PathBuf::from("no-folder"),
             clock: clock.clone(),
-            network: PeerNetwork::new("test", 1),
+            network: PeerNetwork::dialing("test", 1, Arc::new(ToOther(dialed))),
             firing,
             metrics: metrics.clone(),
             observers: vec![ending],
@@ -177,13 +258,29 @@ impl Rig {
             control: Control::Alone,
             store,
         });
-        Self { service, receivers, attempts, disk, syncs, syncing, _rooms: Mutex::new(rooms) }
+        let wires = Mutex::new(Some(wires));
+        Self { service, receivers, attempts, disk, syncs, syncing, wires, _rooms: Mutex::new(rooms) }
     }
 
     /// From here on there is another node, and this one is not alone.
     pub fn with_another_node(self) -> Self {
         self.service.cluster.set_node(NodeInfo::at(2, "nowhere"));
         self
+    }
+
+    /// The other node leads shard 1, and says this, one after the other, to what it is asked on behalf of clients.
+    pub fn with_leader_elsewhere(self, says: impl IntoIterator<Item = Says>) -> (Self, Other) {
+        let rig = self.with_another_node();
+        rig.service.cluster.told(GroupId::of_shard(ELSEWHERE), LeaderAt { node_id: 2, term: 1 });
+        let other = Other { says: Arc::new(Mutex::new(says.into_iter().collect())), asked: Arc::default() };
+        let wires = rig.wires.lock().take().expect("there is one other node");
+        let wires = stream::unfold(wires, async |mut wires| {
+            let wire = wires.recv().await?;
+            Some((Ok::<_, io::Error>(wire), wires))
+        });
+        let serving = Server::builder().add_service(RequestsServer::new(other.clone())).serve_with_incoming(wires);
+        tokio::spawn(serving);
+        (rig, other)
     }
 
     pub fn admin(&self) -> Arc<Session> {
@@ -226,6 +323,11 @@ impl Rig {
     /// Everything is refused from here on.
     pub fn let_disk_run_full(&self) {
         self.disk.send_replace(DiskState::Full(DISK.into()));
+    }
+
+    /// There is room again.
+    pub fn let_disk_be(&self) {
+        self.disk.send_replace(DiskState::Fine);
     }
 
     /// From here on nothing reaches the disk, and nobody hears of it.
@@ -291,9 +393,18 @@ fn session(name: &str, admin: bool) -> Arc<Session> {
 
 /// A task that goes to the shard that is led here.
 pub fn in_an_hour() -> proto::Task {
+    in_shard(HERE)
+}
+
+/// A task that goes to the other node.
+pub fn elsewhere() -> proto::Task {
+    in_shard(ELSEWHERE)
+}
+
+fn in_shard(shard: ShardId) -> proto::Task {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let origin = proto::Origin { sender: "rig".into(), shard: HERE.0.into(), number, answered_below: number };
+    let origin = proto::Origin { sender: "rig".into(), shard: shard.0.into(), number, answered_below: number };
     proto::Task { delay_ms: HOUR_MS, payload: "a payload".into(), origin: Some(origin), ..Default::default() }
 }
 

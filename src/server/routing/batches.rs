@@ -13,7 +13,8 @@ use crate::server::access::sessions::Session;
 use crate::server::api::operation::{Operation, done_here};
 use crate::server::problem::Problem;
 use crate::task::GroupId;
-use crate::wire::answers::{Answer, Proof, Refused};
+use crate::wire::answers::{Answer, Proof};
+use crate::wire::routing::{Effect, what_to_tell};
 
 /// A request that is several of one kind, each with an answer of its own.
 pub(in crate::server) trait Batch: Operation {
@@ -25,11 +26,14 @@ pub(in crate::server) trait Batch: Operation {
     /// In the order of the items; fewer when the batch was refused as a whole.
     fn answers(answer: Self::Answer) -> Vec<Self::ItemAnswer>;
 
-    /// Where an item goes; `None` is this node. Called before each try, and may give the item what it needs for it.
-    fn group(service: &Service, session: &Session, item: &mut Self::Item) -> Option<GroupId>;
+    /// Gives an item what it needs for its next try.
+    fn prepare(_service: &Service, _item: &mut Self::Item) {}
 
-    /// Whether an item may be sent again when nobody knows if it was done.
-    fn may_be_repeated(item: &Self::Item) -> bool;
+    /// Where an item goes; `None` is this node.
+    fn group(service: &Service, session: &Session, item: &Self::Item) -> Option<GroupId>;
+
+    /// What an item does, by itself.
+    fn item_effect(item: &Self::Item) -> Effect;
 }
 
 /// Items by their place in the batch, and what is known of each.
@@ -73,7 +77,7 @@ pub(in crate::server) async fn ask_each<B: Batch>(
                 }
             }
         }
-        let Some(item) = open.items.values_mut().next() else { break };
+        let Some(item) = open.items.values().next() else { break };
         let group = leaderless.or_else(|| B::group(service, session, item)).unwrap_or(GroupId(1));
         if !patience.wait(&service.router, group).await {
             open.refuse_all(service, session, group);
@@ -90,6 +94,7 @@ impl<B: Batch> Open<B> {
         let mut leaderless = None;
         let mut routes: BTreeMap<GroupId, Route> = BTreeMap::new();
         for (place, item) in &mut self.items {
+            B::prepare(service, item);
             let route = match B::group(service, session, item) {
                 Some(group) => {
                     let route = *routes.entry(group).or_insert_with(|| service.router.route(group, past));
@@ -136,7 +141,7 @@ impl<B: Batch> Open<B> {
     /// No answer came: some may be sent again, the others may have been done.
     fn doubt(&mut self, places: &[usize], lost: &Problem) {
         for place in places {
-            if B::may_be_repeated(&self.items[place]) {
+            if B::item_effect(&self.items[place]).may_be_repeated() {
                 self.unknown.insert(*place, lost.clone());
             } else {
                 self.items.remove(place);
@@ -147,19 +152,17 @@ impl<B: Batch> Open<B> {
 
     /// It has been long enough.
     fn refuse_all(&mut self, service: &Service, session: &Session, leaderless: GroupId) {
-        for (place, mut item) in std::mem::take(&mut self.items) {
-            let group = B::group(service, session, &mut item).unwrap_or(leaderless);
+        for (place, item) in std::mem::take(&mut self.items) {
+            let group = B::group(service, session, &item).unwrap_or(leaderless);
             self.done.insert(place, B::ItemAnswer::refusing(service.router.not_leader(group)));
         }
     }
 
     fn answers(mut self) -> BTreeMap<usize, B::ItemAnswer> {
+        let is_done = |answer: &B::ItemAnswer| answer.verdict().proves() == Proof::Done;
         for (place, problem) in self.unknown {
-            let answer = self.done.get_mut(&place).expect("every item has an answer by now");
-            // That it was refused later does not say that it was not done before.
-            if answer.verdict().proves() != Proof::Done {
-                *answer = B::ItemAnswer::refusing(problem);
-            }
+            let last = self.done.remove(&place).expect("every item has an answer by now");
+            self.done.insert(place, what_to_tell(last, is_done, Some(B::ItemAnswer::refusing(problem))));
         }
         self.done
     }
@@ -168,9 +171,8 @@ impl<B: Batch> Open<B> {
 /// Places of items, by the node they go to; `None` is this one.
 type ByNode = BTreeMap<Option<u64>, Vec<usize>>;
 
-/// Whether nothing was done because the node does not lead.
 pub(in crate::server) fn is_not_leader(answer: &impl Answer) -> bool {
-    answer.verdict().proves() == Proof::NotDone(Refused::NotLeader)
+    answer.verdict().is_not_leader()
 }
 
 /// For a client that follows redirects: says in each answer who leads what this node does not, as far as that is known by
@@ -186,5 +188,87 @@ pub(in crate::server) fn name_leaders<A: Answer + Default>(service: &Service, an
     if found {
         service.router.look_again();
         service.metrics.redirected.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::server::api::rig::{ELSEWHERE, Rig, Says, elsewhere, in_an_hour, nobodys};
+    use crate::server::problem::Problem;
+    use crate::wire::answers::Answer;
+    use crate::wire::problems::Code;
+    use crate::wire::proto::boomerang_envelope::Payload;
+    use crate::wire::proto::{CancellationBatch, RegistrationBatch, RegistrationBatchResponse, RegistrationResponse};
+
+    fn codes<A: Answer>(answers: &[A]) -> Vec<Option<Code>> {
+        answers.iter().map(|answer| Code::of(&answer.verdict())).collect()
+    }
+
+    fn answered(responses: Vec<RegistrationResponse>) -> Says {
+        Says::Answer(Payload::RegistrationBatchResponse(RegistrationBatchResponse { responses, ..Default::default() }))
+    }
+
+    fn refusing(code: Code) -> RegistrationResponse {
+        RegistrationResponse::refusing(Problem::new(code, "the other node's words"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_task_is_asked_for_until_it_is_known() {
+        let stored = RegistrationResponse::default;
+        let whole = RegistrationBatchResponse::refusing(Problem::new(Code::InvalidRequest, "all of it"));
+        let whole = || Says::Answer(Payload::RegistrationBatchResponse(whole.clone()));
+        let (ok, refused, unknown) = (None, Some(Code::InvalidRequest), Some(Code::MaybeDone));
+        for (name, says, asked, expected) in [
+            ("stored", vec![answered(vec![stored(), stored()])], vec![2], [ok, ok]),
+            (
+                "one of them refused",
+                vec![answered(vec![stored(), refusing(Code::InvalidRequest)])],
+                vec![2],
+                [ok, refused],
+            ),
+            (
+                "one of them elsewhere at first",
+                vec![answered(vec![stored(), refusing(Code::NotLeader)]), answered(vec![stored()])],
+                vec![2, 1],
+                [ok, ok],
+            ),
+            ("refused as a whole", vec![whole()], vec![2], [refused, refused]),
+            ("fewer answers than tasks", vec![answered(vec![stored()])], vec![2], [ok, unknown]),
+            ("lost, then stored", vec![Says::Nothing, answered(vec![stored(), stored()])], vec![2, 2], [ok, ok]),
+            (
+                "lost, then one refused",
+                vec![Says::Nothing, answered(vec![stored(), refusing(Code::InvalidRequest)])],
+                vec![2, 2],
+                [ok, unknown],
+            ),
+            ("lost, then refused as a whole", vec![Says::Nothing, whole()], vec![2, 2], [unknown, unknown]),
+            (
+                "not the leader, then lost, then refused",
+                vec![Says::Elsewhere, Says::Nothing, whole()],
+                vec![2; 3],
+                [unknown; 2],
+            ),
+        ] {
+            let (rig, other) = Rig::start().await.with_leader_elsewhere(says);
+            let tasks = vec![elsewhere(), in_an_hour(), elsewhere()];
+            let answer = rig.ask(&rig.follows_nobody(), RegistrationBatch { tasks, origin: None }).await.unwrap();
+            let found = codes(&answer.responses);
+            assert_eq!([found[0], found[2]], expected, "{name}: {answer:?}");
+            assert_eq!(found[1], None, "{name}: what is led here is stored here");
+            let counts = other.asked().into_iter().map(|asked| match asked {
+                Payload::RegistrationBatch(batch) => batch.tasks.len(),
+                other => panic!("{name}: it was asked {other:?}"),
+            });
+            assert_eq!(counts.collect::<Vec<_>>(), asked, "{name}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancellation_that_was_lost_is_not_sent_again() {
+        let (rig, other) = Rig::start().await.with_leader_elsewhere([Says::Nothing]);
+        let task_ids = vec![rig.register().await, nobodys(ELSEWHERE)];
+        let answer = rig.ask(&rig.follows_nobody(), CancellationBatch { task_ids }).await.unwrap();
+        assert_eq!(codes(&answer.responses), [None, Some(Code::MaybeDone)]);
+        assert_eq!(other.asked().len(), 1);
     }
 }

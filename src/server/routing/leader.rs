@@ -131,3 +131,62 @@ pub(in crate::server) async fn seek<O: Operation>(
 pub(super) fn lost(node_id: u64, why: &str) -> Problem {
     Problem::maybe_done(format!("node {node_id} was asked and has not answered ({why}); it may have been done"))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::server::api::rig::{ELSEWHERE, Rig, Says, check, elsewhere, nobodys};
+    use crate::server::problem::Problem;
+    use crate::wire::answers::Answer;
+    use crate::wire::problems::Code;
+    use crate::wire::proto::boomerang_envelope::Payload;
+    use crate::wire::proto::{
+        CancellationRequest, CancellationResponse, GetTaskRequest, GetTaskResponse, RegistrationResponse,
+    };
+
+    fn refusing<A: Answer + Default>(code: Code) -> A {
+        A::refusing(Problem::new(code, "the other node's words"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_known_again_is_asked_again_until_it_is_known() {
+        let stored = || RegistrationResponse { task_id: "t".into(), ..Default::default() };
+        let stored = || Says::Answer(Payload::RegistrationResponse(stored()));
+        let refused = || Says::Answer(Payload::RegistrationResponse(refusing(Code::InvalidRequest)));
+        for (name, says, asked, expected) in [
+            ("stored", vec![stored()], 1, Ok(())),
+            ("refused", vec![refused()], 1, Err(Code::InvalidRequest)),
+            ("not the leader, then stored", vec![Says::Elsewhere, stored()], 2, Ok(())),
+            ("lost, then stored", vec![Says::Nothing, stored()], 2, Ok(())),
+            // That it is refused now does not say that it was not stored then.
+            ("lost, then refused", vec![Says::Nothing, refused()], 2, Err(Code::MaybeDone)),
+            ("lost, not the leader, refused", vec![Says::Nothing, Says::Elsewhere, refused()], 3, Err(Code::MaybeDone)),
+        ] {
+            let (rig, other) = Rig::start().await.with_leader_elsewhere(says);
+            let answer = rig.ask(&rig.follows_nobody(), elsewhere()).await;
+            assert_eq!(answer.map(|_| ()).map_err(|problem| problem.code), expected, "{name}");
+            assert_eq!(other.asked().len(), asked, "{name}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_differs_when_it_is_done_twice_is_asked_once() {
+        let (rig, other) = Rig::start().await.with_leader_elsewhere([Says::Nothing]);
+        let request = CancellationRequest { task_id: nobodys(ELSEWHERE) };
+        let refusal = rig.refusal(&rig.follows_nobody(), request).await;
+        check("lost", &refusal, Code::MaybeDone, "node 2 was asked and has not answered (it died)");
+        assert_eq!(other.asked().len(), 1);
+        let done = Says::Answer(Payload::CancellationResponse(CancellationResponse::default()));
+        let (rig, other) = Rig::start().await.with_leader_elsewhere([Says::Elsewhere, done]);
+        rig.ask(&rig.follows_nobody(), CancellationRequest { task_id: nobodys(ELSEWHERE) }).await.unwrap();
+        assert_eq!(other.asked().len(), 2, "the first time it was certainly not done");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_has_the_answer_it_gets_last() {
+        let unknown = Says::Answer(Payload::GetTaskResponse(refusing::<GetTaskResponse>(Code::NotFound)));
+        let (rig, other) = Rig::start().await.with_leader_elsewhere([Says::Nothing, unknown]);
+        let request = GetTaskRequest { task_id: nobodys(ELSEWHERE), history: false };
+        check("gone", &rig.refusal(&rig.follows_nobody(), request).await, Code::NotFound, "the other node's words");
+        assert_eq!(other.asked().len(), 2);
+    }
+}

@@ -9,7 +9,6 @@
 //! appended in the term it was made in or not at all. For a read, this node must also have applied whatever the leaders
 //! before it have acknowledged; that is asked of openraft once per term and then remembered.
 
-use crate::task::locks::RwLock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,6 +25,7 @@ use crate::propose::Turns;
 use crate::random;
 use crate::sabotage::Fault;
 use crate::server::problem::Problem;
+use crate::task::locks::RwLock;
 use crate::task::{GroupId, Pauses};
 use crate::wire::proto;
 use crate::wire::routing::Access;

@@ -4,10 +4,10 @@
 //! the fact, for a delivery can overtake the answer to its registration. Writing down is all that happens while it
 //! counts: 48 bytes under a lock that is hardly ever contended.
 
-use boomerang_task::locks::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::time::UNIX_EPOCH;
 
+use boomerang_task::locks::Mutex;
 use hdrhistogram::Histogram;
 
 use boomerang_client::Due;

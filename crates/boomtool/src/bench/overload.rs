@@ -14,12 +14,12 @@
 //! Of what is due after the bench, the nodes' own count of pending tasks tells whether it is there, and each
 //! cancellation and edit, which must find its task.
 
-use boomerang_task::locks::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use boomerang_task::locks::Mutex;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;

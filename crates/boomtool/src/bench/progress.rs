@@ -2,11 +2,12 @@
 //!
 //! Only for people: nothing is printed when standard error is no terminal, or with `--quiet`.
 
-use boomerang_task::locks::Mutex;
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use boomerang_task::locks::Mutex;
 
 use super::super::output::note;
 use super::account::Arrivals;

@@ -10,8 +10,10 @@
 //! many nodes; `ETCD_PORT`, and the one after it; `BOOMERANG_ADMIN_PASSWORD`.
 
 use std::error::Error;
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -19,6 +21,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use boomerang_testkit::{Etcd, Handle, Process, Signal, all_started};
+use tokio::signal::unix::{SignalKind, signal};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPS_WITHIN: Duration = Duration::from_secs(30);
@@ -34,7 +37,7 @@ async fn main() -> ExitCode {
     let done = match asked.as_str() {
         "up" => tokio::select! {
             done = up() => done,
-            _ = tokio::signal::ctrl_c() => Err("interrupted; what was started is ended again".into()),
+            () = told_to_stop() => Err("interrupted; what was started is ended again".into()),
         },
         "down" => down(),
         "status" => status(),
@@ -49,6 +52,18 @@ async fn main() -> ExitCode {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// By Ctrl-C, by whoever started this, or because its terminal is closed.
+async fn told_to_stop() {
+    let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
+        .map(|kind| signal(kind).expect("signals can be heard"));
+    let [interrupt, terminate, hangup] = &mut signals;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
     }
 }
 
@@ -88,7 +103,9 @@ async fn up() -> Done {
         let mut command = Command::new(Path::new(&bin).join("boomerang"));
         command.arg("serve").args(["--node-id", &number.to_string(), "--data-dir"]).arg(folder.0.join(&name));
         command.args(["--tcp-addr", &tcp, "--http-addr", &http, "--peer-addr", &peer, "--etcd", &etcd.url()]);
-        command.args(["--bootstrap-expect", &nodes.to_string(), "--admin-password", &password]);
+        command.args(["--bootstrap-expect", &nodes.to_string()]);
+        // Not an argument: those can be read by whoever is on this machine.
+        command.env("BOOMERANG_ADMIN_PASSWORD", &password).env_remove("BOOMERANG_PEERS");
         let process = Process::start(&name, command.process_group(0), &folder.log(&name))?;
         folder.note(&name, &process)?;
         beginning.push((name, process));
@@ -185,14 +202,17 @@ impl Folder {
         let pid = self.pid(name)?;
         // Before the look at whose it is: from then on it stays the same process.
         let process = Handle::of(pid).ok()?;
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let command = std::fs::read(proc.join("cmdline")).ok()?;
         if command.is_empty() {
             // It was killed and is about to be gone: until then it holds its folder and its ports.
             process.ends_within(DIES_WITHIN);
             return None;
         }
-        let data = self.0.join(name);
-        let ours = command.split(|byte| *byte == 0).any(|argument| argument == data.as_os_str().as_encoded_bytes());
+        // However the folder was named when it was started.
+        let (data, there) = (self.0.join(name).canonicalize().ok()?, proc.join("cwd").canonicalize().ok()?);
+        let mut arguments = command.split(|byte| *byte == 0).map(OsStr::from_bytes);
+        let ours = arguments.any(|argument| there.join(argument).canonicalize().is_ok_and(|path| path == data));
         ours.then_some(process)
     }
 
@@ -234,5 +254,35 @@ fn variable<T: FromStr<Err: Display>>(name: &str, default: T) -> Result<T, Strin
     match std::env::var(name) {
         Ok(text) => text.parse().map_err(|error| format!("{name} is '{text}': {error}")),
         Err(_) => Ok(default),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_folder_however_that_is_named() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = temp.path().join("cluster");
+        std::fs::create_dir_all(folder.join("node-1")).unwrap();
+        let folder = Folder(folder);
+        assert!(folder.running("node-1").is_none(), "nothing was started");
+        let mut command = Command::new("sh");
+        // It waits for an end of its input that does not come.
+        command.args(["-c", "read line", "sh", "cluster/node-1"]).current_dir(temp.path());
+        let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        std::fs::write(folder.pid_file("node-1"), format!("{}\n", child.id())).unwrap();
+        assert_eq!(folder.names(), ["node-1"]);
+        let running = folder.running("node-1").expect("it runs");
+        std::fs::create_dir(folder.0.join("node-2")).unwrap();
+        std::fs::write(folder.pid_file("node-2"), format!("{}\n", child.id())).unwrap();
+        assert!(folder.running("node-2").is_none(), "the number is another's");
+        running.signal(Signal::TERM);
+        assert!(running.ends_within(STOPS_WITHIN), "it ends");
+        child.wait().unwrap();
+        assert!(folder.running("node-1").is_none(), "it has ended");
+        folder.forget("node-1");
+        assert_eq!(folder.names(), ["node-2"]);
     }
 }
