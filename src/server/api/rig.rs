@@ -106,11 +106,17 @@ impl Carrier for Delivered {
 /// What the other node says to a request.
 pub enum Says {
     /// The answer to it.
-    Answer(Payload),
+    Answer(Box<Payload>),
     /// That it does not lead.
     Elsewhere,
     /// Nothing: it may have done it.
     Nothing,
+}
+
+impl Says {
+    pub fn answer(payload: Payload) -> Self {
+        Says::Answer(Box::new(payload))
+    }
 }
 
 /// The other node; cheap to clone.
@@ -137,7 +143,7 @@ impl Requests for Other {
         self.asked.lock().push(asked);
         let says = self.says.lock().pop_front();
         let result = match says.expect("it is asked no more than it has to say") {
-            Says::Answer(payload) => forward_response::Result::Envelope(envelope(payload)),
+            Says::Answer(payload) => forward_response::Result::Envelope(envelope(*payload)),
             Says::Elsewhere => forward_response::Result::Elsewhere(peer::Elsewhere::default()),
             Says::Nothing => return Err(tonic::Status::internal("it died")),
         };

@@ -205,7 +205,7 @@ mod tests {
     }
 
     fn answered(responses: Vec<RegistrationResponse>) -> Says {
-        Says::Answer(Payload::RegistrationBatchResponse(RegistrationBatchResponse { responses, ..Default::default() }))
+        Says::answer(Payload::RegistrationBatchResponse(RegistrationBatchResponse { responses, ..Default::default() }))
     }
 
     fn refusing(code: Code) -> RegistrationResponse {
@@ -216,7 +216,7 @@ mod tests {
     async fn each_task_is_asked_for_until_it_is_known() {
         let stored = RegistrationResponse::default;
         let whole = RegistrationBatchResponse::refusing(Problem::new(Code::InvalidRequest, "all of it"));
-        let whole = || Says::Answer(Payload::RegistrationBatchResponse(whole.clone()));
+        let whole = || Says::answer(Payload::RegistrationBatchResponse(whole.clone()));
         let (ok, refused, unknown) = (None, Some(Code::InvalidRequest), Some(Code::MaybeDone));
         for (name, says, asked, expected) in [
             ("stored", vec![answered(vec![stored(), stored()])], vec![2], [ok, ok]),

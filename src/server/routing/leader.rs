@@ -150,8 +150,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_known_again_is_asked_again_until_it_is_known() {
         let stored = || RegistrationResponse { task_id: "t".into(), ..Default::default() };
-        let stored = || Says::Answer(Payload::RegistrationResponse(stored()));
-        let refused = || Says::Answer(Payload::RegistrationResponse(refusing(Code::InvalidRequest)));
+        let stored = || Says::answer(Payload::RegistrationResponse(stored()));
+        let refused = || Says::answer(Payload::RegistrationResponse(refusing(Code::InvalidRequest)));
         for (name, says, asked, expected) in [
             ("stored", vec![stored()], 1, Ok(())),
             ("refused", vec![refused()], 1, Err(Code::InvalidRequest)),
@@ -175,7 +175,7 @@ mod tests {
         let refusal = rig.refusal(&rig.follows_nobody(), request).await;
         check("lost", &refusal, Code::MaybeDone, "node 2 was asked and has not answered (it died)");
         assert_eq!(other.asked().len(), 1);
-        let done = Says::Answer(Payload::CancellationResponse(CancellationResponse::default()));
+        let done = Says::answer(Payload::CancellationResponse(CancellationResponse::default()));
         let (rig, other) = Rig::start().await.with_leader_elsewhere([Says::Elsewhere, done]);
         rig.ask(&rig.follows_nobody(), CancellationRequest { task_id: nobodys(ELSEWHERE) }).await.unwrap();
         assert_eq!(other.asked().len(), 2, "the first time it was certainly not done");
@@ -183,7 +183,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_question_has_the_answer_it_gets_last() {
-        let unknown = Says::Answer(Payload::GetTaskResponse(refusing::<GetTaskResponse>(Code::NotFound)));
+        let unknown = Says::answer(Payload::GetTaskResponse(refusing::<GetTaskResponse>(Code::NotFound)));
         let (rig, other) = Rig::start().await.with_leader_elsewhere([Says::Nothing, unknown]);
         let request = GetTaskRequest { task_id: nobodys(ELSEWHERE), history: false };
         check("gone", &rig.refusal(&rig.follows_nobody(), request).await, Code::NotFound, "the other node's words");
