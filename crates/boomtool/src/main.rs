@@ -103,6 +103,8 @@ impl ToolError {
                      the first password of 'admin' is in <data-dir>/admin-password on the node"
                 }
                 (Status::Overloaded, Some(after)) => return Some(format!("try again in {after:?}")),
+                // The text says what it is against.
+                (Status::InvalidRequest, _) => return None,
                 _ => return error.code().map(|code| code.advice().to_owned()),
             },
             ToolError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
