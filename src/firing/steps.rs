@@ -383,3 +383,131 @@ impl Policies {
         Ok(Some(policy))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use futures::future::{BoxFuture, pending};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::callback::{CallbackSettings, Carrier};
+    use crate::clock::ManualClock;
+    use crate::firing::FiringSettings;
+    use crate::raft::Observer;
+    use crate::shard::Effect;
+    use crate::store::memory::MemoryDisk;
+    use crate::store::overlay::Write;
+    use crate::store::rows::ShardMetaRow;
+    use crate::task::{Callback, Missed, Policy, Recurrence, Retry, ShardId};
+
+    const GROUP: GroupId = GroupId(1);
+    const TERM: u64 = 3;
+    const NOW_MS: InstantMs = 1_000_000;
+    const POLICY: PolicyId = PolicyId([7; 16]);
+
+    /// Receivers that never answer.
+    struct Silence;
+
+    impl Carrier for Silence {
+        fn carry(&self, _: Delivery, _: Duration) -> BoxFuture<'static, Result<(), Failure>> {
+            pending().boxed()
+        }
+    }
+
+    /// A dispatcher of a shard that is led, with room for one attempt at its only destination.
+    struct Bench {
+        ledger: Arc<Ledger>,
+        store: Store,
+        dispatcher: Dispatcher,
+        handed: mpsc::UnboundedReceiver<Handed>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let store = MemoryDisk::default().open();
+            let clock = Arc::new(ManualClock::at_ms(NOW_MS));
+            let ledger = Ledger::new(store.clone(), clock.clone(), FiringSettings::default(), 1);
+            let settings = CallbackSettings { connections_max: 1, in_flight_max: 1, ..CallbackSettings::default() };
+            let callbacks = Callbacks::carried(settings, Arc::new(Silence));
+            callbacks.set_waiters(ledger.clone());
+            let callback = Callback::from_url("tcp://receiver:1").unwrap().unwrap();
+            let policy =
+                PolicyRow { tasks: 1, policy: Policy { callback, retry: Retry::default(), dead_letter: None } };
+            store.write_state([(Key::policy(GROUP, POLICY), Write::Put(codec::encode(&policy)))]).unwrap();
+            let (handed, _) = ledger.lead(GROUP, TERM).unwrap();
+            ledger.widen(GROUP, TERM, (InstantMs::MAX, None)).unwrap();
+            let means = Means {
+                ledger: ledger.clone(),
+                clock,
+                store: store.clone(),
+                callbacks,
+                metrics: Arc::new(Metrics::new()),
+            };
+            Self { ledger, store, dispatcher: Dispatcher::new(GROUP, TERM, means), handed }
+        }
+
+        /// Stores tasks that are due, and returns their ids.
+        fn due(&self, tasks: u64, first_due_ms: InstantMs, recurrence: Option<Recurrence>) -> Vec<TaskId> {
+            let ids: Vec<TaskId> = (0..tasks).map(|n| TaskId::new(0, ShardId(0), n)).collect();
+            let row = TaskRow {
+                client: "me".parse().unwrap(),
+                policy: POLICY,
+                first_due_ms,
+                first_occurrence: 0,
+                recurrence,
+                version: 1,
+                tags: None,
+                role: Role::Own,
+                payload: bytes::Bytes::new(),
+            };
+            let rows = ids.iter().map(|id| (Key::task(GROUP, *id), Write::PutOnce(codec::encode(&row))));
+            self.store.write_state(rows).unwrap();
+            let meta = ShardMetaRow { armed_ms: InstantMs::MAX, ..ShardMetaRow::default() };
+            let scheduled: Vec<Effect> =
+                ids.iter().map(|id| Effect::Scheduled { id: *id, due_ms: first_due_ms }).collect();
+            self.ledger.applied(GROUP, &meta, &scheduled);
+            ids
+        }
+
+        /// Takes on what the ledger hands over, and all steps that follow.
+        fn dispatch(&mut self) -> Vec<Done> {
+            self.ledger.turn(&|_, _, _| panic!("all of it is armed"));
+            let mut messages = Vec::new();
+            while let Ok(handed) = self.handed.try_recv() {
+                messages.push(handed);
+            }
+            assert!(self.dispatcher.take(&mut messages).is_empty(), "nothing is down");
+            let steps = std::iter::from_fn(|| self.dispatcher.step().unwrap());
+            steps.filter(|done| !matches!(done, Done::Here)).collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_destination_takes_no_room_of_others() {
+        let mut bench = Bench::new();
+        bench.due(3, NOW_MS, None);
+        let done = bench.dispatch();
+        assert!(matches!(done[..], [Done::Leaves(_)]), "there is room for one: {} came of it", done.len());
+        assert_eq!(bench.ledger.counts().in_flight, 1, "the others wait in the line of their destination");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_has_missed_instants_is_moved_on_before_it_leaves() {
+        let mut bench = Bench::new();
+        let each_second =
+            |overlap| Recurrence { interval_ms: 1_000, missed: Missed::Skip, overlap, count: None, until_ms: None };
+        let ids = bench.due(1, NOW_MS - 600_000, Some(each_second(false)));
+        let done = bench.dispatch();
+        let [Done::Moves(id, Move::CatchUp(catch_up))] = done[..] else { panic!("{} came of it", done.len()) };
+        assert_eq!((id, catch_up.id, catch_up.occurrence), (ids[0], ids[0], 0));
+        // One that may overlap itself leaves by a stand-in.
+        let mut bench = Bench::new();
+        let ids = bench.due(1, NOW_MS, Some(each_second(true)));
+        let done = bench.dispatch();
+        let [Done::Moves(_, Move::Detach { id, occurrence: 0 })] = done[..] else {
+            panic!("{} came of it", done.len())
+        };
+        assert_eq!(id, ids[0]);
+    }
+}
