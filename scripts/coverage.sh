@@ -16,5 +16,6 @@ status=0
 env -u CARGO_TARGET_DIR PATH="$tools/bin:$PATH" cargo tarpaulin --engine llvm --follow-exec --workspace --no-fail-fast \
     --skip-clean --timeout 1200 --target-dir "$target" --out Lcov --output-dir "$target" \
     --exclude-files '*/generated/*' '*/tests/*' '*/tests.rs' 'benches/*' 'fuzz/*' "$@" || status=$?
+rm -f build_rs_cov.profraw
 scripts/coverage.awk "$target/lcov.info" | sort
 exit "$status"
