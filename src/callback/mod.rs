@@ -13,7 +13,7 @@
 //! - [`destinations`]: all of them, each with its [`gate`]: who may go now, as a function
 //! - [`tcp`], [`grpc`], [`http`], [`udp`]: one attempt each
 //! - [`names`]: from host names to addresses; [`trust`]: whose certificates are believed; [`failures`]: what the errors
-//!   of libraries mean
+//!   of libraries mean; [`flags`]: the room's settings
 
 mod destinations;
 mod failures;

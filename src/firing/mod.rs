@@ -22,7 +22,7 @@
 //! - [`window`]: follows leadership, and reads the timeline ahead
 //! - [`dispatch`]: from a due id to a delivery and its outcome; [`steps`]: what of it needs no waiting
 //! - [`forget`]: what has been kept long enough
-//! - [`hand_over`]: when another replica is to lead
+//! - [`hand_over`]: when another replica is to lead; [`flags`]: its settings
 
 mod dispatch;
 mod driver;

@@ -14,7 +14,7 @@
 //! - [`agent`]: what this node holds; [`converge`]: the members of the groups that it leads
 //! - [`files`]: what is kept of it in the data folder
 //! - [`clock_guard`]: a node whose clock is wrong leads nothing
-//! - [`verify`]: whether replicas are equal
+//! - [`verify`]: whether replicas are equal; [`flags`]: its settings
 
 pub mod agent;
 pub mod clock_guard;

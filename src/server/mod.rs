@@ -14,7 +14,7 @@
 //! - [`api`]: what can be asked for; [`problem`]: what can go wrong with it
 //! - [`routing`]: which node leads what, and how a request gets there
 //! - [`access`]: who somebody is, and until when
-//! - [`scan`]: an index of all shards as one; [`readers`]: who reads it
+//! - [`scan`]: an index of all shards as one; [`readers`]: who reads it; [`flags`]: the room's settings
 
 pub mod access;
 mod api;

@@ -19,6 +19,7 @@
 //! - [`folder`]: who may open a data folder; [`space`]: room on the disk
 //! - [`wal`]: damage that RocksDB would not get past
 //! - [`export`]: a shard's rows as a stream, and back
+//! - [`flags`]: its settings
 
 pub mod codec;
 pub mod engine;

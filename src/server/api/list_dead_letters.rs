@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
 use prost::Message;
 
 use super::dead_letters::{Filter, limit, next_token, scan, shown};
-use super::operation::{Operation, Respond};
+use super::operation::{Operation, PartRead, Respond};
 use crate::server::Service;
 use crate::server::access::sessions::Session;
 use crate::server::problem::Problem;
@@ -30,12 +28,7 @@ impl Operation for ListDeadLettersRequest {
         in_the_background(service, respond, work).await;
     }
 
-    fn part(
-        self,
-        service: &Arc<Service>,
-        session: Arc<Session>,
-        groups: Vec<GroupId>,
-    ) -> BoxFuture<'static, Result<Part<Bytes>, Problem>> {
+    fn part(self, service: &Arc<Service>, session: Arc<Session>, groups: Vec<GroupId>) -> PartRead {
         pages::encoded(service, session, self, groups)
     }
 

@@ -7,11 +7,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
 use prost::Message;
 
-use super::operation::{Operation, Respond};
+use super::operation::{Operation, PartRead, Respond};
 use super::tasks::{details, whose};
 use crate::server::Service;
 use crate::server::access::sessions::Session;
@@ -47,12 +45,7 @@ impl Operation for ListTasksRequest {
         in_the_background(service, respond, work).await;
     }
 
-    fn part(
-        self,
-        service: &Arc<Service>,
-        session: Arc<Session>,
-        groups: Vec<GroupId>,
-    ) -> BoxFuture<'static, Result<Part<Bytes>, Problem>> {
+    fn part(self, service: &Arc<Service>, session: Arc<Session>, groups: Vec<GroupId>) -> PartRead {
         pages::encoded(service, session, self, groups)
     }
 

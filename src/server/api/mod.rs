@@ -40,14 +40,10 @@ mod update_task;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-
 use super::Service;
 use super::access::sessions::Session;
 use super::problem::Problem;
 use super::routing::leader;
-use super::scan::Part;
 use crate::task::GroupId;
 use crate::wire::answers::Answer;
 use crate::wire::for_each_operation;
@@ -55,7 +51,7 @@ use crate::wire::operations;
 use crate::wire::proto;
 use crate::wire::proto::boomerang_envelope::Payload;
 use crate::wire::routing::{Asker, Target};
-use operation::{Operation, Respond, done_here};
+use operation::{Operation, PartRead, Respond, done_here};
 
 /// What is no request, and why; in words for whoever sent it.
 fn no_request(payload: &Payload) -> Problem {
@@ -113,7 +109,7 @@ macro_rules! dispatch {
             session: Arc<Session>,
             payload: Payload,
             groups: Vec<GroupId>,
-        ) -> BoxFuture<'static, Result<Part<Bytes>, Problem>> {
+        ) -> PartRead {
             match payload {
                 $(Payload::$request(request) => request.part(service, session, groups),)*
                 _ => Box::pin(async move { Err(no_request(&payload)) }),

@@ -17,6 +17,9 @@ use crate::wire::operations::Request;
 /// Takes the answer to a request; called once, on any thread.
 pub(in crate::server) type Respond<R> = Box<dyn FnOnce(Result<<R as Request>::Answer, Problem>) + Send>;
 
+/// What comes of reading one node's part of an answer: its items as they go to the node that puts the parts together.
+pub(in crate::server) type PartRead = BoxFuture<'static, Result<Part<Bytes>, Problem>>;
+
 /// What a client can ask for. Whoever calls has found out who asks, and who leads what it is about; the rest is the
 /// operation's own: what makes sense, who may, what it does.
 ///
@@ -44,12 +47,7 @@ pub(in crate::server) trait Operation: Request {
     }
 
     /// This node's part of an answer that is put together from those of several nodes: what lies in `groups`.
-    fn part(
-        self,
-        _service: &Arc<Service>,
-        _session: Arc<Session>,
-        _groups: Vec<GroupId>,
-    ) -> BoxFuture<'static, Result<Part<Bytes>, Problem>> {
+    fn part(self, _service: &Arc<Service>, _session: Arc<Session>, _groups: Vec<GroupId>) -> PartRead {
         Box::pin(async { Err(Problem::invalid("no part can be made of this")) })
     }
 

@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-
 use super::dead_letters::{Changes, Choice, change_among_nodes, change_here};
-use super::operation::{Operation, Respond};
+use super::operation::{Operation, PartRead, Respond};
 use crate::propose::Ask;
 use crate::server::Service;
 use crate::server::access::sessions::Session;
@@ -44,12 +41,7 @@ impl Operation for ReplayDeadLettersRequest {
         in_the_background(service, respond, work).await;
     }
 
-    fn part(
-        self,
-        service: &Arc<Service>,
-        session: Arc<Session>,
-        groups: Vec<GroupId>,
-    ) -> BoxFuture<'static, Result<Part<Bytes>, Problem>> {
+    fn part(self, service: &Arc<Service>, session: Arc<Session>, groups: Vec<GroupId>) -> PartRead {
         pages::encoded(service, session, self, groups)
     }
 

@@ -40,7 +40,9 @@ use crate::server::problem::Problem;
 use crate::server::readers::Readers;
 use crate::server::routing::Router;
 use crate::server::routing::forward::envelope;
+use crate::shard::Effect;
 use crate::store::memory::MemoryDisk;
+use crate::store::rows::ShardMetaRow;
 use crate::store::syncer::Rounds;
 use crate::store::writer::Writer;
 use crate::task::locks::Mutex;
@@ -101,6 +103,17 @@ impl Carrier for Delivered {
         }
         .boxed()
     }
+}
+
+/// Tells that something was applied.
+struct Applied(watch::Sender<()>);
+
+impl Observer for Applied {
+    fn applied(&self, _: GroupId, _: &ShardMetaRow, _: &[Effect]) {
+        self.0.send_replace(());
+    }
+
+    fn replaced(&self, _: GroupId) {}
 }
 
 /// What the other node says to a request.
@@ -180,6 +193,7 @@ pub struct Rig {
     pub service: Arc<Service>,
     receivers: watch::Sender<Receivers>,
     attempts: watch::Receiver<u64>,
+    applied: watch::Receiver<()>,
     disk: watch::Sender<DiskState>,
     syncs: watch::Sender<bool>,
     syncing: AbortHandle,
@@ -216,6 +230,7 @@ impl Rig {
         let metrics = Arc::new(Metrics::new());
         let sessions = Arc::new(Sessions::new(HOUR_MS, 1_000));
         let firing = FiringSettings::default();
+        let (tells, applied) = watch::channel(());
         let ending: Arc<dyn Observer> = Arc::new(Ending { sessions: sessions.clone(), store: store.clone() });
         let foundation = Foundation::lay(NodeParts {
             cluster: "test".into(),
@@ -229,7 +244,7 @@ impl Rig {
             network: PeerNetwork::dialing("test", 1, Arc::new(ToOther(dialed))),
             firing,
             metrics: metrics.clone(),
-            observers: vec![ending],
+            observers: vec![ending, Arc::new(Applied(tells))],
         });
         let foundation = foundation.await.unwrap();
         let cluster = foundation.cluster.clone();
@@ -265,7 +280,7 @@ impl Rig {
             store,
         });
         let wires = Mutex::new(Some(wires));
-        Self { service, receivers, attempts, disk, syncs, syncing, wires, _rooms: Mutex::new(rooms) }
+        Self { service, receivers, attempts, applied, disk, syncs, syncing, wires, _rooms: Mutex::new(rooms) }
     }
 
     /// From here on there is another node, and this one is not alone.
@@ -373,13 +388,16 @@ impl Rig {
     /// Has a task of the client die, and returns the id of its dead letter.
     pub async fn bury(&self) -> String {
         let died = self.letters().await.len() + 1;
+        let mut applied = self.applied.clone();
         self.register_and_send(Receivers::Refuse).await;
         loop {
+            // Before the look: what is applied during it is not missed.
+            applied.mark_unchanged();
             let letters = self.letters().await;
             if letters.len() >= died {
                 return letters.last().unwrap().dead_letter_id.clone();
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::timeout(LONG, applied.changed()).await.expect("it dies").unwrap();
         }
     }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use prost::Message;
 
@@ -13,7 +12,7 @@ use super::forward::{self, Forwarded};
 use super::router::{Patience, Route, shown};
 use crate::server::Service;
 use crate::server::access::sessions::Session;
-use crate::server::api::operation::Operation;
+use crate::server::api::operation::{Operation, PartRead};
 use crate::server::problem::Problem;
 use crate::server::scan::{Part, Room, merge};
 use crate::task::GroupId;
@@ -60,7 +59,7 @@ pub(in crate::server) fn encoded<R: InParts>(
     session: Arc<Session>,
     request: R,
     groups: Vec<GroupId>,
-) -> BoxFuture<'static, Result<Part<Bytes>, Problem>> {
+) -> PartRead {
     let service = service.clone();
     Box::pin(async move {
         let part = service.read_page(session, move |service, session| {
