@@ -259,6 +259,9 @@ fn variable<T: FromStr<Err: Display>>(name: &str, default: T) -> Result<T, Strin
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+
     use super::*;
 
     #[test]
@@ -270,8 +273,12 @@ mod tests {
         assert!(folder.running("node-1").is_none(), "nothing was started");
         let mut command = Command::new("sh");
         // It waits for an end of its input that does not come.
-        command.args(["-c", "read line", "sh", "cluster/node-1"]).current_dir(temp.path());
-        let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        command.args(["-c", "echo ready; read line", "sh", "cluster/node-1"]).current_dir(temp.path());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // A process that has just been started has no arguments yet, for some microseconds, as one that is dead.
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
         std::fs::write(folder.pid_file("node-1"), format!("{}\n", child.id())).unwrap();
         assert_eq!(folder.names(), ["node-1"]);
         let running = folder.running("node-1").expect("it runs");
