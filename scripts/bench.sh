@@ -17,7 +17,7 @@ start() { # start <folder> [flags]: sets NODE and ADDR
     shift
     rm -f "$WORK/line"
     mkfifo "$WORK/line"
-    "$BIN/boomerang" dev --data-dir "$folder" --tcp-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 --peer-addr 127.0.0.1:0 \
+    "$BIN/boomerang" dev --data-dir "$folder" --tcp-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 \
         "$@" >"$WORK/line" 2>"$WORK/log" &
     NODE=$!
     read -r LINE <"$WORK/line"

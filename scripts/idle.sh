@@ -14,11 +14,13 @@ trap 'kill $pids 2>/dev/null; wait; rm -rf "$folder"' EXIT
 mkfifo "$folder/lines"
 exec 3<>"$folder/lines"
 
+"$BIN/boomerang" certs --out "$folder/certs" --node node,127.0.0.1 >/dev/null
 peers="1=127.0.0.1:$((PORT + 12)),2=127.0.0.1:$((PORT + 22)),3=127.0.0.1:$((PORT + 32))"
 for node in 1 2 3; do
     "$BIN/boomerang" serve --node-id $node --data-dir "$folder/$node" --shards "$SHARDS" --peers "$peers" \
         --tcp-addr "127.0.0.1:$((PORT + node * 10))" --http-addr "127.0.0.1:$((PORT + node * 10 + 1))" \
         --peer-addr "127.0.0.1:$((PORT + node * 10 + 2))" --admin-password idle \
+        --peer-cert "$folder/certs/node.pem" --peer-key "$folder/certs/node.key" --peer-ca "$folder/certs/ca.pem" \
         >&3 2>"$folder/$node.log" &
     pids="$pids $!"
 done

@@ -9,6 +9,7 @@
 //! | [`wheel`] | the hierarchical timing wheel |
 //! | [`store`] | RocksDB: keys, rows, the writer |
 //! | [`shard`] | the replicated state machine, a function |
+//! | [`certs`] | certificates for the nodes of a cluster |
 //! | [`raft`] | openraft: log store, groups, network |
 //! | [`inspect`] | what is stored, for people, and to compare replicas |
 //! | [`propose`] | from what is asked to what is replicated |
@@ -24,6 +25,7 @@
 
 pub mod blocking;
 pub mod callback;
+pub mod certs;
 pub mod clock;
 pub mod disk;
 pub mod firing;

@@ -48,10 +48,14 @@ pub enum Fault {
     BeatsBehindWork,
     /// A lease that is lost and won back within a term forgets what is out (`duplicates`).
     ForgetOut,
+    /// Whoever reaches the port for nodes is taken for one (`tests/strangers.rs`).
+    TrustStrangers,
+    /// Callbacks go wherever a client says (`tests/forbidden.rs`).
+    CallAnybody,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 16] = [
         Fault::SkipFsync,
         Fault::IgnoreWatermark,
         Fault::SkipLease,
@@ -66,6 +70,8 @@ impl Fault {
         Fault::LeaveBehind,
         Fault::BeatsBehindWork,
         Fault::ForgetOut,
+        Fault::TrustStrangers,
+        Fault::CallAnybody,
     ];
 
     pub fn name(self) -> &'static str {
@@ -84,6 +90,8 @@ impl Fault {
             Fault::LeaveBehind => "leave-behind",
             Fault::BeatsBehindWork => "beats-behind-work",
             Fault::ForgetOut => "forget-out",
+            Fault::TrustStrangers => "trust-strangers",
+            Fault::CallAnybody => "call-anybody",
         }
     }
 

@@ -15,11 +15,13 @@ use clap::{ArgMatches, Args as _};
 
 use crate::callback::CallbackSettings;
 use crate::callback::flags::CallbackFlags;
+use crate::callback::guard::Allowed;
 use crate::firing::FiringSettings;
 use crate::firing::flags::FiringFlags;
 use crate::flags::{WrongFlag, within, wrong};
 use crate::placement::Placement;
 use crate::placement::flags::PlacementFlags;
+use crate::raft::flags::{PeerFlags, PeerSettings};
 use crate::server::flags::{ServerFlags, ServerSettings};
 use crate::store::flags::{StoreFlags, StoreSettings};
 use crate::task::SHARDS_MAX;
@@ -42,7 +44,7 @@ pub struct Given {
     /// Health, readiness and metrics [default: 127.0.0.1:9974]
     #[arg(long, value_name = "ADDR", env = "BOOMERANG_HTTP_ADDR")]
     pub http_addr: Option<String>,
-    /// Where the other nodes connect [default: 127.0.0.1:9975]
+    /// Where the other nodes connect; a node that is alone does not listen there [default: 127.0.0.1:9975]
     #[arg(long, value_name = "ADDR", env = "BOOMERANG_PEER_ADDR")]
     pub peer_addr: Option<String>,
     /// Address that others reach this node by, without a port, when it listens on all addresses
@@ -57,7 +59,7 @@ pub struct Given {
     #[command(flatten)]
     pub placement: PlacementFlags,
     #[command(flatten)]
-    pub peer_tls: PeerTlsFlags,
+    pub peers: PeerFlags,
     #[command(flatten)]
     pub server: ServerFlags,
     #[command(flatten)]
@@ -69,38 +71,6 @@ pub struct Given {
     /// For tests: a file that says how wrong the clocks of this machine are
     #[arg(long, value_name = "FILE", env = "BOOMERANG_TEST_CLOCK", hide = true)]
     pub test_clock: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "TLS between nodes")]
-pub struct PeerTlsFlags {
-    /// Certificate of this node for its peers, PEM; with it, nodes speak TLS and know each other by their certificates
-    #[arg(long, value_name = "FILE", env = "BOOMERANG_PEER_CERT")]
-    pub peer_cert: Option<PathBuf>,
-    /// Key of --peer-cert, PEM
-    #[arg(long, value_name = "FILE", env = "BOOMERANG_PEER_KEY")]
-    pub peer_key: Option<PathBuf>,
-    /// Whoever has signed the certificates of all nodes, PEM
-    #[arg(long, value_name = "FILE", env = "BOOMERANG_PEER_CA")]
-    pub peer_ca: Option<PathBuf>,
-}
-
-/// PEM files.
-#[derive(Debug, Clone)]
-pub struct PeerTlsFiles {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    pub ca: PathBuf,
-}
-
-impl PeerTlsFlags {
-    fn check(self) -> Result<Option<PeerTlsFiles>, WrongFlag> {
-        match (self.peer_cert, self.peer_key, self.peer_ca) {
-            (Some(cert), Some(key), Some(ca)) => Ok(Some(PeerTlsFiles { cert, key, ca })),
-            (None, None, None) => Ok(None),
-            _ => Err(wrong("--peer-cert, --peer-key, --peer-ca", "are needed together, or none of them")),
-        }
-    }
 }
 
 /// What a TOML file says and `given`, the command line and the variables, does not: as more flags for the command line.
@@ -143,13 +113,15 @@ pub struct Settings {
     pub advertise_host: Option<String>,
     pub placement: Placement,
     pub zone: String,
-    pub peer_tls: Option<PeerTlsFiles>,
+    pub peers: PeerSettings,
     pub shards: u16,
     /// Lets every name in as administrator, on loopback only.
     pub open: bool,
     pub server: ServerSettings,
     pub firing: FiringSettings,
     pub callback: CallbackSettings,
+    /// What callbacks may go to besides the public network.
+    pub callback_allowed: Vec<Allowed>,
     pub store: StoreSettings,
     /// See [`crate::clock::SystemClock::skewed_by`].
     pub test_clock: Option<PathBuf>,
@@ -169,21 +141,28 @@ impl Settings {
             return Err(wrong("--etcd, --peers", "are for 'boomerang serve': 'boomerang dev' is one node"));
         }
         let firing = given.firing.check()?;
+        let peer_addr = address("--peer-addr", given.peer_addr.as_deref().unwrap_or("127.0.0.1:9975"))?;
+        let advertise_host = given.advertise_host.filter(|host| !host.is_empty());
+        let hosts = placement.hosts().map(|hosts| {
+            let own = advertise_host.clone().unwrap_or_else(|| peer_addr.ip().to_string());
+            hosts.into_iter().chain([own]).collect::<Vec<_>>()
+        });
         let settings = Self {
             node_id,
             data_dir,
             tcp_addr: address("--tcp-addr", given.tcp_addr.as_deref().unwrap_or("127.0.0.1:9973"))?,
             http_addr: address("--http-addr", given.http_addr.as_deref().unwrap_or("127.0.0.1:9974"))?,
-            peer_addr: address("--peer-addr", given.peer_addr.as_deref().unwrap_or("127.0.0.1:9975"))?,
+            peer_addr,
             cluster,
-            advertise_host: given.advertise_host.filter(|host| !host.is_empty()),
             placement,
             zone: given.placement.zone.unwrap_or_default(),
-            peer_tls: given.peer_tls.check()?,
+            peers: given.peers.check(hosts.as_ref().map(|hosts| hosts.iter().map(String::as_str)))?,
+            advertise_host,
             shards: within("--shards", given.shards.unwrap_or(SHARDS_DEFAULT), 1, SHARDS_MAX)?,
             open,
             server: given.server.check()?,
             firing,
+            callback_allowed: given.callback.allowed(open)?,
             callback: given.callback.check(firing.in_flight_max)?,
             store: given.store.check()?,
             test_clock: given.test_clock,
@@ -267,6 +246,7 @@ mod tests {
             ("--tick-ms 0", "--tick-ms"),
             ("--cluster a/b", "--cluster"),
             ("--payload-max 1048576", "--payload-max"),
+            ("--callback-allow 10.0.0.0/8,localhost", "--callback-allow: 'localhost' is no network"),
             ("--destination-in-flight-max 0", "--destination-in-flight-max"),
             ("--session-timeout 1ms", "--session-timeout: 1 is not within"),
             ("--history 32d", "--history"),
@@ -277,7 +257,17 @@ mod tests {
             ("--peers a:1", "not number=host:port"),
             ("--etcd a:2379", "not a URL"),
             ("--etcd http://a --peers 1=a:1", "together"),
+            ("--etcd http://a --etcd-user u", "--etcd-user, --etcd-password-file: are needed together"),
+            ("--etcd http://a --etcd-user u --etcd-password p --etcd-password-file f", "together"),
+            ("--etcd http://a --etcd-ca c", "https:// URLs"),
+            ("--etcd https://a --etcd-cert c", "--etcd-cert, --etcd-key: are needed together"),
             ("--peer-cert c", "--peer-ca"),
+            ("--peers 1=127.0.0.1:1,2=127.0.0.1:2", "--peer-cert, --peer-key, --peer-ca: are needed in a cluster"),
+            ("--etcd http://a", "'boomerang certs'"),
+            ("--etcd http://a --peer-addr 10.0.0.1:1 --cluster-secret-file f", "'10.0.0.1' is not"),
+            ("--etcd http://a --advertise-host a --cluster-secret-file f", "'a' is not"),
+            ("--peers 1=127.0.0.1:1,2=b:2 --cluster-secret-file f", "'b' is not"),
+            ("--cluster-secret-file f --cluster-secret t", "together"),
         ] {
             let error = build(flags).unwrap_err().to_string();
             assert!(error.contains(text), "{flags}: {error}");

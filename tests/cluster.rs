@@ -8,12 +8,9 @@ mod common;
 use std::time::Duration;
 
 use boomerang_task::locks::Mutex;
-use boomerang_wire::peer::nodes_client::NodesClient;
-use boomerang_wire::peer::{NodeStatus, StatusRequest};
 use common::cluster::Cluster;
 use common::etcd::Etcd;
 use common::{eventually, eventually_within, http_get, one_of_three};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -222,81 +219,4 @@ fn a_snapshot_that_is_cut_off_is_sent_again() {
     cluster.assert_replicas_agree();
     let ready = http_get(cluster.nodes[0].started.http, "/readyz");
     assert_eq!(ready.0, 200, "a node that has taken in its snapshots is ready: {}", ready.1);
-}
-
-/// Without a certificate of the common authority nobody speaks to a node, and a cluster of those that have one works.
-#[test]
-fn nodes_know_each_other_by_their_certificates() {
-    let _alone = alone();
-    let folder = tempfile::tempdir().unwrap();
-    let authority = Authority::new();
-    let file = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let (cert, key) = authority.sign();
-    let (cert_file, key_file) = (file("cert.pem", &cert), file("key.pem", &key));
-    let ca_file = file("ca.pem", &authority.cert.pem());
-    let flags = ["--peer-cert", &cert_file, "--peer-key", &key_file, "--peer-ca", &ca_file];
-    let cluster = Cluster::with_peers(3, &flags);
-    let account = cluster.load(&["--tasks", "200", "--spread", "1s"]).finish();
-    account.assert_promises();
-    account.assert_all_acknowledged();
-    cluster.assert_replicas_agree();
-
-    let peer = cluster.nodes[0].started.peer;
-    let (foreign_cert, foreign_key) = Authority::new().sign();
-    let trusting = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.cert.pem()));
-    let with = |cert: &str, key: &str| trusting.clone().identity(Identity::from_pem(cert, key));
-    assert_eq!(ask_status(peer, Some(with(&cert, &key))).unwrap().node_id, 1, "the node that answers");
-    ask_status(peer, None).unwrap_err();
-    ask_status(peer, Some(trusting.clone())).unwrap_err();
-    ask_status(peer, Some(with(&foreign_cert, &foreign_key))).unwrap_err();
-
-    let refused = common::node::serve_to_its_end(folder.path(), &["--peer-cert", &cert_file]);
-    assert!(refused.code == Some(2) && refused.stderr.contains("--peer-ca"), "{:?}: {}", refused.code, refused.stderr);
-    let data = folder.path().join("data");
-    let no_pem = ["--peer-cert", &ca_file, "--peer-key", &cert_file, "--peer-ca", &key_file];
-    let refused = common::node::serve_to_its_end(&data, &no_pem);
-    assert!(refused.code == Some(1) && refused.stderr.contains("--peer-key"), "{:?}: {}", refused.code, refused.stderr);
-}
-
-/// Signs certificates for the nodes of this test.
-struct Authority {
-    cert: rcgen::Certificate,
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let cert = params.self_signed(&key).unwrap();
-        Self { cert, issuer: rcgen::Issuer::new(params, key) }
-    }
-
-    /// A certificate and its key.
-    fn sign(&self) -> (String, String) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
-    }
-}
-
-/// Asks a node as its peers do.
-fn ask_status(peer: std::net::SocketAddr, tls: Option<ClientTlsConfig>) -> Result<NodeStatus, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{peer}")).unwrap();
-        if let Some(tls) = tls {
-            endpoint = endpoint.tls_config(tls).unwrap();
-        }
-        let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
-        let request = StatusRequest { cluster: "boomerang".into() };
-        let answer = NodesClient::new(channel).status(request).await.map_err(|status| status.to_string())?;
-        Ok(answer.into_inner())
-    })
 }

@@ -75,6 +75,7 @@ mod imports {
         "flags",
         "sabotage",
         "random",
+        "certs",
         "blocking",
         "clock",
         "metrics",

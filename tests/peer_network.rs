@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use boomerang::raft::dial::{Dial, Wire};
 use boomerang::raft::groups::GroupsParts;
 use boomerang::raft::network::ReplicaClient;
+use boomerang::raft::peer_credentials::{PeerCredentials, incoming};
+use boomerang::raft::peer_secret::ClusterSecret;
 use boomerang::raft::types::{Command, LogId, Membership, MembershipRow, TypeConfig, Vote, log_id, term_of, vote};
 use boomerang::raft::{
     Begin, Groups, LEASE, Member, Observer, PeerNetwork, PeerService, Raft, ReplicaId, peer_service,
@@ -42,13 +44,12 @@ use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::rt::WatchReceiver as _;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Channel;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Response, Status, Streaming};
 
 const CLUSTER: &str = "test";
@@ -57,6 +58,10 @@ const GROUP: GroupId = GroupId(1);
 const WITHIN: Duration = Duration::from_secs(15);
 /// Longer than any election timeout.
 const SURELY_ELECTED: Duration = Duration::from_millis(3_500);
+
+fn credentials(node_id: u64) -> PeerCredentials {
+    PeerCredentials::secret(CLUSTER, node_id, ClusterSecret::new("all nodes of these tests know it").unwrap())
+}
 
 struct Deaf;
 
@@ -88,7 +93,7 @@ impl Node {
     async fn start_in(folder: Arc<TempDir>, id: u64, shards: u16, begin: Begin) -> Self {
         let store = Store::open(&folder.path().join("db")).unwrap();
         let (writer, writer_threads) = Writer::start(store.clone());
-        let network = PeerNetwork::new(CLUSTER, id);
+        let network = PeerNetwork::new(CLUSTER, id, Arc::new(credentials(id)));
         let parts = GroupsParts {
             cluster: CLUSTER.to_owned(),
             node_id: id,
@@ -116,9 +121,9 @@ impl Node {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let service = PeerService::new(self.groups.clone());
-        let stopped = stop.clone().cancelled_owned();
+        let (credentials, stopped) = (credentials(self.id), stop.clone().cancelled_owned());
         let task = tokio::spawn(async {
-            peer_service::serve(listener, service, Routes::default(), None, stopped).await.unwrap()
+            peer_service::serve(listener, service, Routes::default(), credentials, stopped).await.unwrap()
         });
         self.server = Some(Server { address, stop, task });
     }
@@ -138,8 +143,11 @@ impl Node {
         self.server.as_ref().unwrap().address.to_string()
     }
 
+    /// As a node that is none of the others.
     async fn client(&self) -> PeerClient<Channel> {
-        PeerClient::connect(format!("http://{}", self.address())).await.unwrap()
+        let network = PeerNetwork::new(CLUSTER, 99, Arc::new(credentials(99)));
+        network.set(self.id, &self.address());
+        PeerClient::new(network.requests_to(self.id).unwrap())
     }
 
     fn rows(&self, group: GroupId) -> Vec<Row> {
@@ -746,10 +754,12 @@ impl Silent {
     /// As node 2 of the network that comes back, until the task is ended.
     async fn serve(&self) -> (PeerNetwork, tokio::task::JoinHandle<Result<(), tonic::transport::Error>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let network = PeerNetwork::new(CLUSTER, 1);
+        let network = PeerNetwork::new(CLUSTER, 1, Arc::new(credentials(1)));
         network.set(2, &listener.local_addr().unwrap().to_string());
         let server = tonic::transport::Server::builder().add_service(PeerServer::new(self.clone()));
-        (network, tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener))))
+        let mut wires = incoming(listener, credentials(2));
+        let wires = futures::stream::poll_fn(move |context| wires.poll_recv(context)).map(Ok::<Wire, io::Error>);
+        (network, tokio::spawn(server.serve_with_incoming(wires)))
     }
 }
 
@@ -769,14 +779,14 @@ struct Hesitant {
 }
 
 impl Dial for Hesitant {
-    fn dial(&self, _: String) -> BoxFuture<'static, io::Result<Wire>> {
+    fn dial(&self, _: u64, _: &str) -> BoxFuture<'static, io::Result<Wire>> {
         let (asked, fails, to) = (self.asked.fetch_add(1, Relaxed), self.fails.clone(), self.to.clone());
         async move {
             if asked == 0 {
                 fails.notified().await;
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
-            Ok(Wire::new(TcpStream::connect(to).await?))
+            credentials(2).dial(1, &to).await
         }
         .boxed()
     }
@@ -789,7 +799,7 @@ async fn a_connection_that_was_given_up_long_ago_fails_nobody() {
         let nodes = cluster(1, 1).await;
         let fails = Arc::new(Notify::new());
         let hesitant = Hesitant { asked: AtomicUsize::new(0), fails: fails.clone(), to: nodes[0].address() };
-        let network = PeerNetwork::dialing(CLUSTER, 2, Arc::new(hesitant));
+        let network = PeerNetwork::new(CLUSTER, 2, Arc::new(hesitant));
         network.set(1, "elsewhere:1");
         let mut client = network.for_group(GROUP).new_client(1, &Member { node_id: 1 }).await;
         let request = || VoteRequest::new(vote(0, 2, false), None);
@@ -933,7 +943,7 @@ async fn an_answer_does_not_vouch_for_a_request_that_was_sent_after_it() {
 #[tokio::test]
 async fn nobody_speaks_to_oneself_or_to_nowhere() {
     bounded(async {
-        let network = PeerNetwork::new(CLUSTER, 1);
+        let network = PeerNetwork::new(CLUSTER, 1, Arc::new(credentials(1)));
         network.set(1, "127.0.0.1:1");
         network.set(3, "not an address");
         network.set(4, "127.0.0.1:1");
@@ -955,7 +965,7 @@ async fn nobody_speaks_to_oneself_or_to_nowhere() {
 #[tokio::test]
 async fn a_failure_waits_for_the_request_it_is_about() {
     let nobody = OwnAddress::take().unwrap();
-    let network = PeerNetwork::new(CLUSTER, 1);
+    let network = PeerNetwork::new(CLUSTER, 1, Arc::new(credentials(1)));
     network.set(2, &nobody.to_string());
     let mut client = network.for_group(GROUP).new_client(2, &Member { node_id: 2 }).await;
     let option = || RPCOption::new(Duration::from_millis(200));

@@ -7,6 +7,7 @@ use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use boomerang::certs;
 use boomerang::flags::WrongFlag;
 use boomerang::inspect::{Asked, inspect};
 use boomerang::node::{Node, NodeError};
@@ -52,6 +53,16 @@ Prints one line of JSON with its addresses when it is ready; logs go to stderr. 
 Example:
   boomerang serve --data-dir /var/lib/boomerang --tcp-addr 0.0.0.0:9973")]
     Serve(Given),
+    /// Make certificates by which the nodes of a cluster know each other, and an authority that signs them
+    #[command(after_help = "\
+Makes ca.pem, ca.key, and NAME.pem and NAME.key for each node, in PEM. Each node is given its own two
+files and ca.pem; ca.key is for adding nodes later, by the same command, and belongs nowhere else.
+Nothing is written over. Whoever has a certificate of the authority is a node of the cluster.
+
+Example:
+  boomerang certs --out certs --node node-1,10.0.0.1,node-1.internal --node node-2,10.0.0.2
+  boomerang serve --peer-cert certs/node-1.pem --peer-key certs/node-1.key --peer-ca certs/ca.pem ...")]
+    Certs(certs::Asked),
     /// Look into the data folder of a node that does not run; nothing in it is changed
     #[command(after_help = "\
 Shows whose folder it is, what it holds of each group, and what is damaged. APPLIED is the last
@@ -100,6 +111,7 @@ fn main() -> ExitCode {
         }
         Command::Serve(given) => (given, false),
         Command::Inspect(asked) => return look_into(&asked),
+        Command::Certs(asked) => return make_certs(&asked),
     };
     let settings = match Settings::build(given, open) {
         Ok(settings) => settings,
@@ -125,7 +137,7 @@ fn with_file() -> Result<Cli, WrongFlag> {
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match (&cli.config, matches.subcommand()) {
-        (Some(path), Some((_, given))) if !matches!(cli.command, Command::Inspect(_)) => {
+        (Some(path), Some((_, given))) if matches!(cli.command, Command::Dev(_) | Command::Serve(_)) => {
             let mut line: Vec<OsString> = std::env::args_os().collect();
             let end = line.iter().position(|word| word == "--").unwrap_or(line.len());
             line.splice(end..end, flags_in_file(path, given)?);
@@ -160,6 +172,19 @@ fn look_into(asked: &Asked) -> ExitCode {
     let shown = inspect(asked, &mut BufWriter::new(std::io::stdout()));
     match shown {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error.to_string()),
+    }
+}
+
+fn make_certs(asked: &certs::Asked) -> ExitCode {
+    match certs::make(asked) {
+        Ok(made) => {
+            let mut out = std::io::stdout();
+            for (cert, key) in made {
+                let _ = writeln!(out, "made {} and {}", cert.display(), key.display());
+            }
+            ExitCode::SUCCESS
+        }
         Err(error) => failed(&error.to_string()),
     }
 }

@@ -354,7 +354,7 @@ fn evidence(ended: &Result<(), Failure>) -> Evidence {
         }
         FailureClass::BadStatus | FailureClass::BadAnswer => Evidence::Answered,
         // It did not leave.
-        FailureClass::TooLarge | FailureClass::CircuitOpen => Evidence::Nothing,
+        FailureClass::TooLarge | FailureClass::CircuitOpen | FailureClass::Forbidden => Evidence::Nothing,
     }
 }
 

@@ -7,11 +7,16 @@ use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
+use super::connect::Late;
+use super::guard::Forbidden;
 use super::names::Unresolved;
 use crate::task::{Failure, FailureClass};
 
 /// No way to the receiver at all: what `error` says about that.
 pub fn cannot_connect(place: &str, error: &(dyn Error + 'static)) -> Failure {
+    if let Some(Late(within)) = found(error) {
+        return no_connection(place, *within);
+    }
     let (class, why) = cause(error).unwrap_or((FailureClass::Unreachable, bottom(error).to_string()));
     // A connection that broke before it was one.
     let class = if class == FailureClass::Broken { FailureClass::Unreachable } else { class };
@@ -39,6 +44,9 @@ fn cause(error: &(dyn Error + 'static)) -> Option<(FailureClass, String)> {
         if let Some(error) = error.downcast_ref::<Unresolved>() {
             return Some((FailureClass::Unreachable, error.to_string()));
         }
+        if let Some(error) = error.downcast_ref::<Forbidden>() {
+            return Some((FailureClass::Forbidden, error.to_string()));
+        }
         if let Some(error) = error.downcast_ref::<rustls::Error>() {
             return Some((FailureClass::Unreachable, no_tls(error)));
         }
@@ -48,6 +56,18 @@ fn cause(error: &(dyn Error + 'static)) -> Option<(FailureClass, String)> {
                 Some(inner) => cause(inner).or_else(|| Some((io_class(error.kind()), error.to_string()))),
                 None => Some((io_class(error.kind()), error.to_string())),
             };
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The first error of this kind, among those that `error` came from.
+fn found<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
         next = error.source();
     }

@@ -1,7 +1,7 @@
 //! Callbacks over gRPC: `BoomerangCallback.OnTaskExpired` on one connection per receiver, made when it is first needed.
 //!
-//! Connections and names are tonic's business: it connects, and looks up names, once at a time per receiver, and again
-//! when a request comes after a connection has ended.
+//! Connections are tonic's business: it has them made, once at a time per receiver, and again when a request comes after
+//! a connection has ended.
 //!
 //! A failure of the way to the receiver and its own answer reach us as the same type: a status. Ours has an error of a
 //! library behind it, and that is what is told.
@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, ClientTlsConfig};
 use tonic::{Code, ConnectError, Request, Status, TimeoutExpired};
 
+use super::connect::Connector;
 use super::trust::Trust;
 use super::{Attempt, CallbackSettings, KEEP_ALIVE, USER_AGENT_TEXT, failures, response_verdict};
 use crate::task::locks::Mutex;
@@ -30,13 +31,14 @@ const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 /// The connections to all receivers.
 pub struct Grpc {
     settings: CallbackSettings,
+    connector: Connector,
     trust: Trust,
     channels: Mutex<HashMap<Endpoint, (Channel, Instant)>>,
 }
 
 impl Grpc {
-    pub fn new(settings: CallbackSettings, trust: Trust) -> Self {
-        Self { settings, trust, channels: Mutex::default() }
+    pub fn new(settings: CallbackSettings, connector: Connector, trust: Trust) -> Self {
+        Self { settings, connector, trust, channels: Mutex::default() }
     }
 
     pub async fn deliver(&self, delivery: &Delivery, within: Duration) -> Attempt {
@@ -86,7 +88,7 @@ impl Grpc {
             let tls = ClientTlsConfig::new().timeout(self.settings.connect_timeout);
             connection = connection.tls_config_with_verifier(tls, self.trust.verifier()?)?;
         }
-        Ok(connection.connect_lazy())
+        Ok(connection.connect_with_connector_lazy(self.connector.clone()))
     }
 
     /// Closes what has not been used for long; what is under way keeps its connection.

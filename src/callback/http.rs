@@ -11,17 +11,31 @@
 
 use std::fmt::Write as _;
 use std::sync::OnceLock;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use hmac::{Hmac, KeyInit, Mac};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode, Url, redirect};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT,
+};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
 use sha2::Sha256;
-use tokio::time::{Instant, timeout_at};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::codegen::Service;
+use url::Url;
 
-use super::names::Names;
+use super::connect::{Connector, Late, NoWay};
 use super::trust::Trust;
 use super::{Attempt, CallbackSettings, KEEP_ALIVE, USER_AGENT_TEXT, failures};
 use crate::task::{Delivery, Failure, FailureClass, Secret};
@@ -36,10 +50,12 @@ const BODY_CHARS_SHOWN: usize = 300;
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
+type Client = legacy::Client<Bounded, Full<Bytes>>;
+
 /// All connections over HTTP.
 pub struct Http {
     settings: CallbackSettings,
-    names: Names,
+    connector: Connector,
     trust: Trust,
     plain: OnceLock<Client>,
     /// HTTP/2 from the first byte, without TLS.
@@ -49,8 +65,8 @@ pub struct Http {
 }
 
 impl Http {
-    pub fn new(settings: CallbackSettings, names: Names, trust: Trust) -> Self {
-        Self { settings, names, trust, plain: OnceLock::new(), plain_2: OnceLock::new(), tls: OnceLock::new() }
+    pub fn new(settings: CallbackSettings, connector: Connector, trust: Trust) -> Self {
+        Self { settings, connector, trust, plain: OnceLock::new(), plain_2: OnceLock::new(), tls: OnceLock::new() }
     }
 
     pub async fn deliver(&self, delivery: &Delivery, within: Duration) -> Attempt {
@@ -62,17 +78,13 @@ impl Http {
         let deadline = Instant::now() + within;
         for _ in 0..=REDIRECTS_MAX {
             let place = shown(url.as_str());
-            let request = self
-                .client(&url, callback.options.http2)
-                .post(url.clone())
-                .headers(headers.clone())
-                .body(delivery.payload.clone());
-            let response = match timeout_at(deadline, request.send()).await {
+            let asked = self.client(&url, callback.options.http2).request(request(&url, &headers, &delivery.payload)?);
+            let response = match timeout_at(deadline, asked).await {
                 Err(_) => return Err(failures::no_answer(place, within)),
-                Ok(Err(error)) => return Err(self.not_sent(place, &error)),
+                Ok(Err(error)) => return Err(not_sent(place, &error)),
                 Ok(Ok(response)) => response,
             };
-            let next = if callback.options.follow_redirects { redirect(&response) } else { None };
+            let next = if callback.options.follow_redirects { redirect(&url, &response) } else { None };
             let Some(next) = next else { return verdict(place, response, deadline).await };
             if url.scheme() == "https" && next.scheme() != "https" {
                 let text = format!("{place}: redirects to http://, which is not followed from https://");
@@ -86,48 +98,100 @@ impl Http {
 
     fn client(&self, url: &Url, http2: bool) -> &Client {
         if url.scheme() == "https" {
-            self.tls.get_or_init(|| self.build(self.trust.https(), false))
+            self.tls.get_or_init(|| self.build(&self.trust, false))
         } else if http2 {
-            self.plain_2.get_or_init(|| self.build(Trust::nobody(), true))
+            self.plain_2.get_or_init(|| self.build(&Trust::nobody(), true))
         } else {
-            self.plain.get_or_init(|| self.build(Trust::nobody(), false))
+            self.plain.get_or_init(|| self.build(&Trust::nobody(), false))
         }
     }
 
-    fn build(&self, tls: rustls::ClientConfig, http2: bool) -> Client {
+    fn build(&self, trust: &Trust, http2: bool) -> Client {
         let settings = &self.settings;
-        let builder = Client::builder()
-            .user_agent(USER_AGENT_TEXT)
-            .tls_backend_preconfigured(tls)
-            .dns_resolver(self.names.clone())
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .connect_timeout(settings.connect_timeout)
+        // The receiver picks the version, of those that TLS offers.
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(trust.https())
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(self.connector.clone());
+        legacy::Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
             .pool_idle_timeout(settings.idle_timeout)
             .pool_max_idle_per_host(settings.connections_max)
+            .http2_only(http2)
             .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
             .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             // A connection that carries everything must not be used for long after it has died unnoticed.
             .http2_keep_alive_interval(KEEP_ALIVE)
-            .http2_keep_alive_timeout(KEEP_ALIVE);
-        let builder = if http2 { builder.http2_prior_knowledge() } else { builder };
-        builder.build().expect("nothing in it depends on the outside")
+            .http2_keep_alive_timeout(KEEP_ALIVE)
+            .build(Bounded { connector, within: settings.connect_timeout })
+    }
+}
+
+/// A connection that takes no longer than this, TLS included.
+#[derive(Clone)]
+struct Bounded {
+    connector: HttpsConnector<Connector>,
+    within: Duration,
+}
+
+impl Service<Uri> for Bounded {
+    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Error = NoWay;
+    type Future = BoxFuture<'static, Result<Self::Response, NoWay>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), NoWay>> {
+        self.connector.poll_ready(context)
     }
 
-    fn not_sent(&self, place: &str, error: &reqwest::Error) -> Failure {
-        if error.is_connect() {
-            return if error.is_timeout() {
-                failures::no_connection(place, self.settings.connect_timeout)
-            } else {
-                failures::cannot_connect(place, error)
-            };
-        }
-        if is_no_http(error) {
-            let text = format!("{place}: what it answered is not HTTP");
-            return Failure::new(FailureClass::BadAnswer, text);
-        }
-        failures::broken(place, error)
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, within) = (self.connector.call(uri), self.within);
+        Box::pin(async move { timeout(within, connecting).await.unwrap_or_else(|_| Err(Late(within).into())) })
     }
+}
+
+fn request(url: &Url, headers: &HeaderMap, payload: &Bytes) -> Result<Request<Full<Bytes>>, Failure> {
+    let place = shown(url.as_str());
+    // Without what is for the header, and for whoever reads the page.
+    let mut bare = url.clone();
+    let _ = bare.set_username("");
+    let _ = bare.set_password(None);
+    bare.set_fragment(None);
+    let uri: Uri = bare
+        .as_str()
+        .parse()
+        .map_err(|error| Failure::new(FailureClass::Unreachable, format!("{place}: not a URL: {error}")))?;
+    let mut request = Request::new(Full::new(payload.clone()));
+    (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (Method::POST, uri, headers.clone());
+    if let Some(credentials) = credentials(url) {
+        request.headers_mut().insert(AUTHORIZATION, credentials);
+    }
+    Ok(request)
+}
+
+/// What a URL says about who asks: `https://name:password@host/`.
+fn credentials(url: &Url) -> Option<HeaderValue> {
+    if url.username().is_empty() && url.password().is_none() {
+        return None;
+    }
+    let mut text: Vec<u8> = percent_decode_str(url.username()).collect();
+    text.push(b':');
+    text.extend(percent_decode_str(url.password().unwrap_or_default()));
+    let mut value = HeaderValue::try_from(format!("Basic {}", BASE64.encode(text))).expect("letters and digits");
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn not_sent(place: &str, error: &legacy::Error) -> Failure {
+    if error.is_connect() {
+        return failures::cannot_connect(place, error);
+    }
+    if is_no_http(error) {
+        let text = format!("{place}: what it answered is not HTTP");
+        return Failure::new(FailureClass::BadAnswer, text);
+    }
+    failures::broken(place, error)
 }
 
 /// A URL without what it may say about who asks.
@@ -142,7 +206,7 @@ fn shown(url: &str) -> &str {
     }
 }
 
-fn is_no_http(error: &reqwest::Error) -> bool {
+fn is_no_http(error: &legacy::Error) -> bool {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
         if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
@@ -154,7 +218,7 @@ fn is_no_http(error: &reqwest::Error) -> bool {
 }
 
 /// Where the same POST is wanted instead.
-fn redirect(response: &Response) -> Option<Url> {
+fn redirect(from: &Url, response: &Response<Incoming>) -> Option<Url> {
     let wanted = matches!(
         response.status(),
         StatusCode::MOVED_PERMANENTLY
@@ -163,11 +227,11 @@ fn redirect(response: &Response) -> Option<Url> {
             | StatusCode::PERMANENT_REDIRECT
     );
     let location = response.headers().get(LOCATION).filter(|_| wanted)?;
-    let next = response.url().join(location.to_str().ok()?).ok()?;
+    let next = from.join(location.to_str().ok()?).ok()?;
     matches!(next.scheme(), "http" | "https").then_some(next)
 }
 
-async fn verdict(place: &str, response: Response, deadline: Instant) -> Attempt {
+async fn verdict(place: &str, response: Response<Incoming>, deadline: Instant) -> Attempt {
     let status = response.status();
     let waits = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     let retry_after_ms = response.headers().get(RETRY_AFTER).filter(|_| waits).and_then(retry_after_ms);
@@ -194,10 +258,11 @@ async fn verdict(place: &str, response: Response, deadline: Instant) -> Attempt 
 }
 
 /// What of the body comes at once, up to a bound.
-async fn beginning(mut response: Response, deadline: Instant) -> Vec<u8> {
+async fn beginning(mut response: Response<Incoming>, deadline: Instant) -> Vec<u8> {
     let deadline = deadline.min(Instant::now() + BODY_WITHIN);
     let mut body = Vec::new();
-    while let Ok(Ok(Some(chunk))) = timeout_at(deadline, response.chunk()).await {
+    while let Ok(Some(Ok(frame))) = timeout_at(deadline, response.frame()).await {
+        let Ok(chunk) = frame.into_data() else { continue };
         let room = BODY_BYTES_MAX - body.len();
         body.extend_from_slice(&chunk[..chunk.len().min(room)]);
         if chunk.len() > room {
@@ -266,6 +331,7 @@ fn headers(delivery: &Delivery) -> HeaderMap {
         put("webhook-timestamp", &now.to_string());
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_TEXT));
     headers
 }
 
@@ -282,7 +348,7 @@ fn signature(secret: &Secret, id: &str, timestamp: u64, payload: &Bytes) -> Stri
     let mut mac = Hmac::<Sha256>::new_from_slice(&secret.key()).expect("a key of any length is good");
     mac.update(format!("{id}.{timestamp}.").as_bytes());
     mac.update(payload);
-    format!("v1,{}", base64::engine::general_purpose::STANDARD.encode(mac.finalize().into_bytes()))
+    format!("v1,{}", BASE64.encode(mac.finalize().into_bytes()))
 }
 
 /// Percent-encoded where it is not ASCII that can be seen, a blank between such, or the sign itself.

@@ -12,14 +12,16 @@
 //!
 //! - [`destinations`]: all of them, each with its [`gate`]: who may go now, as a function
 //! - [`tcp`], [`grpc`], [`http`], [`udp`]: one attempt each
-//! - [`names`]: from host names to addresses; [`trust`]: whose certificates are believed; [`failures`]: what the errors
+//! - [`connect`]: the one way out; [`names`]: from host names to addresses; [`guard`]: which of them may be reached; [`trust`]: whose certificates are believed; [`failures`]: what the errors
 //!   of libraries mean; [`flags`]: the room's settings
 
+mod connect;
 mod destinations;
 mod failures;
 pub mod flags;
 mod gate;
 mod grpc;
+pub mod guard;
 mod http;
 mod names;
 mod tcp;
@@ -32,10 +34,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use connect::Connector;
 use destinations::Destinations;
 pub use destinations::{CallbackCounts, Name as DestinationName, Permit};
 use futures::future::BoxFuture;
 use grpc::Grpc;
+use guard::Guard;
 use http::Http;
 use names::Names;
 use trust::Trust;
@@ -139,6 +143,7 @@ pub trait Carrier: Send + Sync + 'static {
 struct Sockets {
     settings: CallbackSettings,
     names: Names,
+    connector: Connector,
     tcp: Mutex<HashMap<Endpoint, Arc<tcp::Destination>>>,
     grpc: Grpc,
     http: Http,
@@ -146,22 +151,24 @@ struct Sockets {
 }
 
 impl Callbacks {
-    /// In a runtime.
-    pub fn new(settings: CallbackSettings) -> Self {
-        Self::trusting(settings, Trust::default())
+    /// In a runtime; to where `guard` lets them.
+    pub fn new(settings: CallbackSettings, guard: Guard) -> Self {
+        Self::trusting(settings, guard, Trust::default())
     }
 
-    fn trusting(settings: CallbackSettings, trust: Trust) -> Self {
+    fn trusting(settings: CallbackSettings, guard: Guard, trust: Trust) -> Self {
         let names = Names::new();
+        let connector = Connector::new(names.clone(), guard, settings.connect_timeout);
         Self::leaving(
             settings,
             Transports::Sockets(Box::new(Sockets {
                 settings,
                 tcp: Mutex::default(),
-                grpc: Grpc::new(settings, trust.clone()),
-                http: Http::new(settings, names.clone(), trust),
-                udp: Udp::new(names.clone()),
+                grpc: Grpc::new(settings, connector.clone(), trust.clone()),
+                http: Http::new(settings, connector.clone(), trust),
+                udp: Udp::new(connector.clone()),
                 names,
+                connector,
             })),
         )
     }
@@ -251,7 +258,7 @@ impl Sockets {
         if let Some(destination) = destinations.get(endpoint) {
             return destination.clone();
         }
-        let destination = Arc::new(tcp::Destination::new(endpoint.clone(), self.settings, self.names.clone()));
+        let destination = Arc::new(tcp::Destination::new(endpoint.clone(), self.settings, self.connector.clone()));
         destinations.insert(endpoint.clone(), destination.clone());
         destination
     }

@@ -5,14 +5,14 @@
 //! while it is under way, and if whoever began it has stopped waiting.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::io;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::task::locks::Mutex;
-
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
+
+use crate::task::locks::Mutex;
 
 /// Threads that may be waiting for name servers.
 const LOOK_UPS_MAX: usize = 32;
@@ -32,31 +32,29 @@ type Found = Result<Arc<[IpAddr]>, Unresolved>;
 /// What was found for a name, and when; locked while it is looked up.
 type Known = Arc<tokio::sync::Mutex<Option<(Found, Instant)>>>;
 
+/// How a look-up is done: in a thread that may wait.
+type Ask = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Names {
+    ask: Arc<Ask>,
     known: Arc<Mutex<HashMap<Box<str>, Known>>>,
     look_ups: Arc<Semaphore>,
 }
 
 impl Names {
+    /// By whom the system asks.
     pub fn new() -> Self {
-        Self { known: Arc::default(), look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)) }
+        Self::asking(ask_system)
     }
 
-    /// The addresses of `host:port`; at least one.
-    pub async fn addresses(&self, endpoint: &str) -> Result<Vec<SocketAddr>, Unresolved> {
-        if let Ok(address) = endpoint.parse() {
-            return Ok(vec![address]);
-        }
-        let unresolved = || Unresolved { host: endpoint.into(), why: "it is not host:port".into() };
-        let (host, port) = endpoint.rsplit_once(':').ok_or_else(unresolved)?;
-        let port = port.parse().map_err(|_| unresolved())?;
-        let found = self.look_up(host).await?;
-        Ok(found.iter().map(|ip| SocketAddr::new(*ip, port)).collect())
+    pub fn asking(ask: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static) -> Self {
+        Self { ask: Arc::new(ask), known: Arc::default(), look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)) }
     }
 
-    async fn look_up(&self, host: &str) -> Found {
+    /// The addresses of a host; at least one.
+    pub async fn look_up(&self, host: &str) -> Found {
         let known = self.known(host);
         let mut known = known.lock_owned().await;
         if let Some((found, at)) = &*known
@@ -67,9 +65,10 @@ impl Names {
         let permit = self.look_ups.clone().acquire_owned().await.expect("the semaphore is never closed");
         let host: Arc<str> = host.into();
         let asked = host.clone();
+        let ask = self.ask.clone();
         let look_up = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let found = ask_system(&asked);
+            let found = found(&asked, ask(&asked));
             *known = Some((found.clone(), Instant::now()));
             found
         });
@@ -82,6 +81,11 @@ impl Names {
             return known.clone();
         }
         known.entry(host.into()).or_default().clone()
+    }
+
+    #[cfg(test)]
+    pub fn forget(&self, host: &str) {
+        self.known.lock().remove(host);
     }
 
     /// Forgets what is too old to be used.
@@ -99,13 +103,12 @@ fn kept_for(found: &Found) -> Duration {
     if found.is_ok() { KEPT_FOR } else { FAILURE_KEPT_FOR }
 }
 
-fn ask_system(host: &Arc<str>) -> Found {
+fn found(host: &Arc<str>, answer: io::Result<Vec<IpAddr>>) -> Found {
     let unresolved = |why: String| Unresolved { host: host.clone(), why: why.into() };
-    let found = (&**host, 0).to_socket_addrs().map_err(|error| unresolved(error.to_string()))?;
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in found {
-        if !addresses.contains(&address.ip()) {
-            addresses.push(address.ip());
+    for ip in answer.map_err(|error| unresolved(error.to_string()))? {
+        if !addresses.contains(&ip) {
+            addresses.push(ip);
         }
     }
     if addresses.is_empty() {
@@ -114,16 +117,8 @@ fn ask_system(host: &Arc<str>) -> Found {
     Ok(addresses.into())
 }
 
-/// For reqwest.
-impl Resolve for Names {
-    fn resolve(&self, name: Name) -> Resolving {
-        let names = self.clone();
-        Box::pin(async move {
-            let found = names.look_up(name.as_str()).await?;
-            let addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(*ip, 0)).collect();
-            Ok(Box::new(addresses.into_iter()) as Addrs)
-        })
-    }
+fn ask_system(host: &str) -> io::Result<Vec<IpAddr>> {
+    Ok((host, 0).to_socket_addrs()?.map(|address| address.ip()).collect())
 }
 
 #[cfg(test)]
@@ -131,21 +126,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn names_are_kept_for_a_moment_and_addresses_need_no_look_up() {
+    async fn names_are_kept_for_a_moment() {
         let names = Names::new();
-        let addresses = names.addresses("[::1]:9").await.unwrap();
-        assert_eq!(addresses, ["[::1]:9".parse().unwrap()]);
-        assert!(names.known.lock().is_empty());
-
-        let found = names.addresses("localhost:9").await.unwrap();
-        assert!(found.iter().all(|address| address.ip().is_loopback() && address.port() == 9), "{found:?}");
+        let found = names.look_up("localhost").await.unwrap();
+        assert!(found.iter().all(IpAddr::is_loopback), "{found:?}");
         let kept = names.known("localhost").lock().await.clone();
         let (_, at) = kept.unwrap();
         names.forget_old();
-        assert_eq!(names.addresses("localhost:10").await.unwrap().len(), found.len());
+        assert_eq!(names.look_up("localhost").await.unwrap(), found);
         assert_eq!(names.known("localhost").lock().await.as_ref().unwrap().1, at, "asked again");
 
-        let error = names.addresses("no-such-host.invalid:9").await.unwrap_err().to_string();
+        let error = names.look_up("no-such-host.invalid").await.unwrap_err().to_string();
         assert!(error.starts_with("the name 'no-such-host.invalid' cannot be resolved: "), "{error}");
         names.known("no-such-host.invalid").lock().await.as_mut().unwrap().1 -= FAILURE_KEPT_FOR;
         names.forget_old();
@@ -156,9 +147,9 @@ mod tests {
     async fn whoever_gives_up_leaves_the_answer_to_the_next() {
         let names = Names::new();
         let held = names.look_ups.clone().acquire_many_owned(LOOK_UPS_MAX as u32).await.unwrap();
-        let mut first = Box::pin(names.addresses("localhost:9"));
+        let mut first = Box::pin(names.look_up("localhost"));
         assert!(futures::poll!(&mut first).is_pending());
-        let mut second = Box::pin(names.addresses("localhost:9"));
+        let mut second = Box::pin(names.look_up("localhost"));
         assert!(futures::poll!(&mut second).is_pending());
         drop((first, held));
         assert!(second.await.is_ok());

@@ -24,13 +24,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
-use super::names::Names;
+use super::connect::Connector;
 use super::{Attempt, CallbackSettings, failures, response_verdict};
 use crate::task::locks::Mutex;
 use crate::task::{Delivery, Endpoint, Failure, FailureClass};
@@ -49,7 +48,7 @@ const KEPT_WITHOUT_PROOF: Duration = Duration::from_millis(20);
 pub struct Destination {
     endpoint: Endpoint,
     settings: CallbackSettings,
-    names: Names,
+    connector: Connector,
     numbers: AtomicU64,
     /// Connections for one request at a time that have none now.
     idle: Mutex<Vec<(Single, Instant)>>,
@@ -82,11 +81,11 @@ struct Shared {
 }
 
 impl Destination {
-    pub fn new(endpoint: Endpoint, settings: CallbackSettings, names: Names) -> Self {
+    pub fn new(endpoint: Endpoint, settings: CallbackSettings, connector: Connector) -> Self {
         Self {
             endpoint,
             settings,
-            names,
+            connector,
             numbers: AtomicU64::new(1),
             idle: Mutex::default(),
             connections: Arc::new(Semaphore::new(settings.connections_max)),
@@ -250,16 +249,8 @@ impl Destination {
                 return Ok(connection);
             }
         }
-        let connect = async {
-            let addresses = self.names.addresses(self.place()).await;
-            let addresses = addresses.map_err(|error| failures::cannot_connect(self.place(), &error))?;
-            let stream = TcpStream::connect(&*addresses).await;
-            stream.map_err(|error| failures::cannot_connect(self.place(), &error))
-        };
-        let connected = timeout(self.settings.connect_timeout, connect).await;
-        let stream = connected.map_err(|_| failures::no_connection(self.place(), self.settings.connect_timeout))??;
-        // A frame leaves when it is written.
-        let _ = stream.set_nodelay(true);
+        let stream = self.connector.connect_to(self.place()).await;
+        let stream = stream.map_err(|error| failures::cannot_connect(self.place(), &*error))?;
         let (reader, writer) = stream.into_split();
         Ok(Single { reader: FramedRead::new(reader, frame_codec(FRAME_BYTES_MAX)), writer })
     }

@@ -19,20 +19,18 @@ impl Trust {
         Self { roots: Arc::new(OnceLock::from(Arc::new(roots))) }
     }
 
+    /// For connections that have no TLS, and are made by somebody who asks for it all the same.
+    pub fn nobody() -> Self {
+        Self { roots: Arc::new(OnceLock::from(Arc::new(RootCertStore::empty()))) }
+    }
+
     fn roots(&self) -> Arc<RootCertStore> {
         self.roots.get_or_init(|| Arc::new(of_system())).clone()
     }
 
-    /// For HTTP, in the newest version the receiver speaks.
+    /// For HTTP.
     pub fn https(&self) -> ClientConfig {
-        let mut config = config(self.roots());
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config
-    }
-
-    /// For connections that have no TLS, and are made by somebody who asks for it all the same.
-    pub fn nobody() -> ClientConfig {
-        config(Arc::new(RootCertStore::empty()))
+        config(self.roots())
     }
 
     /// For gRPC. An error when nobody is trusted.

@@ -14,7 +14,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 
-use super::names::Names;
+use super::connect::Connector;
 use super::{Attempt, failures, response_verdict};
 use crate::task::{Delivery, Failure, FailureClass};
 use crate::wire::convert::callback_request;
@@ -27,14 +27,14 @@ const RESPONSE_BYTES_MAX: usize = 8 * 1024;
 
 /// The sockets of attempts that await no answer.
 pub struct Udp {
-    names: Names,
+    connector: Connector,
     v4: OnceCell<UdpSocket>,
     v6: OnceCell<UdpSocket>,
 }
 
 impl Udp {
-    pub fn new(names: Names) -> Self {
-        Self { names, v4: OnceCell::new(), v6: OnceCell::new() }
+    pub fn new(connector: Connector) -> Self {
+        Self { connector, v4: OnceCell::new(), v6: OnceCell::new() }
     }
 
     pub async fn deliver(&self, delivery: &Delivery, within: Duration) -> Attempt {
@@ -45,10 +45,10 @@ impl Udp {
             return Err(too_large(place, datagram.len()));
         }
         let deadline = Instant::now() + within;
-        let addresses = timeout_at(deadline, self.names.addresses(place))
+        let addresses = timeout_at(deadline, self.connector.addresses_of(place))
             .await
             .map_err(|_| failures::no_answer(place, within))?
-            .map_err(|error| failures::cannot_connect(place, &error))?;
+            .map_err(|error| failures::cannot_connect(place, &*error))?;
         let ended = if callback.options.acknowledge {
             timeout_at(deadline, ask(place, &addresses, &datagram)).await
         } else {

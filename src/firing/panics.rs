@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::{Firing, FiringSettings, Ledger};
+use crate::callback::guard::Guard;
 use crate::callback::{CallbackSettings, Callbacks};
 use crate::clock::{Clock, SystemClock};
 use crate::metrics::Metrics;
@@ -93,7 +94,7 @@ impl Node {
             store,
             groups: groups.clone(),
             proposer: proposer.clone(),
-            callbacks: Callbacks::new(CallbackSettings::default()),
+            callbacks: Callbacks::new(CallbackSettings::default(), Guard::new(Vec::new(), Arc::new(()))),
             metrics: Arc::new(Metrics::new()),
             deliveries: TaskTracker::new(),
         });

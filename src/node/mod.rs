@@ -5,6 +5,7 @@
 //! leads is handed over, no new requests, no new dispatches, what is out settles, the state is flushed. A process that is killed instead loses nothing, it only replays more.
 
 pub mod assembly;
+mod ours;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::callback::Callbacks;
+use crate::callback::guard::Guard;
 use crate::clock::{Clock, SystemClock};
 use crate::disk::DiskGuard;
 use crate::firing::hand_over::hand_over;
@@ -31,7 +33,7 @@ use crate::placement::verify::Marks;
 use crate::placement::{self, Cluster, NodeInfo, NodesService, Placement, PlacementError};
 use crate::propose::{Ask, DiskState, Proposer, Refused};
 use crate::raft::groups::GroupError;
-use crate::raft::peer_tls::{PeerTls, PeerTlsError};
+use crate::raft::peer_credentials::{CredentialsError, PeerCredentials};
 use crate::raft::{Groups, PeerNetwork, PeerService, peer_service};
 use crate::server::access::auth::{Auth, random_hex};
 use crate::server::access::sessions::{Ending, Sessions};
@@ -48,6 +50,7 @@ use crate::store::{Store, StoreError};
 use crate::task::{ClientId, GroupId};
 use crate::threads::{READERS, Threads};
 use assembly::{Foundation, Rooms};
+use ours::Ours;
 
 /// A node that is alone leads within milliseconds, and applies what its log is ahead of its state in seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -78,7 +81,7 @@ pub enum NodeError {
     #[error(transparent)]
     Placement(#[from] PlacementError),
     #[error(transparent)]
-    PeerTls(#[from] PeerTlsError),
+    Credentials(#[from] CredentialsError),
     #[error("cannot listen on {flag} {address}: {source}")]
     Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
     #[error("cannot start threads: {0}")]
@@ -99,7 +102,8 @@ pub struct StartLine {
     pub node_id: u64,
     pub tcp: SocketAddr,
     pub http: SocketAddr,
-    pub peer: SocketAddr,
+    /// `None` on a node that is alone: it has nobody to listen to.
+    pub peer: Option<SocketAddr>,
 }
 
 /// A running node.
@@ -144,17 +148,15 @@ impl Node {
         // Bound before anything is built, so that a port in use is said at once; accepted from when all is ready.
         let tcp_listener = listen("--tcp-addr", settings.tcp_addr).await?;
         let http_listener = listen("--http-addr", settings.http_addr).await?;
-        let peer_listener = listen("--peer-addr", settings.peer_addr).await?;
-        let peer = bound(&peer_listener, settings.peer_addr);
-        // It is accepted from on other threads, which have to know of it from the beginning.
-        let peer_listener = peer_listener.into_std();
-        let peer_listener =
-            peer_listener.map_err(|source| NodeError::Listen { flag: "--peer-addr", address: peer, source })?;
+        let peer_listener = match settings.placement {
+            Placement::Alone => None,
+            _ => Some(listen("--peer-addr", settings.peer_addr).await?),
+        };
         let start_line = StartLine {
             node_id: settings.node_id,
             tcp: bound(&tcp_listener, settings.tcp_addr),
             http: bound(&http_listener, settings.http_addr),
-            peer,
+            peer: peer_listener.as_ref().map(|listener| bound(listener, settings.peer_addr)),
         };
 
         let database = folder.database();
@@ -171,11 +173,22 @@ impl Node {
         });
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Arc::new(Metrics::new());
-        let tls = settings.peer_tls.as_ref().map(|tls| PeerTls::read(&tls.cert, &tls.key, &tls.ca)).transpose()?;
         let urgent = Threads::urgent().map_err(NodeError::Threads)?;
         let front = Threads::front().map_err(NodeError::Threads)?;
         let readers = Threads::readers().map_err(NodeError::Threads)?;
-        let network = PeerNetwork::with_tls(&settings.cluster, settings.node_id, tls.clone());
+        let peers = match peer_listener {
+            None => None,
+            Some(listener) => {
+                let credentials = PeerCredentials::read(&settings.cluster, settings.node_id, &settings.peers)?;
+                Some((urgent.take_over(listener).map_err(NodeError::Threads)?, credentials))
+            }
+        };
+        let network = match &peers {
+            None => PeerNetwork::alone(&settings.cluster, settings.node_id),
+            Some((_, credentials)) => {
+                PeerNetwork::new(&settings.cluster, settings.node_id, Arc::new(credentials.clone()))
+            }
+        };
         network.run_urgent_on(urgent.handle());
         let marks = Marks::new(store.clone());
         let digests = RunningDigests(marks.clone());
@@ -197,13 +210,14 @@ impl Node {
         .await?;
         let cluster = foundation.cluster.clone();
         let stop = CancellationToken::new();
-        let nodes = NodesService::new(cluster.clone(), clock.clone(), marks.clone());
         let forwarding = Forwarding::new();
-        let others = nodes.routes().add_service(forwarding.server());
         // Before placement: those who begin a group together speak to each other.
-        let service = PeerService::new(foundation.groups.clone());
-        let peers = serve_peers(peer_listener, service, others, tls, stop.clone());
-        let peers = urgent.handle().spawn(peers);
+        let peers = peers.map(|(listener, credentials)| {
+            let nodes = NodesService::new(cluster.clone(), clock.clone(), marks.clone());
+            let others = nodes.routes().add_service(forwarding.server());
+            let service = PeerService::new(foundation.groups.clone());
+            urgent.handle().spawn(serve_peers(listener, service, others, credentials, stop.clone()))
+        });
         let placement = placement::start(placement::PlacementParts {
             placement: settings.placement.clone(),
             shards: settings.shards,
@@ -222,7 +236,8 @@ impl Node {
         );
         let (disk_out, disk) = watch::channel(guard.look().0);
         // Whatever this node leads fires, though other groups may be waiting for their nodes still.
-        let callbacks = Callbacks::new(settings.callback);
+        let ours = Arc::new(Ours::new(&settings, &start_line, &cluster));
+        let callbacks = Callbacks::new(settings.callback, Guard::new(settings.callback_allowed.clone(), ours));
         let Rooms { groups, cluster, ledger, proposer, firing, mut helpers } =
             foundation.build(disk.clone(), callbacks.clone());
         marks.propose_with(proposer.clone());
@@ -274,8 +289,8 @@ impl Node {
                 stop.clone(),
             )),
             tokio::spawn(serve_http(http_listener, watched, stop.clone())),
-            peers,
         ];
+        let listeners = listeners.into_iter().chain(peers).collect();
         helpers.spawn(guard.watch(disk_out, metrics.clone()));
         helpers.spawn(keep_house(service, system_clock));
         Ok(Self {
@@ -358,17 +373,13 @@ async fn serve_http(listener: TcpListener, watched: Arc<Watched>, stop: Cancella
 }
 
 async fn serve_peers(
-    listener: std::net::TcpListener,
+    listener: TcpListener,
     service: PeerService,
     others: Routes,
-    tls: Option<PeerTls>,
+    credentials: PeerCredentials,
     stop: CancellationToken,
 ) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "the peer listener cannot be used"),
-    };
-    if let Err(error) = peer_service::serve(listener, service, others, tls, stop.cancelled_owned()).await {
+    if let Err(error) = peer_service::serve(listener, service, others, credentials, stop.cancelled_owned()).await {
         tracing::error!(%error, "the peer listener has ended");
     }
 }
@@ -419,7 +430,7 @@ fn here(settings: &Settings, bound: &StartLine) -> NodeInfo {
     };
     NodeInfo {
         node_id: settings.node_id,
-        peer: at(bound.peer),
+        peer: bound.peer.map(at).unwrap_or_default(),
         tcp: at(bound.tcp),
         http: at(bound.http),
         zone: settings.zone.clone(),

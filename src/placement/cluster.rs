@@ -111,6 +111,17 @@ impl Cluster {
         u32::try_from(self.inner.nodes.read().len()).unwrap_or(u32::MAX)
     }
 
+    /// Of all nodes, this one included, those that listen at this port for anybody.
+    pub fn hosts_at(&self, port: u16) -> Vec<String> {
+        let nodes = self.inner.nodes.read();
+        let addresses = nodes.values().flat_map(|node| [&node.tcp, &node.http, &node.peer]);
+        let hosts = addresses.filter_map(|address| {
+            let (host, at) = address.rsplit_once(':')?;
+            (at.parse() == Ok(port)).then(|| host.to_owned())
+        });
+        hosts.collect()
+    }
+
     pub fn nodes(&self) -> Vec<NodeInfo> {
         self.inner.nodes.read().values().cloned().collect()
     }

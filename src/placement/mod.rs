@@ -43,6 +43,7 @@ pub use converge::HandOver;
 pub use etcd::ControlError;
 pub use nodes::{Digests, NodesService};
 
+use etcd::access::{Access, AccessError, AccessSettings};
 use etcd::register::{self, Registration};
 
 use crate::clock::Clock;
@@ -128,6 +129,8 @@ pub enum PlacementError {
     Fixed(#[from] fixed::FixedError),
     #[error(transparent)]
     Etcd(#[from] etcd::EtcdError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error("the data folder belongs to a node of a cluster; give {0} as before, or choose an empty --data-dir")]
     NotAlone(&'static str),
 }
@@ -144,10 +147,26 @@ pub enum Placement {
     },
     Etcd {
         endpoints: Vec<String>,
+        access: AccessSettings,
         replicas: u16,
         bootstrap_expect: u16,
         node_grace: Duration,
     },
+}
+
+impl Placement {
+    /// Hosts of the nodes of a cluster, as far as they are told; `None` when there is no cluster.
+    pub fn hosts(&self) -> Option<Vec<String>> {
+        match self {
+            Self::Alone => None,
+            Self::Etcd { .. } => Some(Vec::new()),
+            Self::Static { peers, .. } => {
+                let host =
+                    |address: &String| address.rsplit_once(':').map_or(address.clone(), |(host, _)| host.to_owned());
+                Some(peers.values().map(host).collect())
+            }
+        }
+    }
 }
 
 /// What placement works with.
@@ -214,8 +233,8 @@ pub async fn start(parts: PlacementParts) -> Result<Running, PlacementError> {
     match &parts.placement {
         Placement::Alone => start_alone(&parts).await?,
         Placement::Static { peers, replicas } => start_fixed(&parts, peers, *replicas, &mut running).await?,
-        Placement::Etcd { endpoints, replicas, bootstrap_expect, node_grace } => {
-            let link = etcd::Link::new(endpoints.clone(), parts.cluster.network().cluster());
+        Placement::Etcd { endpoints, access, replicas, bootstrap_expect, node_grace } => {
+            let link = etcd::Link::new(endpoints.clone(), Access::read(access)?, parts.cluster.network().cluster());
             let start = EtcdStart { link, replicas: *replicas, expect: *bootstrap_expect, grace: *node_grace };
             start_etcd(&parts, start, &mut running).await?;
         }

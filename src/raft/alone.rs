@@ -33,7 +33,7 @@ impl Alone {
             shards: 1,
             writer: writer.0.clone(),
             staging: temp.path().join("staging"),
-            network: PeerNetwork::new("test", 1),
+            network: PeerNetwork::alone("test", 1),
             observer: observer(&store),
             store,
         });

@@ -1,7 +1,7 @@
-//! How one node gets a connection to another, when it is not over TCP.
+//! How one node gets a connection to another.
 //!
-//! A simulation connects nodes by bytes of its own, on which everything else runs as it always does: TLS aside, what
-//! travels is the same.
+//! Over TCP, see [`super::peer_credentials`]. A simulation connects nodes by bytes of its own, on which everything else
+//! runs as it always does.
 
 use std::io;
 use std::pin::Pin;
@@ -31,13 +31,17 @@ impl Wire {
 
 /// Who makes connections.
 pub trait Dial: Send + Sync + 'static {
-    /// `address` as it was given to [`super::PeerNetwork::set`].
-    fn dial(&self, address: String) -> BoxFuture<'static, io::Result<Wire>>;
+    /// Node and `address` as they were given to [`super::PeerNetwork::set`].
+    fn dial(&self, node_id: u64, address: &str) -> BoxFuture<'static, io::Result<Wire>>;
 }
 
-/// A [`Dial`] as tonic takes it.
+/// A [`Dial`] to one node, as tonic takes it.
 #[derive(Clone)]
-pub(super) struct Dialer(pub Arc<dyn Dial>);
+pub(super) struct Dialer {
+    pub dial: Arc<dyn Dial>,
+    pub node_id: u64,
+    pub address: String,
+}
 
 impl Service<Uri> for Dialer {
     type Response = TokioIo<Wire>;
@@ -48,9 +52,8 @@ impl Service<Uri> for Dialer {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let address = uri.authority().map(ToString::to_string).unwrap_or_default();
-        let dialed = self.0.dial(address);
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let dialed = self.dial.dial(self.node_id, &self.address);
         Box::pin(async { Ok(TokioIo::new(dialed.await?)) })
     }
 }

@@ -12,7 +12,9 @@
 //!   [threads](crate::threads) of their own
 //! - [`heartbeats`]: what is sent to one node at one moment, in one message
 //! - [`network`]: what a replica sends to those on other nodes; [`peer_service`]: what it hears from them;
-//!   [`dial`]: another way than TCP; [`peer_tls`]: how they know each other; [`peer_messages`]: openraft's messages as those of `proto/peer.proto`, and back
+//!   [`peer_messages`]: openraft's messages as those of `proto/peer.proto`, and back
+//! - [`peer_credentials`]: by what nodes know each other, certificates ([`peer_tls`]) or a secret ([`peer_secret`]);
+//!   [`dial`]: who makes connections; [`flags`]: the room's settings
 //!
 //! What must hold for the log to be the write-ahead log of the state (the tests named keep it):
 //!
@@ -23,15 +25,18 @@
 //! - A replica id is used once in a group: it is stored with the log and goes with it.
 
 pub mod dial;
+pub mod flags;
 pub mod groups;
 mod heartbeats;
 mod lease;
 pub mod log_store;
 pub mod network;
 mod pacer;
+pub mod peer_credentials;
 mod peer_messages;
+pub mod peer_secret;
 pub mod peer_service;
-pub mod peer_tls;
+mod peer_tls;
 pub mod state_machine;
 pub mod types;
 

@@ -62,7 +62,6 @@ use super::peer_messages::{
     MESSAGE_BYTES_MAX, from_append_response, from_vote, from_vote_response, to_append, to_snapshot_header, to_transfer,
     to_vote_request,
 };
-use super::peer_tls::{PeerTls, error_chain};
 use super::state_machine::SnapshotData;
 use super::types::{LogId, Member, ReplicaId, TypeConfig, Vote};
 use crate::store::StoreError;
@@ -123,8 +122,7 @@ struct NetworkInner {
     cluster: String,
     /// Our own: nothing is ever sent there.
     node_id: u64,
-    tls: Option<PeerTls>,
-    /// Another way than TCP.
+    /// `None` on a node that is alone.
     dial: Option<Arc<dyn Dial>>,
     /// See [`crate::threads`].
     urgent: OnceLock<Threads>,
@@ -142,8 +140,8 @@ struct Threads {
 
 /// One node at one address.
 struct Remote {
+    node_id: u64,
     address: String,
-    tls: Option<PeerTls>,
     dial: Option<Arc<dyn Dial>>,
     threads: Option<Threads>,
     messages: Arc<AtomicU64>,
@@ -163,28 +161,22 @@ struct Connections {
 }
 
 impl PeerNetwork {
-    /// The network of the node `node_id`; it knows no other node yet.
-    pub fn new(cluster: &str, node_id: u64) -> Self {
-        Self::with_tls(cluster, node_id, None)
+    /// The network of the node `node_id`; it knows no other node yet. Connections come from `dial`.
+    pub fn new(cluster: &str, node_id: u64, dial: Arc<dyn Dial>) -> Self {
+        Self::make(cluster, node_id, Some(dial))
     }
 
-    /// With TLS, everything to other nodes goes through it.
-    pub fn with_tls(cluster: &str, node_id: u64, tls: Option<PeerTls>) -> Self {
-        Self::make(cluster, node_id, tls, None)
+    /// Of a node that has no others, and can call none.
+    pub fn alone(cluster: &str, node_id: u64) -> Self {
+        Self::make(cluster, node_id, None)
     }
 
-    /// Connections come from `dial`.
-    pub fn dialing(cluster: &str, node_id: u64, dial: Arc<dyn Dial>) -> Self {
-        Self::make(cluster, node_id, None, Some(dial))
-    }
-
-    fn make(cluster: &str, node_id: u64, tls: Option<PeerTls>, dial: Option<Arc<dyn Dial>>) -> Self {
+    fn make(cluster: &str, node_id: u64, dial: Option<Arc<dyn Dial>>) -> Self {
         let remotes = RwLock::default();
         Self {
             inner: Arc::new(NetworkInner {
                 cluster: cluster.to_owned(),
                 node_id,
-                tls,
                 dial,
                 urgent: OnceLock::new(),
                 messages: Arc::default(),
@@ -241,8 +233,8 @@ impl PeerNetwork {
             return;
         }
         let remote = Remote {
+            node_id,
             address: address.to_owned(),
-            tls: self.inner.tls.clone(),
             dial: self.inner.dial.clone(),
             threads: self.inner.urgent.get().cloned(),
             messages: self.inner.messages.clone(),
@@ -314,22 +306,15 @@ impl Remote {
         if let Some(connections) = self.connections.get() {
             return Ok(connections);
         }
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.address))
-            .map_err(|error| unreachable(format!("'{}' is not an address: {error}", self.address)))?;
-        if let Some(tls) = &self.tls {
-            endpoint = endpoint.tls_config(tls.client()).map_err(|error| unreachable(error_chain(&error)))?;
-        }
-        let endpoint = endpoint
+        let dial = self.dial.clone().ok_or_else(|| unreachable("this node is alone"))?;
+        let dialer = Dialer { dial, node_id: self.node_id, address: self.address.clone() };
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
+            .map_err(|error| unreachable(format!("'{}' is not an address: {error}", self.address)))?
             .connect_timeout(CONNECT_WITHIN)
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE_EVERY)
             .keep_alive_timeout(KEEPALIVE_WITHIN)
             .keep_alive_while_idle(true);
-        let connect = || match &self.dial {
-            None => endpoint.connect_lazy(),
-            Some(dial) => endpoint.connect_with_connector_lazy(Dialer(dial.clone())),
-        };
+        let connect = || endpoint.connect_with_connector_lazy(dialer.clone());
         // A connection is driven where it was made.
         let urgent = self.threads.as_ref().map(|threads| &threads.urgent);
         let others = self.threads.as_ref().map(|threads| &threads.others);

@@ -11,7 +11,7 @@
 //!   header --> vote and log id fit? --> rows --> staging/g3-2-7/ --> end, rows counted --> install, one short step
 //! ```
 //!
-//! Without TLS (see `peer_tls`) it has no way to tell a peer from a stranger: the port must not be open to clients.
+//! Whoever speaks to it has shown by then that it is a node of this cluster: see `peer_credentials`.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -32,17 +32,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::dial::Wire;
 use super::groups::{Group, Groups};
 use super::pacer;
+use super::peer_credentials::{PeerCredentials, incoming};
 use super::peer_messages::{
     MESSAGE_BYTES_MAX, Malformed, from_append, from_snapshot_header, from_transfer, from_vote_request,
     to_append_response, to_vote, to_vote_response,
 };
-use super::peer_tls::PeerTls;
 use super::state_machine::SnapshotData;
 use super::types::{LogId, Raft, SnapshotMeta, TypeConfig, Vote};
 use crate::blocking;
@@ -98,7 +98,7 @@ pub async fn serve(
     listener: TcpListener,
     service: PeerService,
     others: Routes,
-    tls: Option<PeerTls>,
+    credentials: PeerCredentials,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let stopping = service.inner.stopping.clone();
@@ -107,14 +107,9 @@ pub async fn serve(
         // Without this the long streams would hold the server open for ever.
         stopping.cancel();
     };
-    let mut server = Server::builder();
-    if let Some(tls) = tls {
-        server = server.tls_config(tls.server())?;
-    }
-    let server = flow_controlled(server)
-        .add_routes(others)
-        .add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop);
+    let mut wires = incoming(listener, credentials);
+    let wires = futures::stream::poll_fn(move |context| wires.poll_recv(context)).map(Ok::<Wire, std::io::Error>);
+    let server = server(service, others).serve_with_incoming_shutdown(wires, stop);
     let late = async {
         stopping.cancelled().await;
         tokio::time::sleep(STOP_WITHIN).await;
@@ -125,27 +120,24 @@ pub async fn serve(
     }
 }
 
-/// The same on connections that come another way, without TLS, until it is dropped.
+/// The same on connections that come another way, until it is dropped.
 pub async fn serve_wires(
     wires: impl Stream<Item = Wire> + Send + 'static,
     service: PeerService,
     others: Routes,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = wires.map(Ok::<Wire, std::io::Error>);
-    flow_controlled(Server::builder())
-        .add_routes(others)
-        .add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .serve_with_incoming(incoming)
-        .await
+    server(service, others).serve_with_incoming(wires.map(Ok::<Wire, std::io::Error>)).await
 }
 
-fn flow_controlled(server: Server) -> Server {
-    server
+fn server(service: PeerService, others: Routes) -> Router {
+    Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
+        .add_routes(others)
+        .add_service(PeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 fn stopped() -> Status {

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use boomerang::sabotage::Fault;
 use boomerang_testkit::{Process, Signal, blocking, log_end};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -22,17 +23,18 @@ pub struct Cluster {
 impl Cluster {
     /// Nodes 1 to `count` with a fixed list of peers. `flags` are for each of them.
     pub fn with_peers(count: u64, flags: &[&str]) -> Self {
-        let peers: Vec<String> = (0..count).map(|_| free_address()).collect();
-        let list: Vec<String> = peers.iter().enumerate().map(|(at, peer)| format!("{}={peer}", at + 1)).collect();
-        let list = list.join(",");
-        let flags: Vec<&str> = ["--peers", &list].iter().chain(flags).copied().collect();
-        Self::start((1..).zip(peers).map(|(number, peer)| flags_of(number, peer, &flags)).collect())
+        Self::start(peers_flags(count, flags))
     }
 
     /// Nodes 1 to `count`, placed by etcd.
     pub fn with_etcd(count: u64, etcd: &str, flags: &[&str]) -> Self {
         let flags: Vec<&str> = ["--etcd", etcd].iter().chain(flags).copied().collect();
         Self::start((1..=count).map(|number| flags_of(number, free_address(), &flags)).collect())
+    }
+
+    /// With a fixed list of peers, each without what this fault takes away.
+    pub fn broken(count: u64, fault: Fault) -> Self {
+        Self { nodes: NodeProcess::start_all_broken(&peers_flags(count, &[]), fault) }
     }
 
     fn start(flags: Vec<Vec<String>>) -> Self {
@@ -122,6 +124,15 @@ impl Cluster {
     pub fn continue_process(&self, node: usize) {
         self.nodes[node].signal(Signal::CONT);
     }
+}
+
+/// Of nodes 1 to `count` with a fixed list of peers.
+fn peers_flags(count: u64, flags: &[&str]) -> Vec<Vec<String>> {
+    let peers: Vec<String> = (0..count).map(|_| free_address()).collect();
+    let list: Vec<String> = peers.iter().enumerate().map(|(at, peer)| format!("{}={peer}", at + 1)).collect();
+    let list = list.join(",");
+    let flags: Vec<&str> = ["--peers", &list].iter().chain(flags).copied().collect();
+    (1..).zip(peers).map(|(number, peer)| flags_of(number, peer, &flags)).collect()
 }
 
 /// Of a node whose addresses are the same over restarts.

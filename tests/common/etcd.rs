@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use boomerang_testkit::{Process, blocking, log_end};
+use boomerang_testkit::{Certs, EtcdTls, Process, blocking, log_end};
 use tempfile::TempDir;
 
 use super::{PATIENCE, node::free_address};
@@ -16,12 +16,22 @@ pub struct Etcd {
 #[allow(clippy::needless_pass_by_ref_mut, reason = "whoever ends it has it alone")]
 impl Etcd {
     pub fn start() -> Self {
+        Self::start_on(None)
+    }
+
+    /// One that takes only those who have a certificate, too. Its own are called `etcd`.
+    pub fn start_with_tls(certs: &Certs) -> Self {
+        Self::start_on(Some(EtcdTls { certs: certs.clone(), health: free_address() }))
+    }
+
+    fn start_on(tls: Option<EtcdTls>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let place = boomerang_testkit::Etcd {
             client: free_address(),
             peer: free_address(),
             data: folder.path().join("data"),
             log: folder.path().join("log"),
+            tls,
         };
         Self { process: start(&place), place, _folder: folder }
     }

@@ -1,12 +1,15 @@
 //! A `boomerang serve` of its own process.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use boomerang::sabotage::{self, Fault};
 pub use boomerang_testkit::Ended;
 use boomerang_testkit::{
-    OwnAddress, Process, Signal, Started, all_started, blocking, log_end, run as run_to_end, without_settings,
+    Certs, OwnAddress, Process, Signal, Started, all_started, blocking, log_end, run as run_to_end, without_settings,
 };
 use tempfile::TempDir;
 
@@ -40,6 +43,22 @@ impl NodeProcess {
     pub fn start_all(flags: &[Vec<String>]) -> Vec<Self> {
         let own = ["--admin-password", ADMIN_PASSWORD].map(str::to_owned);
         Self::start_there(flags.iter().map(|flags| Home::new([&own[..], flags].concat())).collect())
+    }
+
+    /// The same, each without what this fault takes away.
+    pub fn start_all_broken(flags: &[Vec<String>], fault: Fault) -> Vec<Self> {
+        let own = ["--admin-password", ADMIN_PASSWORD].map(str::to_owned);
+        let home = |flags: &Vec<String>| Home { fault: Some(fault), ..Home::new([&own[..], flags].concat()) };
+        Self::start_there(flags.iter().map(home).collect())
+    }
+
+    /// One that is not expected to become ready; its start line is made up.
+    pub fn start_unready(flags: &[&str]) -> Self {
+        let home = Home::new(owned(&[&["--admin-password", ADMIN_PASSWORD], flags].concat()));
+        let process = spawn(&home);
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let started = Started { node_id: 0, tcp: nowhere, http: nowhere, peer: None };
+        Self { started, took: Duration::ZERO, process, home }
     }
 
     /// With `flags` only.
@@ -114,6 +133,12 @@ impl NodeProcess {
         self.restart();
     }
 
+    /// On the same folder and with the same flags, but for what `change` does to them.
+    pub fn restart_changed(&mut self, change: impl FnOnce(&mut Vec<String>)) {
+        change(&mut self.home.flags);
+        self.restart();
+    }
+
     /// `None` while it runs.
     pub fn exit_code(&self) -> Option<Option<i32>> {
         self.process.ended().map(|status| status.code())
@@ -169,12 +194,13 @@ struct Home {
     flags: Vec<String>,
     data_dir: PathBuf,
     temp: TempDir,
+    fault: Option<Fault>,
 }
 
 impl Home {
     fn new(flags: Vec<String>) -> Self {
         let temp = tempfile::tempdir().unwrap();
-        Self { flags, data_dir: temp.path().join("data"), temp }
+        Self { flags, data_dir: temp.path().join("data"), temp, fault: None }
     }
 
     fn log_path(&self) -> PathBuf {
@@ -207,21 +233,27 @@ pub fn run_to_its_end(args: &[&str]) -> Ended {
 /// `boomerang serve` on a folder, with free ports, that is expected to refuse.
 pub fn serve_to_its_end(folder: &Path, flags: &[&str]) -> Ended {
     let folder = folder.to_str().unwrap();
-    let args: Vec<&str> = ["serve", "--data-dir", folder].iter().chain(&ANY_PORTS).chain(flags).copied().collect();
+    let known = known_by(&owned(flags));
+    let known = known.iter().map(String::as_str);
+    let args: Vec<&str> =
+        ["serve", "--data-dir", folder].iter().chain(&ANY_PORTS).chain(flags).copied().chain(known).collect();
     run_to_its_end(&args)
 }
+
+/// Where receivers of tests are.
+pub const LOOPBACK: &str = "127.0.0.0/8,::1";
 
 const ANY_PORTS: [&str; 6] = ["--tcp-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--peer-addr", "127.0.0.1:0"];
 
 /// `boomtool`, which cargo builds beside the server.
 pub fn boomtool() -> Command {
-    let path = Path::new(env!("CARGO_BIN_EXE_boomerang")).with_file_name("boomtool");
+    let path = boomerang().with_file_name("boomtool");
     assert!(path.exists(), "{} is missing; `cargo build` makes it", path.display());
     Command::new(path)
 }
 
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_boomerang"));
+    let mut command = Command::new(boomerang());
     command.args(args);
     without_settings(&mut command);
     command
@@ -232,6 +264,29 @@ pub fn free_address() -> String {
     OwnAddress::take().unwrap().keep().to_string()
 }
 
+/// The server.
+pub fn boomerang() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_boomerang"))
+}
+
+/// By what the nodes of all clusters of a test know each other, unless the test says it.
+pub fn certs() -> Certs {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| tempfile::tempdir().unwrap());
+    static MADE: OnceLock<Certs> = OnceLock::new();
+    MADE.get_or_init(|| Certs::make(boomerang(), folder.path(), [("node".to_owned(), "127.0.0.1,localhost")]).unwrap())
+        .clone()
+}
+
+/// What these flags of a node lack.
+fn known_by(flags: &[String]) -> Vec<String> {
+    let has = |names: &[&str]| flags.iter().any(|flag| names.contains(&flag.as_str()));
+    match has(&["--peers", "--etcd"]) && !has(&["--peer-cert", "--cluster-secret-file", "--cluster-secret"]) {
+        true => certs().flags("node").to_vec(),
+        false => Vec::new(),
+    }
+}
+
 fn owned(flags: &[&str]) -> Vec<String> {
     flags.iter().map(|flag| (*flag).to_owned()).collect()
 }
@@ -239,11 +294,17 @@ fn owned(flags: &[&str]) -> Vec<String> {
 fn spawn(home: &Home) -> Process {
     let mut args = vec!["serve", "--data-dir", home.data_dir.to_str().unwrap()];
     // No flag may be given twice: a test that names one wins. No reserve of disk space for a node of a second's life.
-    for pair in ANY_PORTS.chunks(2).chain([["--disk-reserve", "1"].as_slice()]) {
+    for pair in ANY_PORTS.chunks(2).chain([["--disk-reserve", "1"].as_slice(), &["--callback-allow", LOOPBACK]]) {
         if !home.flags.iter().any(|flag| flag == pair[0]) {
             args.extend(pair);
         }
     }
     args.extend(home.flags.iter().map(String::as_str));
-    Process::start(format!("the node with {:?}", home.flags), &mut command(&args), &home.log_path()).unwrap()
+    let known = known_by(&home.flags);
+    args.extend(known.iter().map(String::as_str));
+    let mut command = command(&args);
+    if let Some(fault) = home.fault {
+        command.env(sabotage::VARIABLE, fault.name());
+    }
+    Process::start(format!("the node with {:?}", home.flags), &mut command, &home.log_path()).unwrap()
 }

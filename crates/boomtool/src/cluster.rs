@@ -110,7 +110,7 @@ fn node_object(node: &ClusterNode) -> Value {
         "version": node.version,
         "tcp": node.tcp,
         "http": node.http,
-        "peer": node.peer,
+        "peer": Some(&node.peer).filter(|address| !address.is_empty()),
         "clock_ahead_us": node.clock_ahead_us,
     })
 }

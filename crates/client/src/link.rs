@@ -40,7 +40,7 @@ pub(super) struct Link {
 pub(super) struct Seen {
     /// How many nodes it has; 0 when the node does not say.
     pub nodes: AtomicU32,
-    /// Asker sessions these are.
+    /// Whose sessions these are.
     pub client_id: OnceLock<ClientId>,
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Session {
     pub expires_at_ms: InstantMs,
     /// How many nodes the cluster has; 0 when the node does not say.
     pub nodes: u32,
-    /// Asker it is; empty when the node does not say.
+    /// Whose it is; empty when the node does not say.
     pub client_id: String,
 }
 

@@ -16,7 +16,7 @@ use boomerang_wire::proto::{self, TaskState, occurrence};
 pub struct TaskView {
     /// Its name.
     pub task_id: TaskId,
-    /// Asker it is.
+    /// Whose it is.
     pub client_id: String,
     /// What it waits for; [`TaskState::Unspecified`] when the node does not say.
     pub state: TaskState,
@@ -94,7 +94,7 @@ pub struct DeadLetter {
     pub id: DeadLetterId,
     /// The task it was an occurrence of.
     pub task_id: TaskId,
-    /// Asker it is.
+    /// Whose it is.
     pub client_id: String,
     /// Name and labels of the task.
     pub tags: Tags,

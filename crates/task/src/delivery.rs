@@ -114,6 +114,8 @@ pub enum FailureClass {
     TooLarge,
     /// Not sent: another attempt had just found the destination down.
     CircuitOpen,
+    /// Not sent: callbacks must not go to that address.
+    Forbidden,
 }
 
 impl fmt::Display for FailureClass {
@@ -127,6 +129,7 @@ impl fmt::Display for FailureClass {
             FailureClass::Unreachable => "unreachable",
             FailureClass::TooLarge => "too large",
             FailureClass::CircuitOpen => "circuit open",
+            FailureClass::Forbidden => "forbidden",
         })
     }
 }

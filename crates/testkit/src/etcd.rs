@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use crate::{Cause, NotReady, Process, page};
+use crate::{Cause, Certs, NotReady, Process, page};
 
 const NAME: &str = "etcd";
 /// It tells nobody when it begins to answer.
@@ -23,12 +23,23 @@ pub struct Etcd {
     /// Its folder. What is in it survives its process.
     pub data: PathBuf,
     pub log: PathBuf,
+    /// With certificates it takes only those who have one as well.
+    pub tls: Option<EtcdTls>,
+}
+
+/// How an etcd knows its clients.
+#[derive(Debug)]
+pub struct EtcdTls {
+    /// Its own are called `etcd`.
+    pub certs: Certs,
+    /// Where anybody may ask whether it is well, `IP:port`.
+    pub health: String,
 }
 
 impl Etcd {
     /// For `--etcd`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.client)
+        format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.client)
     }
 
     /// Starts `command`, which is or becomes `etcd`, on what it held before, if anything. See [`Etcd::ready`].
@@ -38,14 +49,23 @@ impl Etcd {
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("{NAME}={peer}")]);
+        if let Some(EtcdTls { certs, health }) = &self.tls {
+            let [_, cert, _, key, _, ca] = certs.flags(NAME);
+            command.args(["--cert-file", &cert, "--key-file", &key, "--trusted-ca-file", &ca, "--client-cert-auth"]);
+            command.args(["--listen-metrics-urls", &format!("http://{health}")]);
+        }
         Process::start(NAME, command, &self.log)
+    }
+
+    fn health(&self) -> &str {
+        self.tls.as_ref().map_or(&self.client, |tls| &tls.health)
     }
 
     /// Until it answers that it is well.
     pub async fn ready(&self, process: &Process, within: Duration) -> Result<(), NotReady> {
         let well = async {
             loop {
-                let health = timeout(LOOK_WITHIN, page(&self.client, "/health")).await;
+                let health = timeout(LOOK_WITHIN, page(self.health(), "/health")).await;
                 if health.is_ok_and(|page| page.is_ok_and(|page| page.contains("true"))) {
                     return Ok(());
                 }
@@ -80,6 +100,7 @@ mod tests {
             peer: peer.to_string(),
             data: folder.path().join("data"),
             log: folder.path().join("log"),
+            tls: None,
         };
         for _ in 0..2 {
             let process = etcd.start(&mut Command::new("etcd")).unwrap();

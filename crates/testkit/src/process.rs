@@ -37,7 +37,8 @@ pub struct Started {
     pub node_id: u64,
     pub tcp: SocketAddr,
     pub http: SocketAddr,
-    pub peer: SocketAddr,
+    /// `None` on a node that is alone.
+    pub peer: Option<SocketAddr>,
 }
 
 /// Why a process is of no use to whoever waited for it.
@@ -281,8 +282,10 @@ mod tests {
     async fn a_start_line_is_understood_and_nothing_else() {
         let (process, _folder) = sh(&format!("echo '{LINE}'; exec sleep 1000"));
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let expected = Started { node_id: 1, tcp: address(1), http: address(2), peer: address(3) };
+        let expected = Started { node_id: 1, tcp: address(1), http: address(2), peer: Some(address(3)) };
         assert_eq!(process.started(WITHIN).await.unwrap(), expected);
+        let (process, _folder) = sh(r#"echo '{"node_id":1,"tcp":"127.0.0.1:1","http":"127.0.0.1:2","peer":null}'"#);
+        assert_eq!(process.started(WITHIN).await.unwrap(), Started { peer: None, ..expected });
         let (process, _folder) = sh("echo hello; exec sleep 1000");
         assert_eq!(process.started(WITHIN).await.unwrap_err().cause, Cause::Strange("hello".into()));
     }

@@ -117,6 +117,7 @@ pub fn failure_class_to(class: FailureClass) -> proto::FailureClass {
         FailureClass::Unreachable => proto::FailureClass::Unreachable,
         FailureClass::TooLarge => proto::FailureClass::TooLarge,
         FailureClass::CircuitOpen => proto::FailureClass::CircuitOpen,
+        FailureClass::Forbidden => proto::FailureClass::Forbidden,
     }
 }
 
@@ -134,6 +135,7 @@ pub fn failure_class_from(number: i32) -> Result<Option<FailureClass>, Invalid> 
         proto::FailureClass::Unreachable => FailureClass::Unreachable,
         proto::FailureClass::TooLarge => FailureClass::TooLarge,
         proto::FailureClass::CircuitOpen => FailureClass::CircuitOpen,
+        proto::FailureClass::Forbidden => FailureClass::Forbidden,
     }))
 }
 

@@ -28,6 +28,7 @@ impl Etcd {
             peer: ground.listen(host, PEER_PORT)?,
             data: run.folder().join("etcd"),
             log: empty_log(logs, "etcd.log")?,
+            tls: None,
         };
         Ok(Self { host, place, process: Mutex::new(None) })
     }

@@ -32,7 +32,7 @@ use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use boomerang_task::locks::Mutex;
-use boomerang_testkit::run;
+use boomerang_testkit::{Certs, run};
 use futures::future::try_join_all;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -90,6 +90,7 @@ struct ClusterInner {
     next_node: AtomicU64,
     stop: CancellationToken,
     logs: PathBuf,
+    certs: Certs,
     // Processes go before what they stand on, also those that only the run knows of.
     machines: Vec<Machine>,
     etcd: Etcd,
@@ -123,9 +124,11 @@ impl Cluster {
         let machines = (1..=settings.nodes)
             .map(|host| machine(&ground, &run, host, &logs).map_err(ClusterError::io(format!("make machine {host}"))))
             .collect::<Result<Vec<_>, _>>()?;
+        let certs = certificates(&settings, &run, &machines).map_err(ClusterError::io("make certificates"))?;
         let next_node = AtomicU64::new(u64::try_from(settings.nodes).expect("a small number") + 1);
         let (leaders, stop, run) = (Mutex::default(), CancellationToken::new(), Mutex::new(run));
-        let inner = ClusterInner { settings, recorder, leaders, next_node, stop, logs, machines, etcd, ground, run };
+        let inner =
+            ClusterInner { settings, recorder, leaders, next_node, stop, logs, certs, machines, etcd, ground, run };
         let cluster = Self { inner: Arc::new(inner) };
         cluster.start_all().await?;
         tokio::spawn(watch::watch(cluster.stopped().clone(), cluster.weak()));
@@ -302,13 +305,26 @@ impl Cluster {
 }
 
 fn machine(ground: &Ground, run: &Run, host: Host, logs: &Path) -> io::Result<Machine> {
-    let folder = run.folder().join(format!("machine-{host}"));
+    let folder = run.folder().join(machine_name(host));
     std::fs::create_dir_all(&folder)?;
     let disk = ground.disk(&folder)?;
     let (tcp, http, peer) =
         (ground.listen(host, TCP_PORT)?, ground.listen(host, HTTP_PORT)?, ground.listen(host, PEER_PORT)?);
-    let log = empty_log(logs, &format!("machine-{host}.log"))?;
+    let log = empty_log(logs, &format!("{}.log", machine_name(host)))?;
     Machine::new(host, Addresses { tcp, http, peer }, &folder, disk, log)
+}
+
+fn machine_name(host: Host) -> String {
+    format!("machine-{host}")
+}
+
+/// By which the nodes know each other, whatever numbers they have.
+fn certificates(settings: &ClusterSettings, run: &Run, machines: &[Machine]) -> io::Result<Certs> {
+    let hosts = machines.iter().map(|machine| {
+        let peer = &machine.addresses.peer;
+        (machine_name(machine.host), peer.rsplit_once(':').map_or(peer.as_str(), |(host, _)| host))
+    });
+    Certs::make(&settings.binaries.join("boomerang"), &run.folder().join("certs"), hosts)
 }
 
 /// A log without what an earlier run has left in the same folder: its panics would be told again.

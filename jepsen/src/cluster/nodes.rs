@@ -13,7 +13,7 @@ use futures::future::try_join_all;
 use super::ground::Ground;
 use super::links::Host;
 use super::machine::{Addresses, Machine, Skew};
-use super::{Cluster, ClusterError, PASSWORD};
+use super::{Cluster, ClusterError, PASSWORD, machine_name};
 
 impl Cluster {
     /// Starts the node of a machine, unless it runs; not without its disk. See [`Cluster::wait_until_ready`].
@@ -53,6 +53,8 @@ impl Cluster {
         command.args(["--etcd", &self.inner.etcd.place.url(), "--bootstrap-expect", &settings.nodes.to_string()]);
         command.args(["--replicas", &settings.replicas.to_string(), "--shards", &settings.shards.to_string()]);
         command.args(["--node-grace", &format!("{}ms", settings.node_grace.as_millis())]);
+        command.args(self.inner.certs.flags(&machine_name(machine.host)));
+        command.args(["--callback-allow", &self.receiver_host().to_string()]);
         command.args(["--admin-password", PASSWORD, "--test-clock"]).arg(machine.clock_file());
         if !settings.sabotage.is_empty() {
             let names: Vec<&str> = settings.sabotage.iter().map(|fault| fault.name()).collect();

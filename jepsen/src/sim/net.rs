@@ -263,11 +263,9 @@ struct Dialer {
 }
 
 impl Dial for Dialer {
-    fn dial(&self, address: String) -> BoxFuture<'static, io::Result<Wire>> {
+    fn dial(&self, to: NodeId, _: &str) -> BoxFuture<'static, io::Result<Wire>> {
         let (net, from) = (self.net.clone(), self.from);
         async move {
-            let to = address.strip_prefix("node-").and_then(|rest| rest.split(':').next()?.parse().ok());
-            let to: NodeId = to.ok_or_else(|| io::Error::other(format!("{address} is nowhere")))?;
             // Whoever dials over a cut link waits, until it is whole or patience is over.
             loop {
                 let healed = net.healed.notified();

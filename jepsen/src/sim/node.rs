@@ -155,7 +155,7 @@ impl Machine {
         let (writer, rounds) = Writer::by_hand(store.clone());
         tasks.spawn(sync(rounds, self.pace.clone()));
         let clock = Arc::new(clock);
-        let network = PeerNetwork::dialing(CLUSTER, node, self.net.dialer(node, id));
+        let network = PeerNetwork::new(CLUSTER, node, self.net.dialer(node, id));
         let foundation = Foundation::lay(NodeParts {
             cluster: CLUSTER.to_owned(),
             node_id: node,

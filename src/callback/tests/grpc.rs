@@ -65,7 +65,7 @@ fn saying(callback: &Callback, payload: &'static str) -> Delivery {
 
 #[tokio::test]
 async fn answers_and_statuses_have_their_class() {
-    let callbacks = Callbacks::new(impatient());
+    let callbacks = sockets(impatient());
     let (address, receiver) = receiver().await;
     let to = grpc(&address.to_string());
     for endpoint in [format!("http://{address}"), format!("grpc://{address}"), address.to_string()] {
@@ -87,7 +87,7 @@ async fn answers_and_statuses_have_their_class() {
 
 #[tokio::test]
 async fn what_is_in_the_way_has_its_class_and_a_receiver_that_comes_back_is_found() {
-    let callbacks = Callbacks::new(impatient());
+    let callbacks = sockets(impatient());
     let address = dead_address();
     let to = grpc(&address.to_string());
     for _ in 0..2 {
@@ -111,7 +111,7 @@ async fn what_is_in_the_way_has_its_class_and_a_receiver_that_comes_back_is_foun
 
 #[tokio::test]
 async fn a_connection_that_breaks_under_a_request_is_broken() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let to = grpc(&listener.local_addr().unwrap().to_string());
     tokio::spawn(async move {
@@ -125,7 +125,7 @@ async fn a_connection_that_breaks_under_a_request_is_broken() {
 
 #[tokio::test]
 async fn an_answer_that_is_not_grpc_harms_nobody() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let to = grpc(&listener.local_addr().unwrap().to_string());
     let router = Router::new().fallback(|headers: HeaderMap| async move {
@@ -149,15 +149,15 @@ async fn tls_is_trusted_or_the_receiver_is_unreachable() {
     let router = Routes::new(BoomerangCallbackServer::new(Receiver::default())).into_axum_router();
     let (port, roots) = secure(router, &[b"h2"]).await;
     let (trusted, other) = (format!("https://localhost:{port}"), format!("https://127.0.0.1:{port}"));
-    let trusting = Callbacks::trusting(settings(), Trust::only(roots));
-    once(&trusting, &grpc(&trusted)).await.unwrap();
-    let ended = once(&trusting, &grpc(&other)).await;
+    let believing = trusting(settings(), Trust::only(roots));
+    once(&believing, &grpc(&trusted)).await.unwrap();
+    let ended = once(&believing, &grpc(&other)).await;
     assert_failed(ended, FailureClass::Unreachable, &[&other, "certificate is not accepted", "not valid for name"]);
 
     let (_, strangers) = secure(Router::new(), &[]).await;
-    let others = Callbacks::trusting(settings(), Trust::only(strangers));
+    let others = trusting(settings(), Trust::only(strangers));
     let ended = once(&others, &grpc(&trusted)).await;
     assert_failed(ended, FailureClass::Unreachable, &[&trusted, "certificate is not accepted"]);
-    let nobody = Callbacks::trusting(settings(), Trust::only(RootCertStore::empty()));
+    let nobody = trusting(settings(), Trust::only(RootCertStore::empty()));
     assert_failed(once(&nobody, &grpc(&trusted)).await, FailureClass::Unreachable, &[&trusted, "cannot connect"]);
 }

@@ -109,7 +109,7 @@ fn decoded(text: &str) -> String {
 
 #[tokio::test]
 async fn a_delivery_is_a_post_of_the_payload() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let (address, mut seen) = receiver(|_| StatusCode::NO_CONTENT.into_response()).await;
     let to = hook(address, "/hooks/a?key=1");
     let mut sent = delivery(to.clone(), 5);
@@ -144,7 +144,7 @@ async fn a_delivery_is_a_post_of_the_payload() {
 
 #[tokio::test]
 async fn the_copy_of_a_dead_letter_says_what_it_is() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let (address, mut seen) = receiver(|_| StatusCode::OK.into_response()).await;
     let mut sent = delivery(hook(address, "/dead"), 5);
     let id = DeadLetterId { died_ms: 9_000, task: sent.task };
@@ -171,7 +171,7 @@ fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
 
 #[tokio::test]
 async fn a_signature_can_be_verified_and_names_the_occurrence() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let (address, mut seen) = receiver(|_| StatusCode::OK.into_response()).await;
     let long = "k".repeat(100);
     for (secret, key) in [("whsec_aGVsbG8=", "hello"), ("plain text", "plain text"), (&*long, &*long)] {
@@ -202,7 +202,7 @@ async fn a_signature_can_be_verified_and_names_the_occurrence() {
 
 #[tokio::test]
 async fn other_statuses_are_failures_that_show_what_was_said() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let (address, _seen) = receiver(|seen| match &*seen.path {
         "/none?secret=1" => (StatusCode::NOT_FOUND, "no such\n\n  hook\u{7}").into_response(),
         "/created" => StatusCode::CREATED.into_response(),
@@ -220,7 +220,7 @@ async fn other_statuses_are_failures_that_show_what_was_said() {
 
 #[tokio::test]
 async fn a_receiver_may_ask_for_a_pause() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let (address, _seen) = receiver(|seen| {
         let in_an_hour = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3_600));
         let (status, after) = match &*seen.path {
@@ -245,7 +245,7 @@ async fn a_receiver_may_ask_for_a_pause() {
 
 #[tokio::test]
 async fn a_redirect_is_followed_only_when_that_is_wanted() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let (there, mut arrived) = receiver(|_| StatusCode::OK.into_response()).await;
     let (address, mut seen) = receiver(move |seen| {
         let moved = |status: u16, to: String| {
@@ -286,7 +286,7 @@ async fn a_redirect_is_followed_only_when_that_is_wanted() {
 
 #[tokio::test]
 async fn what_is_in_the_way_has_its_class() {
-    let callbacks = Callbacks::new(impatient());
+    let callbacks = sockets(impatient());
     let address = dead_address();
     let ended = once(&callbacks, &hook(address, "/x")).await;
     assert_failed(ended, FailureClass::Refused, &[&format!("http://{address}/x: cannot connect"), "refused"]);
@@ -307,7 +307,7 @@ async fn what_is_in_the_way_has_its_class() {
 
 #[tokio::test]
 async fn an_answer_without_an_end_costs_a_moment() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let endless = || {
         let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
         Body::from_stream(futures::stream::repeat_with(move || Ok::<_, std::convert::Infallible>(chunk.clone())))
@@ -330,7 +330,7 @@ async fn an_answer_without_an_end_costs_a_moment() {
 
 #[tokio::test]
 async fn connections_are_used_again_and_http_2_needs_one() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     for (http2, version) in [(false, Version::HTTP_11), (true, Version::HTTP_2)] {
         let (router, mut seen) = router(|_| "thank you".into_response());
         let (listener, connections) = Counted::bind().await;
@@ -428,18 +428,18 @@ async fn tls_is_trusted_or_the_receiver_is_unreachable() {
     for (offered, version) in [(&[&b"h2"[..], b"http/1.1"][..], Version::HTTP_2), (&[], Version::HTTP_11)] {
         let (router, mut seen) = router(|_| StatusCode::OK.into_response());
         let (port, roots) = secure(router, offered).await;
-        let trusting = Callbacks::trusting(settings(), Trust::only(roots));
-        once(&trusting, &callback(&format!("https://localhost:{port}/x"))).await.unwrap();
+        let believing = trusting(settings(), Trust::only(roots));
+        once(&believing, &callback(&format!("https://localhost:{port}/x"))).await.unwrap();
         assert_eq!(seen.recv().await.unwrap().version, version);
-        let ended = once(&trusting, &callback(&format!("https://127.0.0.1:{port}/x"))).await;
+        let ended = once(&believing, &callback(&format!("https://127.0.0.1:{port}/x"))).await;
         assert_failed(ended, FailureClass::Unreachable, &["certificate is not accepted", "not valid for name"]);
 
-        let others = Callbacks::trusting(settings(), Trust::only(RootCertStore::empty()));
+        let others = trusting(settings(), Trust::only(RootCertStore::empty()));
         let ended = once(&others, &callback(&format!("https://localhost:{port}/x"))).await;
         assert_failed(ended, FailureClass::Unreachable, &["certificate is not accepted", "UnknownIssuer"]);
         assert!(seen.try_recv().is_err());
     }
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let (address, _seen) = receiver(|_| StatusCode::OK.into_response()).await;
     let ended = once(&callbacks, &callback(&format!("https://{address}/x"))).await;
     assert_failed(ended, FailureClass::Unreachable, &["no TLS with it"]);
@@ -451,7 +451,7 @@ async fn a_redirect_never_leaves_tls() {
     let (router, _seen) =
         router(move |_| (StatusCode::PERMANENT_REDIRECT, [("location", format!("http://{there}/"))]).into_response());
     let (port, roots) = secure(router, &[]).await;
-    let callbacks = Callbacks::trusting(settings(), Trust::only(roots));
+    let callbacks = trusting(settings(), Trust::only(roots));
     let options = CallbackOptions { follow_redirects: true, ..CallbackOptions::default() };
     let ended = once(&callbacks, &with(&format!("https://localhost:{port}/"), options)).await;
     assert_failed(ended, FailureClass::BadStatus, &["not followed from https://"]);

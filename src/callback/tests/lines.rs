@@ -193,7 +193,7 @@ async fn many_threads_at_once_lose_nobody() {
     const WORKERS: u64 = 4;
     const TICKETS: u64 = 3_000;
     let settings = CallbackSettings { in_flight_max: LIMIT, cool_down_min: MS, cool_down_max: 4 * MS, ..settings() };
-    let callbacks = Callbacks::new(settings);
+    let callbacks = sockets(settings);
     let (told, mut hears) = mpsc::unbounded_channel();
     callbacks.set_waiters(Arc::new(Careless { told: told.clone() }));
     let to = callback("tcp://h:1");
@@ -247,7 +247,7 @@ async fn many_threads_at_once_lose_nobody() {
 
 #[tokio::test]
 async fn whoever_came_while_another_was_on_its_way_is_told_when_that_one_begins() {
-    let callbacks = Callbacks::new(CallbackSettings { in_flight_max: 2, ..settings() });
+    let callbacks = sockets(CallbackSettings { in_flight_max: 2, ..settings() });
     let mut told = listen(&callbacks);
     let to = callback("grpc://h:1");
     let [first, second] = [0, 1].map(|number| callbacks.admit(&to, ticket(number)).unwrap());
@@ -272,7 +272,7 @@ async fn a_line_whose_permits_are_all_dropped_at_once_is_no_deep_recursion() {
         }
         fn down(&self, _: Vec<Ticket>, _: &Failure, _: &DestinationName) {}
     }
-    let callbacks = Callbacks::new(CallbackSettings { in_flight_max: 1, ..settings() });
+    let callbacks = sockets(CallbackSettings { in_flight_max: 1, ..settings() });
     let (out, mut turns) = mpsc::unbounded_channel();
     callbacks.set_waiters(Arc::new(Drops(out)));
     let to = callback("tcp://h:1");
@@ -292,7 +292,7 @@ async fn a_line_whose_permits_are_all_dropped_at_once_is_no_deep_recursion() {
 #[tokio::test]
 async fn a_destination_that_is_down_costs_one_connection_per_cool_down_and_comes_back() {
     let settings = CallbackSettings { cool_down_min: 200 * MS, cool_down_max: 400 * MS, ..settings() };
-    let callbacks = Callbacks::new(settings);
+    let callbacks = sockets(settings);
     let mut told = listen(&callbacks);
     let address = dead_address();
     let to = callback(&format!("tcp://{address}"));
@@ -341,7 +341,7 @@ async fn one(told: &mut mpsc::UnboundedReceiver<Reported>) -> (Ticket, Permit) {
 
 #[tokio::test]
 async fn only_what_the_way_to_the_receiver_does_opens_a_breaker() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     for (class, opens) in [
         (FailureClass::Refused, true),
         (FailureClass::Timeout, true),
@@ -363,7 +363,7 @@ async fn only_what_the_way_to_the_receiver_does_opens_a_breaker() {
 
 #[tokio::test]
 async fn a_destination_is_a_protocol_and_a_host() {
-    let callbacks = Callbacks::new(CallbackSettings { in_flight_max: 1, ..settings() });
+    let callbacks = sockets(CallbackSettings { in_flight_max: 1, ..settings() });
     let _told = listen(&callbacks);
     let options = |http2, acknowledge| CallbackOptions { http2, acknowledge, ..CallbackOptions::default() };
     let distinct = [
@@ -386,7 +386,7 @@ async fn a_destination_is_a_protocol_and_a_host() {
 
 #[tokio::test]
 async fn a_task_that_got_another_receiver_while_it_waited_says_nothing_about_the_first() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let (first, second) = (callback("tcp://h:1"), callback("tcp://h:2"));
     for _ in 0..20 {
         let mut permit = callbacks.admit(&first, ticket(0)).expect("the breaker is closed");
@@ -396,7 +396,7 @@ async fn a_task_that_got_another_receiver_while_it_waited_says_nothing_about_the
 
 #[tokio::test]
 async fn destinations_nobody_uses_are_forgotten() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let permit = callbacks.admit(&callback("tcp://h:1"), ticket(0)).unwrap();
     drop(callbacks.admit(&callback("tcp://h:2"), ticket(0)));
     callbacks.inner.destinations.forget_idle(PATIENCE);
@@ -421,7 +421,7 @@ async fn deliver_all(callbacks: &Callbacks, to: &Callback, count: u64) -> usize 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_hangs_takes_its_limit_and_nothing_from_the_others() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let mut told = listen(&callbacks);
     let router = axum::Router::new().fallback(|| async { "" });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,6 +1,7 @@
 //! Against real receivers, over real sockets of loopback.
 
 mod grpc;
+mod guard;
 mod http;
 mod lines;
 mod tcp;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
+use super::guard::Allowed;
 use super::*;
 use crate::task::{CallbackOptions, Fence, Policy, Retry, ShardId};
 use boomerang_client::fake::dead_address;
@@ -30,6 +32,15 @@ pub fn ticket(number: u64) -> Ticket {
 
 fn settings() -> CallbackSettings {
     CallbackSettings { answer_timeout: PATIENCE, connect_timeout: PATIENCE, ..CallbackSettings::default() }
+}
+
+/// To receivers on this machine.
+fn sockets(settings: CallbackSettings) -> Callbacks {
+    trusting(settings, Trust::default())
+}
+
+fn trusting(settings: CallbackSettings, trust: Trust) -> Callbacks {
+    Callbacks::trusting(settings, Guard::new(Allowed::loopback().into(), Arc::new(())), trust)
 }
 
 fn impatient() -> CallbackSettings {

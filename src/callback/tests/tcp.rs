@@ -68,7 +68,7 @@ async fn answer(frames: &mut Frames, request_id: u64, does: Does) -> bool {
 
 #[tokio::test]
 async fn every_end_has_its_class() {
-    let callbacks = Callbacks::new(impatient());
+    let callbacks = sockets(impatient());
     let place = |callback: &Callback| callback.endpoint.to_string();
     for does in [Does::Answers(Status::Ok, ""), Does::AnswersAsTheOriginal] {
         let to = receiver(move |_| does).await;
@@ -103,7 +103,7 @@ async fn every_end_has_its_class() {
 
 #[tokio::test]
 async fn a_connection_for_many_that_has_died_silently_is_not_used_for_long() {
-    let callbacks = Callbacks::new(CallbackSettings { answer_timeout: Duration::from_millis(1_100), ..settings() });
+    let callbacks = sockets(CallbackSettings { answer_timeout: Duration::from_millis(1_100), ..settings() });
     let asked = Arc::new(AtomicUsize::new(0));
     let to = receiver({
         let asked = asked.clone();

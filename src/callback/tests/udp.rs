@@ -34,7 +34,7 @@ fn response(status: i32, text: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_datagram_that_has_left_is_enough_without_an_acknowledgement() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     for any in ["127.0.0.1:0", "[::1]:0"] {
         // A machine without IPv6 has half of this test.
         let Ok(socket) = UdpSocket::bind(any).await else { continue };
@@ -52,7 +52,7 @@ async fn a_datagram_that_has_left_is_enough_without_an_acknowledgement() {
 
 #[tokio::test]
 async fn an_acknowledgement_is_waited_for_when_it_is_wanted() {
-    let callbacks = Callbacks::new(impatient());
+    let callbacks = sockets(impatient());
     let to = acknowledged(receiver(|_| response(0, "")).await);
     once(&callbacks, &to).await.unwrap();
     let to = acknowledged(receiver(|request| response(1, &format!("not {}", request.occurrence))).await);
@@ -71,7 +71,7 @@ async fn an_acknowledgement_is_waited_for_when_it_is_wanted() {
 
 #[tokio::test]
 async fn answers_reach_the_attempt_they_are_for_and_strangers_are_not_heard() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
     let to = acknowledged(socket.local_addr().unwrap());
     let attempts: Vec<_> = (0..50)
@@ -102,7 +102,7 @@ async fn answers_reach_the_attempt_they_are_for_and_strangers_are_not_heard() {
 
 #[tokio::test]
 async fn what_fits_no_datagram_is_not_sent() {
-    let callbacks = Callbacks::new(settings());
+    let callbacks = sockets(settings());
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let to = callback(&format!("udp://{}", socket.local_addr().unwrap()));
     let sized = |bytes: usize| Delivery { payload: Bytes::from(vec![b'x'; bytes]), ..delivery(to.clone(), 1) };

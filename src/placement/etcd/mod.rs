@@ -14,6 +14,7 @@
 //!
 //! While etcd is away the view stays what it was, and with it the table: nothing moves, and nothing else waits.
 
+pub mod access;
 pub mod controller;
 pub mod register;
 pub mod view;
@@ -23,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, TlsOptions, WatchOptions};
+use etcd_client::{Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, WatchOptions};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -32,6 +33,7 @@ use super::files::{self, FileError};
 use super::plan::{CannotMove, NodeState, Nodes, move_replica};
 use super::{Cluster, NodeInfo, Table};
 use crate::task::{GroupId, Pauses};
+use access::Access;
 use view::{Change, DrainRow, Keys, View, wall_ms};
 
 /// What was last known of the placement, for a start without etcd.
@@ -81,24 +83,23 @@ impl From<etcd_client::Error> for EtcdError {
 #[derive(Clone)]
 pub struct Link {
     endpoints: Arc<Vec<String>>,
+    access: Arc<Access>,
     pub keys: Keys,
 }
 
 impl Link {
-    pub fn new(endpoints: Vec<String>, cluster: &str) -> Self {
-        Self { endpoints: Arc::new(endpoints), keys: Keys::new(cluster) }
+    pub fn new(endpoints: Vec<String>, access: Access, cluster: &str) -> Self {
+        Self { endpoints: Arc::new(endpoints), access: Arc::new(access), keys: Keys::new(cluster) }
     }
 
     async fn connect(&self) -> Result<Client, EtcdError> {
-        let mut options = ConnectOptions::new()
+        let options = ConnectOptions::new()
             .with_connect_timeout(ANSWER_WITHIN)
             .with_keep_alive(KEEPALIVE_EVERY, ANSWER_WITHIN)
             .with_keep_alive_while_idle(true)
             // A member that has lost the others says so, and does not answer with what was.
             .with_require_leader(true);
-        if self.endpoints.iter().any(|url| url.starts_with("https://")) {
-            options = options.with_tls(TlsOptions::new().with_native_roots());
-        }
+        let options = self.access.add_to(options);
         answer(Client::connect(self.endpoints.as_slice(), Some(options))).await
     }
 }

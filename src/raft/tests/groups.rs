@@ -53,7 +53,7 @@ impl Node {
             store: store.clone(),
             writer: writer.clone(),
             staging: folder.join("staging"),
-            network: PeerNetwork::new("test", 1),
+            network: PeerNetwork::alone("test", 1),
             observer: Arc::new(Ignore),
         };
         let groups = Groups::start(parts).await?;

@@ -182,7 +182,7 @@ impl Requests for Other {
 struct ToOther(mpsc::UnboundedSender<Wire>);
 
 impl Dial for ToOther {
-    fn dial(&self, _: String) -> BoxFuture<'static, io::Result<Wire>> {
+    fn dial(&self, _: u64, _: &str) -> BoxFuture<'static, io::Result<Wire>> {
         let (here, there) = tokio::io::duplex(64 * 1024);
         let dialed = self.0.send(Wire::new(there)).map_err(|_| io::Error::other("the test is over"));
         async move { dialed.map(|()| Wire::new(here)) }.boxed()
@@ -241,7 +241,7 @@ impl Rig {
             // Nothing is put there.
             staging: PathBuf::from("no-folder"),
             clock: clock.clone(),
-            network: PeerNetwork::dialing("test", 1, Arc::new(ToOther(dialed))),
+            network: PeerNetwork::new("test", 1, Arc::new(ToOther(dialed))),
             firing,
             metrics: metrics.clone(),
             observers: vec![ending, Arc::new(Applied(tells))],

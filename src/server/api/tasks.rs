@@ -52,7 +52,7 @@ pub(super) fn not_found(id: TaskId) -> Problem {
 pub(super) struct Wanted {
     pub id: TaskId,
     pub group: GroupId,
-    /// Asker it must be; `None` is anybody's.
+    /// Whose it must be; `None` is anybody's.
     pub owner: Option<ClientId>,
 }
 
@@ -111,7 +111,7 @@ pub(super) fn due_or_zero(due_ms: InstantMs) -> InstantMs {
     if due_ms == NEVER { 0 } else { due_ms }
 }
 
-/// Asker things are listed; `None` is everybody's. A client sees its own only.
+/// Whose things are listed; `None` is everybody's. A client sees its own only.
 pub(super) fn whose(session: &Session, client: &str) -> Result<Option<ClientId>, Problem> {
     match (client, session.admin) {
         ("", true) => Ok(None),

@@ -148,6 +148,8 @@ pub enum ClassArg {
     TooLarge,
     /// Not sent: the destination was known to be down
     CircuitOpen,
+    /// Not sent: callbacks must not go to that address
+    Forbidden,
 }
 
 impl From<ClassArg> for FailureClass {
@@ -161,6 +163,7 @@ impl From<ClassArg> for FailureClass {
             ClassArg::Unreachable => FailureClass::Unreachable,
             ClassArg::TooLarge => FailureClass::TooLarge,
             ClassArg::CircuitOpen => FailureClass::CircuitOpen,
+            ClassArg::Forbidden => FailureClass::Forbidden,
         }
     }
 }

@@ -21,7 +21,7 @@ use super::cost::{self, Reading, processor_ms};
 use super::progress;
 use boomerang_client::{Credentials, Options};
 use boomerang_task::{ClientId, Invalid};
-use boomerang_testkit::{OwnAddress, Process, all_started, page};
+use boomerang_testkit::{Certs, OwnAddress, Process, all_started, page};
 
 /// Whoever can read the folder can read this as well.
 const PASSWORD: &str = "bench";
@@ -130,6 +130,8 @@ pub(super) struct LocalCluster {
     binary: PathBuf,
     folder: PathBuf,
     nodes: Vec<LocalNode>,
+    /// By which they know each other; a node that is alone has none.
+    certs: Option<Certs>,
     request_timeout: Duration,
 }
 
@@ -154,11 +156,16 @@ impl LocalCluster {
         let binary = server.boomerang.clone().map_or_else(beside_us, Ok)?;
         let folder = std::env::temp_dir().join(format!("boomerang-bench-{:016x}", rand::random::<u64>()));
         std::fs::create_dir_all(&folder).map_err(|error| failed("make a folder for", &folder, &error))?;
-        let mut cluster = Self { server, binary, folder, nodes: Vec::new(), request_timeout };
+        let mut cluster = Self { server, binary, folder, nodes: Vec::new(), certs: None, request_timeout };
         for _ in 0..nodes {
             let own = || OwnAddress::take().map_err(|error| failed("find a free port for", &cluster.folder, &error));
             let node = LocalNode { tcp: own()?, http: own()?, peer: own()?, process: None };
             cluster.nodes.push(node);
+        }
+        if nodes > 1 {
+            let names = (1..=cluster.nodes.len()).map(|number| (name(number), "127.0.0.1"));
+            let certs = Certs::make(&cluster.binary, &cluster.folder.join("certs"), names);
+            cluster.certs = Some(certs.map_err(|error| ToolError::Undone(error.to_string()))?);
         }
         // All before the first is waited for: none of them is ready alone.
         for node in 0..cluster.nodes.len() {
@@ -328,7 +335,12 @@ impl LocalCluster {
         if peers.len() > 1 {
             command.args(["--peers", &peers.join(",")]);
         }
+        if let Some(certs) = &self.certs {
+            command.args(certs.flags(&name(number)));
+        }
         command.args(["--shards", &self.shards().to_string(), "--admin-password", PASSWORD]);
+        // Where the receiver of a bench is.
+        command.args(["--callback-allow", "127.0.0.0/8"]);
         command.args(&self.server.node_flags);
         let process = Process::start(format!("node {number}"), &mut command, &self.log_of(number));
         self.nodes[node].process = Some(process.map_err(|error| ToolError::Undone(error.to_string()))?);
@@ -346,6 +358,10 @@ impl Drop for LocalCluster {
         self.nodes.clear();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+fn name(number: usize) -> String {
+    format!("node-{number}")
 }
 
 /// The text of a line of a log that is a warning or an error, up to its first field.

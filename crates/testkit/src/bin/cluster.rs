@@ -20,7 +20,7 @@ use std::process::{Command, ExitCode};
 use std::str::FromStr;
 use std::time::Duration;
 
-use boomerang_testkit::{Etcd, Handle, Process, Signal, all_started};
+use boomerang_testkit::{Certs, Etcd, Handle, Process, Signal, all_started};
 use tokio::signal::unix::{SignalKind, signal};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -78,6 +78,7 @@ async fn up() -> Done {
         peer: format!("127.0.0.1:{}", etcd_port + 1),
         data: folder.0.join(ETCD),
         log: folder.log(ETCD),
+        tls: None,
     };
     let mut started = Vec::new();
     if folder.running(ETCD).is_some() {
@@ -90,6 +91,9 @@ async fn up() -> Done {
         started.push(process);
     }
     let mut beginning = Vec::new();
+    let boomerang = Path::new(&bin).join("boomerang");
+    let certs =
+        Certs::make(&boomerang, &folder.0.join("certs"), (1..=nodes).map(|number| (node(number), "127.0.0.1")))?;
     for number in 1..=nodes {
         let name = node(number);
         if folder.running(&name).is_some() {
@@ -100,10 +104,12 @@ async fn up() -> Done {
             continue;
         }
         let [tcp, http, peer] = [0, 1, 2].map(|port| address(number, port));
-        let mut command = Command::new(Path::new(&bin).join("boomerang"));
+        let mut command = Command::new(&boomerang);
         command.arg("serve").args(["--node-id", &number.to_string(), "--data-dir"]).arg(folder.0.join(&name));
         command.args(["--tcp-addr", &tcp, "--http-addr", &http, "--peer-addr", &peer, "--etcd", &etcd.url()]);
-        command.args(["--bootstrap-expect", &nodes.to_string()]);
+        command.args(["--bootstrap-expect", &nodes.to_string()]).args(certs.flags(&name));
+        // Receivers are on this machine, too.
+        command.args(["--callback-allow", "127.0.0.0/8"]);
         // Not an argument: those can be read by whoever is on this machine.
         command.env("BOOMERANG_ADMIN_PASSWORD", &password).env_remove("BOOMERANG_PEERS");
         let process = Process::start(&name, command.process_group(0), &folder.log(&name))?;

@@ -125,6 +125,8 @@ pub enum FailureClass {
     TooLarge = 7,
     /// Not sent: the destination was down, which another attempt had just found out.
     CircuitOpen = 8,
+    /// Not sent: callbacks must not go to that address. See --callback-allow.
+    Forbidden = 9,
 }
 impl FailureClass {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -142,6 +144,7 @@ impl FailureClass {
             Self::Unreachable => "UNREACHABLE",
             Self::TooLarge => "TOO_LARGE",
             Self::CircuitOpen => "CIRCUIT_OPEN",
+            Self::Forbidden => "FORBIDDEN",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -156,6 +159,7 @@ impl FailureClass {
             "UNREACHABLE" => Some(Self::Unreachable),
             "TOO_LARGE" => Some(Self::TooLarge),
             "CIRCUIT_OPEN" => Some(Self::CircuitOpen),
+            "FORBIDDEN" => Some(Self::Forbidden),
             _ => None,
         }
     }
