@@ -84,6 +84,8 @@ pub enum CertsError {
     File { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{} is there already: delete it to have another made", .0.display())]
     There(PathBuf),
+    #[error("--node: '{0}' is named twice: give all of its addresses at once, {0},ADDRESS,ADDRESS")]
+    Twice(String),
     #[error("{} is missing, without which nothing can be signed by {AUTHORITY}.pem beside it", .0.display())]
     NoKey(PathBuf),
     #[error("{}: {why}", path.display())]
@@ -100,7 +102,10 @@ pub fn make(asked: &Asked) -> Result<Vec<(PathBuf, PathBuf)>, CertsError> {
     };
     std::fs::create_dir_all(&asked.out).map_err(cannot("make", &asked.out))?;
     let files = |name: &str| (asked.out.join(format!("{name}.pem")), asked.out.join(format!("{name}.key")));
-    for node in &asked.node {
+    for (at, node) in asked.node.iter().enumerate() {
+        if asked.node[..at].iter().any(|other| other.name == node.name) {
+            return Err(CertsError::Twice(node.name.clone()));
+        }
         let (cert, key) = files(&node.name);
         if let Some(there) = [cert, key].into_iter().find(|path| path.exists()) {
             return Err(CertsError::There(there));
@@ -221,6 +226,8 @@ mod tests {
         assert_eq!(std::fs::read(out.join("ca.pem")).unwrap(), before);
         let twice = make(&asked(&out, &["d,127.0.0.1", "a,127.0.0.1"])).unwrap_err();
         assert!(matches!(&twice, CertsError::There(path) if path.ends_with("a.pem")), "{twice}");
+        let same = make(&asked(&out, &["d,127.0.0.1", "d,::1"])).unwrap_err();
+        assert!(matches!(&same, CertsError::Twice(name) if name == "d"), "{same}");
         assert!(!out.join("d.pem").exists(), "all or nothing");
     }
 

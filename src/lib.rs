@@ -27,6 +27,7 @@ pub mod blocking;
 pub mod callback;
 pub mod certs;
 pub mod clock;
+pub mod dialing;
 pub mod disk;
 pub mod firing;
 pub mod flags;

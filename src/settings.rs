@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args as _};
 
 use crate::callback::CallbackSettings;
@@ -23,6 +24,7 @@ use crate::placement::Placement;
 use crate::placement::flags::PlacementFlags;
 use crate::raft::flags::{PeerFlags, PeerSettings};
 use crate::server::flags::{ServerFlags, ServerSettings};
+use crate::server::tls::TlsSettings;
 use crate::store::flags::{StoreFlags, StoreSettings};
 use crate::task::SHARDS_MAX;
 
@@ -84,12 +86,15 @@ pub fn flags_in_file(path: &Path, given: &ArgMatches) -> Result<Vec<OsString>, W
     for (name, value) in file {
         let flag = known.get_arguments().find(|flag| flag.get_long() == Some(&name));
         let flag = flag.ok_or_else(|| in_file(format!("'{name}' is no setting; see 'boomerang serve --help'")))?;
-        let value = match value {
-            toml::Value::String(text) => text,
-            toml::Value::Integer(number) => number.to_string(),
-            other => return Err(in_file(format!("'{name}' must be a text or a number, not {}", other.type_str()))),
+        let takes = if flag.get_action().takes_values() { "a text or a number" } else { "true or false" };
+        let given = match value {
+            toml::Value::String(text) if flag.get_action().takes_values() => format!("--{name}={text}"),
+            toml::Value::Integer(number) if flag.get_action().takes_values() => format!("--{name}={number}"),
+            toml::Value::Boolean(true) if !flag.get_action().takes_values() => format!("--{name}"),
+            toml::Value::Boolean(false) if !flag.get_action().takes_values() => continue,
+            other => return Err(in_file(format!("'{name}' must be {takes}, not {}", other.type_str()))),
         };
-        flags.push((flag.get_id().to_string(), OsString::from(format!("--{name}={value}"))));
+        flags.push((flag.get_id().to_string(), OsString::from(given)));
     }
     // What is wrong is told of here, where the file can be named.
     let read = [OsString::from("boomerang")].into_iter().chain(flags.iter().map(|(_, flag)| flag.clone()));
@@ -98,7 +103,9 @@ pub fn flags_in_file(path: &Path, given: &ArgMatches) -> Result<Vec<OsString>, W
         let first = text.lines().next().unwrap_or_default();
         return Err(in_file(first.trim_start_matches("error: ").to_owned()));
     }
-    Ok(flags.into_iter().filter(|(id, _)| given.value_source(id).is_none()).map(|(_, flag)| flag).collect())
+    // A flag that is on or off is off by default.
+    let is_given = |id: &str| given.value_source(id).is_some_and(|source| source != ValueSource::DefaultValue);
+    Ok(flags.into_iter().filter(|(id, _)| !is_given(id)).map(|(_, flag)| flag).collect())
 }
 
 /// What a node runs with.
@@ -144,8 +151,8 @@ impl Settings {
         let peer_addr = address("--peer-addr", given.peer_addr.as_deref().unwrap_or("127.0.0.1:9975"))?;
         let advertise_host = given.advertise_host.filter(|host| !host.is_empty());
         let hosts = placement.hosts().map(|hosts| {
-            let own = advertise_host.clone().unwrap_or_else(|| peer_addr.ip().to_string());
-            hosts.into_iter().chain([own]).collect::<Vec<_>>()
+            let own = [peer_addr.ip().to_string()].into_iter().chain(advertise_host.clone());
+            hosts.into_iter().chain(own).collect::<Vec<_>>()
         });
         let settings = Self {
             node_id,
@@ -174,6 +181,14 @@ impl Settings {
         ] {
             if open && !address.ip().is_loopback() {
                 return Err(wrong(flag, "a node that lets everybody in must stay on loopback; use 'boomerang serve'"));
+            }
+            let TlsSettings { files, plaintext } = &settings.server.tls;
+            if flag != "--peer-addr" && !address.ip().is_loopback() && files.is_none() && !plaintext {
+                let why = format!(
+                    "{address} is reached by others, who would read passwords on the way: give --tls-cert and --tls-key, \
+                     or --insecure-plaintext if something else encrypts"
+                );
+                return Err(wrong(flag, why));
             }
             let known = settings.advertise_host.is_some() || !address.ip().is_unspecified();
             if settings.placement != Placement::Alone && !known {
@@ -227,13 +242,17 @@ mod tests {
         assert!(refused("shard = 4\n").contains("'shard' is no setting"));
         assert!(refused("shards = [4]\n").contains("'shards' must be a text or a number, not array"));
         assert!(refused("shards = \n").contains("boomerang.toml"));
+        assert!(refused("insecure-plaintext = 1\n").contains("must be true or false, not integer"));
         let four = refused("shards = \"four\"\n");
         assert!(four.contains("boomerang.toml: invalid value 'four' for '--shards <N>'"), "{four}");
-        std::fs::write(&path, "shards = 4\nwindow = \"10m\"\nnode-id = 7\n").unwrap();
+        std::fs::write(&path, "shards = 4\nwindow = \"10m\"\nnode-id = 7\ninsecure-plaintext = true\n").unwrap();
         let given = given("--data-dir d --shards 2", Some(&path)).unwrap();
         let settings = Settings::build(given, false).unwrap();
         assert_eq!((settings.shards, settings.node_id, settings.firing.window_ms), (2, 7, 600_000));
-        assert_eq!(settings.tcp_addr.port(), 9973);
+        assert_eq!((settings.tcp_addr.port(), settings.server.tls.plaintext), (9973, true));
+        std::fs::write(&path, "insecure-plaintext = false\n").unwrap();
+        let given = self::given("--data-dir d", Some(&path)).unwrap();
+        assert!(!Settings::build(given, false).unwrap().server.tls.plaintext);
     }
 
     #[test]
@@ -246,6 +265,9 @@ mod tests {
             ("--tick-ms 0", "--tick-ms"),
             ("--cluster a/b", "--cluster"),
             ("--payload-max 1048576", "--payload-max"),
+            ("--tcp-addr 0.0.0.0:1", "--tcp-addr: 0.0.0.0:1 is reached by others"),
+            ("--http-addr [::]:1 --tls-cert c", "--tls-cert, --tls-key: are needed together"),
+            ("--http-addr [::]:1", "--insecure-plaintext"),
             ("--callback-allow 10.0.0.0/8,localhost", "--callback-allow: 'localhost' is no network"),
             ("--destination-in-flight-max 0", "--destination-in-flight-max"),
             ("--session-timeout 1ms", "--session-timeout: 1 is not within"),
@@ -266,6 +288,10 @@ mod tests {
             ("--etcd http://a", "'boomerang certs'"),
             ("--etcd http://a --peer-addr 10.0.0.1:1 --cluster-secret-file f", "'10.0.0.1' is not"),
             ("--etcd http://a --advertise-host a --cluster-secret-file f", "'a' is not"),
+            (
+                "--etcd http://a --peer-addr 0.0.0.0:1 --advertise-host 127.0.0.1 --cluster-secret-file f",
+                "'0.0.0.0' is not",
+            ),
             ("--peers 1=127.0.0.1:1,2=b:2 --cluster-secret-file f", "'b' is not"),
             ("--cluster-secret-file f --cluster-secret t", "together"),
         ] {

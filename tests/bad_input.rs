@@ -847,10 +847,11 @@ fn connections_that_say_nothing_and_those_that_come_and_go_harm_nobody() {
 }
 
 #[test]
-fn more_connections_than_the_limit_wait_and_are_served_later() {
-    let mut world = World::new(&["--connections-max", "3"]);
-    let held: Vec<Raw> = (0..3).map(|_| world.raw()).collect();
-    // The good client and two of these are in.
+fn of_more_connections_than_the_limit_those_go_that_are_not_known() {
+    let mut world = World::new(&["--connections-max", "3", "--connections-per-address-max", "3"]);
+    let mut held: Vec<Raw> = (0..3).map(|_| world.raw()).collect();
+    // The good client is known, and of these the first has made room.
+    held[0].assert_closed();
     world.good.throw(b"x", HOUR_MS);
     world.node.wait_for_metric("boomerang_connections", 3.0);
     drop(held);

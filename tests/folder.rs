@@ -130,7 +130,7 @@ fn inspect_shows_what_a_stopped_node_holds_and_changes_nothing() {
     assert_eq!(node.terminate(), Some(0));
     let before = contents(&folder);
     let found = inspect_json(&folder, &[]);
-    for (field, wanted) in [("format", 3), ("node_id", 1), ("shards", 2), ("tasks", 2), ("damaged_rows", 0)] {
+    for (field, wanted) in [("format", 4), ("node_id", 1), ("shards", 2), ("tasks", 2), ("damaged_rows", 0)] {
         assert_eq!(number(&found.0[field]), wanted, "{field} in {:?}", found.0);
     }
     assert_eq!(found.0["cluster"], "boomerang");
@@ -153,7 +153,7 @@ fn inspect_shows_what_a_stopped_node_holds_and_changes_nothing() {
         ended.stdout
     };
     let page = text(&[]);
-    for wanted in ["node 1 of cluster 'boomerang', 2 shards, format 3", "2 tasks", "2 clients (admin, orders)", "GROUP"]
+    for wanted in ["node 1 of cluster 'boomerang', 2 shards, format 4", "2 tasks", "2 clients (admin, orders)", "GROUP"]
     {
         assert!(page.contains(wanted), "{wanted} is missing in:\n{page}");
     }
@@ -364,7 +364,9 @@ fn a_port_in_use_is_named() {
     let address = taken.local_addr().unwrap().to_string();
     let folder = temp.path().join("data");
     for flag in ["--tcp-addr", "--http-addr", "--peer-addr"] {
-        let mut args = vec!["serve", "--data-dir", folder.to_str().unwrap()];
+        // One that is alone does not listen for others.
+        let known_by = ["--peers", "1=127.0.0.1:1", "--cluster-secret", "a secret of many letters"];
+        let mut args = [&["serve", "--data-dir", folder.to_str().unwrap()][..], &known_by].concat();
         for any in ["--tcp-addr", "--http-addr", "--peer-addr"] {
             args.extend([any, if any == flag { &address } else { "127.0.0.1:0" }]);
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use boomerang::sabotage::Fault;
 use boomerang_client::{Client, Credentials, DeadLetterFilter, Due, Options, OwnSettings, Registration};
 use boomerang_receiver::{Received, Receiver};
-use boomerang_task::{Backoff, Callback, FailureClass, Retry};
+use boomerang_task::{Backoff, Callback, FailureClass, Retry, TaskId};
 use common::PATIENCE;
 use common::cluster::Cluster;
 use common::etcd::Etcd;
@@ -38,8 +38,8 @@ impl World {
         Self { client, copies: format!("tcp://{address}"), deliveries, _receiver: receiver }
     }
 
-    /// How the last of two attempts to call back at `url` ended.
-    async fn failure(&mut self, url: &str) -> (FailureClass, String) {
+    /// A task that is called back at `url`, twice at most.
+    async fn register(&self, url: &str) -> TaskId {
         let retry =
             Retry { attempts_max: 2, backoff: Backoff::Fixed, interval_ms: 1, interval_max_ms: 1, jitter_percent: 0 };
         let callback = Some(Callback::from_url(url).unwrap().unwrap());
@@ -49,7 +49,12 @@ impl World {
             settings: OwnSettings { callback, retry: Some(retry), dead_letters: Some(self.copies.clone()) },
             ..Registration::default()
         };
-        let task_id = self.client.register(task).await.unwrap().task_id;
+        self.client.register(task).await.unwrap().task_id
+    }
+
+    /// How the last of two attempts to call back at `url` ended.
+    async fn failure(&mut self, url: &str) -> (FailureClass, String) {
+        let task_id = self.register(url).await;
         let copy = tokio::time::timeout(PATIENCE, self.deliveries.recv()).await;
         let copy = copy.unwrap_or_else(|_| panic!("{url}: neither a failure nor its copy")).unwrap();
         assert_eq!(copy.task_id, task_id, "{url}");
@@ -123,10 +128,51 @@ async fn nobody_has_a_node_call_a_node_or_their_etcd() {
     let port = places[0].rsplit_once(':').unwrap().1.to_owned();
     world.assert_forbidden(&format!("http://[::ffff:127.0.0.1]:{port}/"), OURS).await;
     world.assert_forbidden(&format!("http://localhost:{port}/"), OURS).await;
+    world.assert_forbidden(&format!("grpc://localhost:{port}"), OURS).await;
+    world.assert_forbidden(&format!("udp://127.0.0.1:{port}"), OURS).await;
+    for place in [places[0].as_str(), places.last().unwrap()] {
+        let port = place.rsplit_once(':').unwrap().1;
+        // The whole network is this machine's, and so is the address that is none.
+        world.assert_forbidden(&format!("http://127.0.0.2:{port}/"), OURS).await;
+        world.assert_forbidden(&format!("http://0.0.0.0:{port}/"), "unspecified").await;
+        world.assert_forbidden(&format!("tcp://[::]:{port}"), "unspecified").await;
+    }
     // Nothing else is out of reach.
     let (address, count) = counting().await;
     let (class, text) = world.failure(&format!("tcp://{address}")).await;
     assert!(class == FailureClass::Broken && count.load(Ordering::Relaxed) > 0, "{class}: {text}");
+}
+
+/// Who tries things out calls back its own machine, and not the node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_developers_node_calls_back_its_own_machine_and_not_itself() {
+    let mut node = None;
+    let mut world = World::new(|_| node.insert(NodeProcess::start_dev()).started.tcp).await;
+    let (address, count) = counting().await;
+    let (class, text) = world.failure(&format!("tcp://{address}")).await;
+    assert!(class == FailureClass::Broken && count.load(Ordering::Relaxed) > 0, "{class}: {text}");
+    let started = node.as_ref().unwrap().started.clone();
+    for place in [started.tcp, started.http] {
+        world.assert_forbidden(&format!("http://{place}/"), OURS).await;
+    }
+    world.assert_forbidden("http://10.0.0.1/", NOT_ALLOWED).await;
+}
+
+/// The copy of a dead letter goes where callbacks may go, and nowhere else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_a_dead_letter_is_held_to_the_same() {
+    let mut node = None;
+    let mut world =
+        World::new(|copies| node.insert(NodeProcess::start(&["--callback-allow", copies])).started.tcp).await;
+    let (address, count) = counting().await;
+    let copies = std::mem::replace(&mut world.copies, format!("tcp://{address}"));
+    let forbidden = world.register("tcp://10.0.0.1:1").await;
+    world.copies = copies;
+    // Registered later, and its copy has come: so has the attempt at the other one.
+    world.assert_forbidden("tcp://10.0.0.1:1", NOT_ALLOWED).await;
+    let filter = DeadLetterFilter { task_id: Some(forbidden), ..Default::default() };
+    assert_eq!(world.client.list_dead_letters(&filter, 1, "").await.unwrap().dead_letters.len(), 1);
+    assert_eq!(count.load(Ordering::Relaxed), 0, "a copy went where it must not");
 }
 
 /// What the tests above rest on, taken away: they would notice.

@@ -76,6 +76,7 @@ mod imports {
         "sabotage",
         "random",
         "certs",
+        "dialing",
         "blocking",
         "clock",
         "metrics",

@@ -399,7 +399,7 @@ async fn a_recurring_task_does_not_drift_waits_for_itself_and_ends() {
 /// An interval shorter than it takes to write anything down: what can be delivered is, and it ends when it is to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_recurs_faster_than_a_disk_writes_is_delivered() {
-    let node = NodeProcess::start(&[]);
+    let node = NodeProcess::start(&["--interval-min", "1ms"]);
     let client = admin(&node).await;
     let (_receiver, callback, mut deliveries) = receiver(|_| Reply::Accept.into()).await;
     for missed in [Missed::Once, Missed::Skip, Missed::All { max: 1 }] {
@@ -666,7 +666,7 @@ async fn history_tells_what_became_of_a_task_unless_it_is_switched_off() {
 async fn a_client_is_held_to_its_own_limits() {
     let node = NodeProcess::start(&[]);
     let client = admin(&node).await;
-    let limits = ClientLimits { delay_max_ms: Some(60_000), payload_bytes_max: Some(10) };
+    let limits = ClientLimits { delay_max_ms: Some(60_000), payload_bytes_max: Some(10), interval_min_ms: Some(50) };
     let small = plain_client(&node, &client, "small", limits).await;
     let good = small.register(task(to(NOWHERE), tries(1, 0), 60_000)).await.unwrap();
     let late = small.register(task(to(NOWHERE), tries(1, 0), 60_001)).await.unwrap_err();
@@ -674,6 +674,15 @@ async fn a_client_is_held_to_its_own_limits() {
     let large = Registration { payload: Bytes::from_static(&[0; 11]), ..task(to(NOWHERE), tries(1, 0), 0) };
     let large = small.register(large).await.unwrap_err();
     assert!(large.to_string().contains("10 bytes"), "{large}");
+    let every = |every_ms| Registration {
+        recurrence: Some(Recurrence { count: Some(1), ..Recurrence::every(every_ms) }),
+        ..task(to(NOWHERE), tries(1, 0), 60_000)
+    };
+    small.register(every(50)).await.unwrap();
+    for (client, every_ms, why) in [(&small, 49, "the least is 50 ms"), (&client, 99, "the least is 100 ms")] {
+        let quick = client.register(every(every_ms)).await.unwrap_err().to_string();
+        assert!(quick.contains(why), "every {every_ms} ms: {quick}");
+    }
     let update = TaskUpdate { payload: Some(Bytes::from_static(&[0; 11])), ..TaskUpdate::default() };
     let refused = small.update(good.task_id, update).await.unwrap_err();
     assert!(refused.to_string().contains("10 bytes"), "an edit beyond the client's payload: {refused}");

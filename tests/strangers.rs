@@ -11,11 +11,12 @@ use boomerang::raft::peer_credentials::PeerCredentials;
 use boomerang::raft::peer_secret::ClusterSecret;
 use boomerang::sabotage::Fault;
 use boomerang::store::codec;
+use boomerang_task::locks::Mutex;
 use boomerang_task::{ClientId, ClientLimits, Policy};
 use boomerang_testkit::Certs;
 use boomerang_wire::peer::nodes_client::NodesClient;
 use boomerang_wire::peer::requests_client::RequestsClient;
-use boomerang_wire::peer::{ForwardRequest, IdentifyRequest, StatusRequest, forward_response};
+use boomerang_wire::peer::{ForwardRequest, IdentifyRequest, StatusRequest, forward_response, identify_request};
 use boomerang_wire::proto::{self, BoomerangEnvelope, ClientRegistrationRequest, boomerang_envelope::Payload};
 use common::cluster::Cluster;
 use common::node::{NodeProcess, boomerang, certs, free_address, serve_to_its_end};
@@ -24,6 +25,9 @@ use prost::Message;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 const WITHIN: Duration = Duration::from_secs(10);
+
+/// One cluster at a time: each has three nodes, and two cores between them.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn on_a_runtime<T>(what: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -98,6 +102,7 @@ fn a_node_that_is_alone_listens_to_no_nodes() {
 
 #[test]
 fn without_a_certificate_of_the_common_authority_nobody_speaks_to_a_node() {
+    let _alone = ALONE.lock_after_panic();
     let cluster = Cluster::with_peers(3, &[]);
     let peer = cluster.nodes[0].started.peer.unwrap();
     let read = |certs: &Certs, at: usize| std::fs::read_to_string(&certs.flags("node")[at]).unwrap();
@@ -110,8 +115,8 @@ fn without_a_certificate_of_the_common_authority_nobody_speaks_to_a_node() {
     ask_status(peer, Some(trusting.clone())).unwrap_err();
     ask_status(peer, Some(with(&foreign))).unwrap_err();
     assert!(!strangers_get_in(&cluster));
-    let guessed = proto::AuthHandshake { client_id: "admin".into(), password: "x".into(), ..Default::default() };
-    let identify = IdentifyRequest { cluster: "boomerang".into(), handshake: guessed.encode_to_vec().into() };
+    let who = Some(identify_request::Who::Client("admin".into()));
+    let identify = IdentifyRequest { cluster: "boomerang".into(), who };
     on_a_runtime(async {
         let channel = channel(peer, None).await;
         let answer =
@@ -127,6 +132,7 @@ fn without_a_certificate_of_the_common_authority_nobody_speaks_to_a_node() {
 /// What the tests above rest on, taken away: they would notice.
 #[test]
 fn strangers_that_are_trusted_are_noticed() {
+    let _alone = ALONE.lock_after_panic();
     let cluster = Cluster::broken(3, Fault::TrustStrangers);
     assert!(strangers_get_in(&cluster), "the switch changes nothing, or the attack is none");
 }
@@ -163,6 +169,7 @@ fn what_nodes_know_each_other_by_must_be_given_and_be_of_use() {
 /// the secret is of no use.
 #[test]
 fn a_cluster_goes_from_a_secret_to_certificates_without_a_stop() {
+    let _alone = ALONE.lock_after_panic();
     const SECRET: &str = "a secret of many letters";
     let mut cluster = Cluster::with_peers(3, &["--cluster-secret", SECRET]);
     let load = cluster.load(&["--tasks", "3000", "--spread", "20s", "--lead", "3s"]);

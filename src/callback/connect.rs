@@ -2,26 +2,28 @@
 //!
 //! What is judged is what is connected to: a name is looked up once for both.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
+use futures::future::{BoxFuture, join_all};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 
-use super::guard::{Guard, Ours, Place};
+use super::guard::{Guard, OurAddress, Place};
 use super::names::Names;
+use crate::dialing::connect_to_one_of;
+use crate::task::locks::Mutex;
 
-/// So long an address is waited for before the next one is tried as well (RFC 8305).
-const NEXT_AFTER: Duration = Duration::from_millis(250);
+/// How long a name of ours may take to be looked up before what it meant last is used.
+const OURS_WITHIN: Duration = Duration::from_millis(500);
 
 /// `Unresolved`, `Forbidden`, `Late` or an error of the system.
 pub type NoWay = Box<dyn Error + Send + Sync>;
@@ -35,6 +37,7 @@ pub struct Late(pub Duration);
 #[derive(Clone)]
 pub struct Connector {
     names: Names,
+    ours: OurNames,
     guard: Guard,
     within: Duration,
 }
@@ -42,7 +45,8 @@ pub struct Connector {
 impl Connector {
     /// `within`: how long a connection may take, its look-up included.
     pub fn new(names: Names, guard: Guard, within: Duration) -> Self {
-        Self { names, guard, within }
+        let ours = OurNames { names: names.apart(), last: Arc::default() };
+        Self { names, ours, guard, within }
     }
 
     /// Of `host:port`.
@@ -58,31 +62,23 @@ impl Connector {
     }
 
     async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, NoWay> {
-        let connect = async {
-            let stream = connect_to_one_of(&self.addresses(host, port).await?).await?;
-            // What is written leaves at once.
-            let _ = stream.set_nodelay(true);
-            Ok(stream)
-        };
+        let connect = async { Ok(connect_to_one_of(&self.addresses(host, port).await?).await?) };
         timeout(self.within, connect).await.unwrap_or_else(|_| Err(Late(self.within).into()))
     }
 
     async fn addresses(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, NoWay> {
         let found = self.look_up(host).await?;
-        let mut ours = Vec::new();
-        for place in self.guard.untouchable_at(port) {
-            match place {
-                Place::ThisMachine => ours.push(Ours::ThisMachine),
-                // Who cannot say where our own things are lets nobody near their port.
-                Place::Host(host) => ours.extend(self.look_up(&host).await?.into_iter().map(Ours::At)),
-            }
-        }
+        let places = self.guard.untouchable_at(port);
+        let ours = join_all(places.into_iter().map(|place| self.ours.addresses(place))).await.concat();
         let (mut open, mut forbidden) = (Vec::new(), None);
         for ip in found {
             let address = SocketAddr::new(ip, port);
             match self.guard.judge(address, &ours) {
                 Ok(()) => open.push(address),
-                Err(error) => forbidden = Some(error),
+                Err(error) => {
+                    tracing::debug!(host, %address, %error, "a callback is not made");
+                    forbidden = Some(error);
+                }
             }
         }
         match forbidden {
@@ -93,7 +89,7 @@ impl Connector {
 
     /// At least one address.
     async fn look_up(&self, host: &str) -> Result<Vec<IpAddr>, NoWay> {
-        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let host = bare(host);
         match host.parse() {
             Ok(ip) => Ok(vec![ip]),
             Err(_) => Ok(self.names.look_up(host).await?.to_vec()),
@@ -101,28 +97,40 @@ impl Connector {
     }
 }
 
-/// The first that answers. One that is silent does not keep the next from being tried, and is waited for all the same.
-async fn connect_to_one_of(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let (mut rest, mut connecting, mut failed) = (addresses.iter(), FuturesUnordered::new(), None);
-    loop {
-        match rest.next() {
-            Some(address) => connecting.push(TcpStream::connect(*address)),
-            None if connecting.is_empty() => return Err(failed.expect("there is one address at least")),
-            None => {}
-        }
-        let next = if rest.len() == 0 { None } else { Some(NEXT_AFTER) };
-        let answered = async {
-            match next {
-                Some(after) => timeout(after, connecting.next()).await.ok().flatten(),
-                None => connecting.next().await,
-            }
+/// Where our own things are. Looked up apart from what clients name, and remembered: nobody is kept from a receiver
+/// because a name of ours cannot be looked up now.
+#[derive(Clone)]
+struct OurNames {
+    names: Names,
+    last: Arc<Mutex<HashMap<String, Vec<IpAddr>>>>,
+}
+
+impl OurNames {
+    async fn addresses(&self, place: Place) -> Vec<OurAddress> {
+        let host = match place {
+            Place::ThisMachine => return vec![OurAddress::ThisMachine],
+            Place::Host(host) => host,
         };
-        match answered.await {
-            Some(Ok(stream)) => return Ok(stream),
-            Some(Err(error)) => failed = Some(error),
-            None => {}
+        let host = bare(&host);
+        if let Ok(ip) = host.parse() {
+            return vec![OurAddress::At(ip)];
+        }
+        let known = match timeout(OURS_WITHIN, self.names.look_up(host)).await {
+            Ok(Ok(found)) => {
+                self.last.lock().insert(host.to_owned(), found.to_vec());
+                Some(found.to_vec())
+            }
+            _ => self.last.lock().get(host).cloned(),
+        };
+        match known {
+            Some(known) => known.into_iter().map(OurAddress::At).collect(),
+            None => vec![OurAddress::Unknown],
         }
     }
+}
+
+fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 fn host_and_port(endpoint: &str) -> Result<(&str, u16), NoWay> {
@@ -156,8 +164,7 @@ impl Service<Uri> for Connector {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::super::guard::{Allowed, Forbidden, Untouchable};
     use super::*;
@@ -202,24 +209,6 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn an_address_that_does_not_answer_leaves_it_to_the_next() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        // Nobody listens at the first; of a network for documents, nobody answers at the second.
-        for first in ["127.0.0.2", "192.0.2.1"] {
-            let names = Names::asking(move |_| Ok(vec![first.parse().unwrap(), [127, 0, 0, 1].into()]));
-            let connector = connector(names, &["127.0.0.0/8"], ());
-            let begun = std::time::Instant::now();
-            connector.connect_to(&format!("a.test:{port}")).await.unwrap();
-            assert!(begun.elapsed() < WITHIN / 2, "{first}: {:?}", begun.elapsed());
-        }
-        let nobody = connector(Names::new(), &["127.0.0.0/8"], ());
-        let error = nobody.connect_to(&format!("127.0.0.2:{port}")).await.unwrap_err();
-        let refused = error.downcast_ref::<io::Error>().map(io::Error::kind);
-        assert_eq!(refused, Some(io::ErrorKind::ConnectionRefused));
-    }
-
     /// A name that changes its answer: whatever it says, what is connected to is what was judged.
     #[tokio::test]
     async fn a_name_that_changes_its_answer_is_judged_each_time_it_is_used() {
@@ -262,7 +251,25 @@ mod tests {
         ] {
             assert_eq!(guarded.addresses_of(endpoint).await.is_ok(), open, "{endpoint}");
         }
+        // A name that means nothing keeps callbacks from what may be ours, and from nothing else.
         let unknown = connector(names, &everything, OurNode(9975, Place::Host("gone.test".into())));
         unknown.addresses_of("10.0.0.8:9975").await.unwrap_err();
+        assert!(unknown.addresses_of("192.0.2.1:9975").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_a_name_of_ours_meant_last_is_remembered() {
+        let gone = Arc::new(AtomicBool::new(false));
+        let is_gone = gone.clone();
+        let names = Names::asking(move |_| match is_gone.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("no such name")),
+            false => Ok(vec![[10, 0, 0, 7].into()]),
+        });
+        let connector = connector(names, &["10.0.0.0/8"], OurNode(9975, Place::Host("node.test".into())));
+        connector.addresses_of("10.0.0.7:9975").await.unwrap_err();
+        gone.store(true, Ordering::Relaxed);
+        connector.ours.names.forget("node.test");
+        connector.addresses_of("10.0.0.7:9975").await.unwrap_err();
+        assert!(connector.addresses_of("10.0.0.8:9975").await.is_ok());
     }
 }

@@ -6,13 +6,13 @@
 //! | Address | |
 //! | --- | --- |
 //! | of a node of the cluster, or of its etcd | refused, whatever is allowed |
+//! | unspecified: the system takes it for its own | refused, whatever is allowed |
 //! | allowed by `--callback-allow` | passes |
-//! | of this machine, a private network, a link, many at a time, a cloud's own services, or of nobody | refused |
+//! | of this machine, a private network, a link, of several machines at a time, or of a cloud's own services | refused |
 //! | any other | passes |
 //!
 //! An IPv6 address that stands for an IPv4 address is judged as that one.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::sabotage::Fault;
+
+const DISCARD_PORT: u16 = 9;
 
 /// A network, or one address, and one port of it or all.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,29 +86,17 @@ impl Untouchable for () {
     }
 }
 
-/// Why a callback does not go to an address.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("callbacks must not go to {address}: {why}")]
-pub struct Forbidden {
-    address: SocketAddr,
-    why: Why,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// A node of this cluster, or its etcd.
+/// Why a callback does not go to an address. Which address it is, a client is not told: names may be secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Forbidden {
+    #[error("callbacks must not go there: the cluster itself listens there")]
     Ours,
-    /// It is of this kind, and not allowed.
-    Is(&'static str),
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Why::Ours => f.write_str("the cluster itself listens there"),
-            Why::Is(kind) => write!(f, "it is {kind}, and --callback-allow does not name it"),
-        }
-    }
+    #[error("callbacks must not go there: it is {0}, and --callback-allow does not name it")]
+    Special(&'static str),
+    #[error("callbacks must not go there: it is the unspecified address")]
+    Unspecified,
+    #[error("callbacks must not go there: it is {0}, and it is not known now whether the cluster itself listens there")]
+    PerhapsOurs(&'static str),
 }
 
 /// Judges addresses. Cheap to clone.
@@ -121,23 +111,35 @@ impl Guard {
         Self { allowed: allowed.into(), untouchable }
     }
 
-    /// What may never be reached at this port: for [`Guard::judge`], which does not look up names.
+    /// Where nothing may be reached at this port. Names are for the caller to look up, before it has addresses judged.
     pub fn untouchable_at(&self, port: u16) -> Vec<Place> {
         self.untouchable.at(port)
     }
 
-    /// `ours`: the addresses of [`Guard::untouchable_at`] the port of `address`.
-    pub fn judge(&self, address: SocketAddr, ours: &[Ours]) -> Result<(), Forbidden> {
-        let (ip, port) = (meant(address.ip()), address.port());
-        let refuse = |why| Err(Forbidden { address, why });
+    /// `ours`: what is not to be reached at the port of this address.
+    pub fn judge(&self, address: SocketAddr, ours: &[OurAddress]) -> Result<(), Forbidden> {
         if Fault::CallAnybody.is_on() {
             return Ok(());
         }
-        if ours.iter().any(|ours| ours.is(ip)) {
-            return refuse(Why::Ours);
+        let (ip, port) = (meant(address.ip()), address.port());
+        let kind = kind(ip);
+        if ip.is_unspecified() {
+            return Err(Forbidden::Unspecified);
         }
-        match kind(ip) {
-            Some(kind) if !self.allowed.iter().any(|allowed| allowed.lets(ip, port)) => refuse(Why::Is(kind)),
+        for ours in ours {
+            match ours {
+                OurAddress::At(at) if meant(*at) == ip => return Err(Forbidden::Ours),
+                // Whatever is called by one address of this machine may listen on all of them.
+                OurAddress::At(at) if is_of_this_machine(meant(*at)) && is_of_this_machine(ip) => {
+                    return Err(Forbidden::Ours);
+                }
+                OurAddress::ThisMachine if is_of_this_machine(ip) => return Err(Forbidden::Ours),
+                OurAddress::Unknown if let Some(kind) = kind => return Err(Forbidden::PerhapsOurs(kind)),
+                _ => {}
+            }
+        }
+        match kind {
+            Some(kind) if !self.allowed.iter().any(|allowed| allowed.lets(ip, port)) => Err(Forbidden::Special(kind)),
             _ => Ok(()),
         }
     }
@@ -145,23 +147,25 @@ impl Guard {
 
 /// An address that is not to be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ours {
+pub enum OurAddress {
     ThisMachine,
     At(IpAddr),
+    /// Its name cannot be looked up, and never could.
+    Unknown,
 }
 
-impl Ours {
-    fn is(self, ip: IpAddr) -> bool {
-        match self {
-            Ours::At(ours) => meant(ours) == ip,
-            Ours::ThisMachine => is_of_this_machine(ip),
-        }
-    }
-}
-
-/// Only a machine's own addresses can be bound.
+/// What a machine sends to an address of its own it sends from that very address.
 fn is_of_this_machine(ip: IpAddr) -> bool {
-    ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
+    if ip.is_loopback() {
+        return true;
+    }
+    let any = if ip.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    // Of datagrams, this sends none.
+    let found = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((ip, DISCARD_PORT))?;
+        socket.local_addr()
+    });
+    found.is_ok_and(|address| address.ip() == ip)
 }
 
 /// The IPv4 address that an IPv6 address stands for: mapped, behind NAT64 (RFC 6052), or by 6to4 (RFC 3056).
@@ -192,13 +196,13 @@ fn kind_of_v4(ip: Ipv4Addr) -> Option<&'static str> {
         [168, 63, 129, 16] => "an address of a cloud's own services",
         // AWS, Google, Azure and others; Oracle; Alibaba.
         [169, 254, 169, 254] | [192, 0, 0, 192] | [100, 100, 100, 200] => "an address of a cloud's own services",
-        [127, ..] => "an address of this machine",
-        [0, ..] => "no address of anybody",
+        [127, ..] => "a loopback address",
+        [0, ..] => "an unspecified address",
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => "an address of a private network",
         [100, 64..=127, ..] => "an address of a provider's own network",
-        [169, 254, ..] => "an address of a link",
-        [224..=239, ..] => "an address of many",
-        [255, 255, 255, 255] => "an address of all",
+        [169, 254, ..] => "a link-local address",
+        [224..=239, ..] => "a multicast address",
+        [255, 255, 255, 255] => "the broadcast address",
         [198, 18..=19, ..] | [192, 0, 0, _] | [240..=255, ..] => "a reserved address",
         _ => return None,
     })
@@ -207,13 +211,13 @@ fn kind_of_v4(ip: Ipv4Addr) -> Option<&'static str> {
 fn kind_of_v6(ip: Ipv6Addr) -> Option<&'static str> {
     let [a, b, c, ..] = ip.segments();
     Some(match a {
-        _ if ip.is_loopback() => "an address of this machine",
-        _ if ip.is_unspecified() => "no address of anybody",
+        _ if ip.is_loopback() => "a loopback address",
+        _ if ip.is_unspecified() => "an unspecified address",
         0xfd00 if b == 0xec2 => "an address of a cloud's own services",
         0xfc00..=0xfdff => "an address of a private network",
-        0xfe80..=0xfebf => "an address of a link",
-        0xfec0..=0xfeff => "an address of a site",
-        0xff00..=0xffff => "an address of many",
+        0xfe80..=0xfebf => "a link-local address",
+        0xfec0..=0xfeff => "a site-local address",
+        0xff00..=0xffff => "a multicast address",
         // NAT64 of a network of its own; discarded; Teredo, which hides an IPv4 address.
         0x64 if b == 0xff9b && c == 1 => "an address of a private network",
         0x100 if b == 0 => "a reserved address",
@@ -307,16 +311,22 @@ mod tests {
     #[test]
     fn what_is_ours_is_never_reached() {
         let guard = guard(&["0.0.0.0/0", "::/0"]);
-        let judge =
-            |address: &str, ours: Ours| guard.judge(address.parse().unwrap(), &[ours]).map_err(|error| error.why);
-        let localhost = Ours::At(Ipv4Addr::LOCALHOST.into());
-        assert_eq!(judge("127.0.0.1:9973", localhost), Err(Why::Ours));
-        assert_eq!(judge("[::ffff:127.0.0.1]:9973", localhost), Err(Why::Ours));
-        assert_eq!(judge("127.0.0.2:9973", localhost), Ok(()));
-        for address in ["127.0.0.2:9973", "0.0.0.0:9973", "127.0.0.1:9973"] {
-            assert_eq!(judge(address, Ours::ThisMachine), Err(Why::Ours), "{address}");
+        let judge = |address: &str, ours: OurAddress| guard.judge(address.parse().unwrap(), &[ours]);
+        let at = |ip: &str| OurAddress::At(ip.parse().unwrap());
+        for ours in [at("127.0.0.1"), at("::1"), OurAddress::ThisMachine] {
+            for address in ["127.0.0.1:9973", "127.0.0.2:9973", "[::ffff:127.0.0.1]:9973"] {
+                assert_eq!(judge(address, ours), Err(Forbidden::Ours), "{address} {ours:?}");
+            }
+            for address in ["0.0.0.0:9973", "[::]:9973", "[::ffff:0.0.0.0]:9973"] {
+                assert_eq!(judge(address, ours), Err(Forbidden::Unspecified), "{address} {ours:?}");
+            }
+            assert_eq!(judge("192.0.2.1:9973", ours), Ok(()), "{ours:?}");
         }
-        assert_eq!(judge("192.0.2.1:9973", Ours::ThisMachine), Ok(()));
+        assert_eq!(judge("10.0.0.7:9973", at("10.0.0.7")), Err(Forbidden::Ours));
+        assert_eq!(judge("10.0.0.8:9973", at("10.0.0.7")), Ok(()));
+        // When nobody knows where something of ours is, it is not in the public network.
+        assert!(matches!(judge("10.0.0.8:9973", OurAddress::Unknown), Err(Forbidden::PerhapsOurs(_))));
+        assert_eq!(judge("192.0.2.1:9973", OurAddress::Unknown), Ok(()));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT,
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT,
 };
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
@@ -78,12 +78,20 @@ impl Http {
         let deadline = Instant::now() + within;
         for _ in 0..=REDIRECTS_MAX {
             let place = shown(url.as_str());
-            let asked = self.client(&url, callback.options.http2).request(request(&url, &headers, &delivery.payload)?);
-            let response = match timeout_at(deadline, asked).await {
-                Err(_) => return Err(failures::no_answer(place, within)),
-                Ok(Err(error)) => return Err(not_sent(place, &error)),
-                Ok(Ok(response)) => response,
+            let client = self.client(&url, callback.options.http2);
+            let asked = async {
+                let first = client.request(request(&url, &headers, &delivery.payload)?).await;
+                match first {
+                    // It says that it has not looked at it: the connection is about to be closed.
+                    Err(error) if was_not_processed(&error) => {
+                        Ok(client.request(request(&url, &headers, &delivery.payload)?).await)
+                    }
+                    first => Ok(first),
+                }
             };
+            let asked: Result<Result<_, Failure>, _> = timeout_at(deadline, asked).await;
+            let answer = asked.map_err(|_| failures::no_answer(place, within))??;
+            let response = answer.map_err(|error| not_sent(place, &error))?;
             let next = if callback.options.follow_redirects { redirect(&url, &response) } else { None };
             let Some(next) = next else { return verdict(place, response, deadline).await };
             if url.scheme() == "https" && next.scheme() != "https" {
@@ -204,6 +212,20 @@ fn shown(url: &str) -> &str {
         Some(at) => &url[scheme.len() + "://".len() + at + 1..],
         None => url,
     }
+}
+
+/// A receiver that speaks HTTP/2 and goes says up to which request it has come, and refuses those behind.
+fn was_not_processed(error: &legacy::Error) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            let is_going = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+            return error.is_remote() && (is_refused || is_going);
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn is_no_http(error: &legacy::Error) -> bool {
@@ -331,6 +353,7 @@ fn headers(delivery: &Delivery) -> HeaderMap {
         put("webhook-timestamp", &now.to_string());
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
     headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_TEXT));
     headers
 }

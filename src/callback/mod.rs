@@ -12,7 +12,8 @@
 //!
 //! - [`destinations`]: all of them, each with its [`gate`]: who may go now, as a function
 //! - [`tcp`], [`grpc`], [`http`], [`udp`]: one attempt each
-//! - [`connect`]: the one way out; [`names`]: from host names to addresses; [`guard`]: which of them may be reached; [`trust`]: whose certificates are believed; [`failures`]: what the errors
+//! - [`connect`]: the one way out; [`names`]: from host names to addresses; [`guard`]: which of them may be reached
+//! - [`trust`]: whose certificates are believed; [`failures`]: what the errors
 //!   of libraries mean; [`flags`]: the room's settings
 
 mod connect;

@@ -53,6 +53,11 @@ impl Names {
         Self { ask: Arc::new(ask), known: Arc::default(), look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)) }
     }
 
+    /// The same, with look-ups of its own: those of one wait for none of the other.
+    pub fn apart(&self) -> Self {
+        Self { ask: self.ask.clone(), known: Arc::default(), look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)) }
+    }
+
     /// The addresses of a host; at least one.
     pub async fn look_up(&self, host: &str) -> Found {
         let known = self.known(host);

@@ -37,10 +37,12 @@ use crate::raft::peer_credentials::{CredentialsError, PeerCredentials};
 use crate::raft::{Groups, PeerNetwork, PeerService, peer_service};
 use crate::server::access::auth::{Auth, random_hex};
 use crate::server::access::sessions::{Ending, Sessions};
+use crate::server::guests::GuestLimits;
 use crate::server::peer::Forwarding;
 use crate::server::readers::Readers;
 use crate::server::routing::Router;
 use crate::server::tcp::TcpSettings;
+use crate::server::tls::{Tls, TlsError};
 use crate::server::{Service, http, tcp};
 use crate::settings::Settings;
 use crate::shard::{PutClient, Request};
@@ -50,7 +52,7 @@ use crate::store::{Store, StoreError};
 use crate::task::{ClientId, GroupId};
 use crate::threads::{READERS, Threads};
 use assembly::{Foundation, Rooms};
-use ours::Ours;
+use ours::OurPlaces;
 
 /// A node that is alone leads within milliseconds, and applies what its log is ahead of its state in seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -82,6 +84,8 @@ pub enum NodeError {
     Placement(#[from] PlacementError),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("cannot listen on {flag} {address}: {source}")]
     Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
     #[error("cannot start threads: {0}")]
@@ -173,6 +177,7 @@ impl Node {
         });
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Arc::new(Metrics::new());
+        let (tls, renewal) = Tls::read(&settings.server.tls)?;
         let urgent = Threads::urgent().map_err(NodeError::Threads)?;
         let front = Threads::front().map_err(NodeError::Threads)?;
         let readers = Threads::readers().map_err(NodeError::Threads)?;
@@ -236,7 +241,7 @@ impl Node {
         );
         let (disk_out, disk) = watch::channel(guard.look().0);
         // Whatever this node leads fires, though other groups may be waiting for their nodes still.
-        let ours = Arc::new(Ours::new(&settings, &start_line, &cluster));
+        let ours = Arc::new(OurPlaces::new(&settings, &start_line, &cluster));
         let callbacks = Callbacks::new(settings.callback, Guard::new(settings.callback_allowed.clone(), ours));
         let Rooms { groups, cluster, ledger, proposer, firing, mut helpers } =
             foundation.build(disk.clone(), callbacks.clone());
@@ -286,12 +291,16 @@ impl Node {
                 front.take_over(tcp_listener).map_err(NodeError::Threads)?,
                 service.clone(),
                 within_file_limit(settings.server.tcp),
+                tls.clone(),
                 stop.clone(),
             )),
-            tokio::spawn(serve_http(http_listener, watched, stop.clone())),
+            tokio::spawn(http::serve(http_listener, watched, settings.open, tls, stop.clone())),
         ];
         let listeners = listeners.into_iter().chain(peers).collect();
         helpers.spawn(guard.watch(disk_out, metrics.clone()));
+        if let Some(renewal) = renewal {
+            helpers.spawn(renewal.run());
+        }
         helpers.spawn(keep_house(service, system_clock));
         Ok(Self {
             start_line,
@@ -348,14 +357,15 @@ impl Node {
 fn within_file_limit(tcp: TcpSettings) -> TcpSettings {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let left = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
-    if tcp.connections_max > left {
+    if tcp.connections.all > left {
         tracing::warn!(
             files,
             connections_max = left,
             "fewer client connections than set: the limit of open files is low"
         );
     }
-    TcpSettings { connections_max: tcp.connections_max.min(left), ..tcp }
+    let GuestLimits { all, of_an_address } = tcp.connections;
+    TcpSettings { connections: GuestLimits { all: all.min(left), of_an_address: of_an_address.min(left) }, ..tcp }
 }
 
 async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {
@@ -364,12 +374,6 @@ async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, 
 
 fn bound(listener: &TcpListener, wanted: SocketAddr) -> SocketAddr {
     listener.local_addr().unwrap_or(wanted)
-}
-
-async fn serve_http(listener: TcpListener, watched: Arc<Watched>, stop: CancellationToken) {
-    if let Err(error) = http::serve(listener, watched, stop).await {
-        tracing::error!(%error, "the HTTP listener has ended");
-    }
 }
 
 async fn serve_peers(

@@ -8,14 +8,14 @@ use crate::settings::Settings;
 
 use super::StartLine;
 
-pub struct Ours {
+pub struct OurPlaces {
     here: Vec<SocketAddr>,
     /// Host and port of each.
     etcd: Vec<(String, u16)>,
     cluster: Cluster,
 }
 
-impl Ours {
+impl OurPlaces {
     pub fn new(settings: &Settings, listeners: &StartLine, cluster: &Cluster) -> Self {
         let here = [Some(listeners.tcp), Some(listeners.http), listeners.peer].into_iter().flatten().collect();
         let etcd = match &settings.placement {
@@ -26,7 +26,7 @@ impl Ours {
     }
 }
 
-impl Untouchable for Ours {
+impl Untouchable for OurPlaces {
     fn at(&self, port: u16) -> Vec<Place> {
         let place = |address: &SocketAddr| match address.ip() {
             ip if ip.is_unspecified() => Place::ThisMachine,

@@ -16,19 +16,21 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
 
 use super::dial::{Dial, Wire};
 use super::flags::{PeerSettings, SecretFrom};
 use super::peer_secret::{Called, ClusterSecret, SECRET_BYTES_MIN};
 use super::peer_tls::{PeerTls, PeerTlsError, error_chain};
+use crate::dialing::connect_to_one_of;
 use crate::sabotage::Fault;
 use crate::task::locks::Mutex;
 
@@ -95,6 +97,7 @@ impl PeerCredentials {
         match (&self.tls, &self.secret) {
             (Some(tls), _) if first[0] == TLS_HANDSHAKE => tls.accept(stream).await,
             (_, Some(secret)) => {
+                only_on_loopback(&stream)?;
                 secret.accept(&mut stream, self.called(self.node_id, port)).await?;
                 Ok(Wire::new(stream))
             }
@@ -113,6 +116,7 @@ impl PeerCredentials {
         }
         let secret = self.secret.as_ref().expect("there are certificates or a secret");
         let mut stream = connect(address).await?;
+        only_on_loopback(&stream)?;
         let (_, port) = host_and_port(address)?;
         secret.call(&mut stream, self.node_id, self.called(node_id, port)).await?;
         Ok(Wire::new(stream))
@@ -135,9 +139,16 @@ impl Dial for PeerCredentials {
 }
 
 async fn connect(address: &str) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    let found: Vec<SocketAddr> = lookup_host(address).await?.collect();
+    connect_to_one_of(&found).await
+}
+
+/// Elsewhere, whoever is on the way could take over a connection after both have proved what they know.
+fn only_on_loopback(stream: &TcpStream) -> io::Result<()> {
+    match stream.peer_addr()?.ip().to_canonical().is_loopback() {
+        true => Ok(()),
+        false => Err(io::Error::new(ErrorKind::PermissionDenied, "a secret is taken on loopback only")),
+    }
 }
 
 fn host_and_port(address: &str) -> io::Result<(&str, u16)> {
@@ -168,10 +179,9 @@ pub fn incoming(listener: TcpListener, credentials: PeerCredentials) -> mpsc::Re
 }
 
 async fn take_in(listener: TcpListener, credentials: PeerCredentials, known: mpsc::Sender<Wire>) {
-    let told = std::sync::Arc::new(Told::default());
+    let told = Arc::new(Told::default());
     // In the order in which they came.
-    let mut strangers: VecDeque<AbortHandle> = VecDeque::new();
-    let tasks = TaskTracker::new();
+    let mut strangers: VecDeque<Stranger> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -185,29 +195,47 @@ async fn take_in(listener: TcpListener, credentials: PeerCredentials, known: mps
                 continue;
             }
         };
-        strangers.retain(|stranger| !stranger.is_finished());
+        strangers.retain(Stranger::is_one);
         if strangers.len() >= STRANGERS_MAX
             && let Some(oldest) = strangers.pop_front()
         {
-            oldest.abort();
-            told.tell(from, "too many connections that do not show who they are");
+            oldest.greeting.abort();
+            told.tell(oldest.from, "it does not show who it is, and others need the room");
         }
         let (credentials, known, told) = (credentials.clone(), known.clone(), told.clone());
-        let greeting = tasks.spawn(async move {
+        let is_known = Arc::new(AtomicBool::new(false));
+        let shown = is_known.clone();
+        let greeting = tokio::spawn(async move {
             let greeted = async {
                 stream.set_nodelay(true)?;
                 let port = stream.local_addr()?.port();
                 credentials.accept(stream, port).await
             };
             match timeout(SHOWN_WITHIN, greeted).await {
-                Ok(Ok(wire)) => drop(known.send(wire).await),
+                Ok(Ok(wire)) => {
+                    shown.store(true, Ordering::Relaxed);
+                    let _ = known.send(wire).await;
+                }
                 Ok(Err(error)) => told.tell(from, &error_chain(&error)),
                 Err(_) => told.tell(from, "it does not show who it is"),
             }
         });
-        strangers.push_back(greeting.abort_handle());
+        strangers.push_back(Stranger { from, greeting: greeting.abort_handle(), is_known });
     }
-    strangers.iter().for_each(AbortHandle::abort);
+    strangers.iter().for_each(|stranger| stranger.greeting.abort());
+}
+
+/// A connection, until it has shown who it is.
+struct Stranger {
+    from: SocketAddr,
+    greeting: AbortHandle,
+    is_known: Arc<AtomicBool>,
+}
+
+impl Stranger {
+    fn is_one(&self) -> bool {
+        !self.greeting.is_finished() && !self.is_known.load(Ordering::Relaxed)
+    }
 }
 
 /// What was said of strangers: seldom, however many there are.

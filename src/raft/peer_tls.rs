@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -55,6 +55,9 @@ impl PeerTls {
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, Box<dyn std::error::Error>> {
         let nodes = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?;
+        // What the others will say of it, said at once.
+        let (own, between) = chain.split_first().ok_or("holds no certificate")?;
+        nodes.verify_client_cert(own, between, UnixTime::now())?;
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(nodes)

@@ -13,12 +13,14 @@
 //! - [`tcp`], [`peer`], [`http`]: listeners; what they read becomes a request of [`api`], what it answers goes back
 //! - [`api`]: what can be asked for; [`problem`]: what can go wrong with it
 //! - [`routing`]: which node leads what, and how a request gets there
-//! - [`access`]: who somebody is, and until when
+//! - [`access`]: who somebody is, and until when; [`guests`]: how many may be connected; [`tls`]: what they
+//!   speak in
 //! - [`scan`]: an index of all shards as one; [`readers`]: who reads it; [`flags`]: the room's settings
 
 pub mod access;
 mod api;
 pub mod flags;
+pub mod guests;
 pub mod http;
 pub mod peer;
 mod problem;
@@ -26,6 +28,7 @@ pub mod readers;
 pub mod routing;
 mod scan;
 pub mod tcp;
+pub mod tls;
 
 use std::sync::Arc;
 

@@ -13,19 +13,19 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Request, Response, Status};
 
 use super::Service;
-use super::access::auth::{AuthError, Identity};
+use super::access::auth::Who;
 use super::access::handshake::applied_index;
 use super::access::sessions::Session;
 use super::api;
-use super::routing::forward::{CallerRow, IdentityRow, MESSAGE_BYTES_MAX, envelope, written};
+use super::routing::forward::{CallerRow, MESSAGE_BYTES_MAX, envelope, written};
 use super::scan::Part;
 use crate::store::StoreError;
 use crate::store::codec;
-use crate::task::GroupId;
+use crate::task::{GroupId, Invalid};
 use crate::wire::operations::{is_not_leader, target};
 use crate::wire::peer::requests_server::{Requests, RequestsServer};
-use crate::wire::peer::{self, forward_response, identify_response, part_response};
-use crate::wire::proto::{self, BoomerangEnvelope, boomerang_envelope::Payload};
+use crate::wire::peer::{self, forward_response, identify_request, identify_response, part_response};
+use crate::wire::proto::{BoomerangEnvelope, boomerang_envelope::Payload};
 use crate::wire::routing::{Access, Asker, Target};
 
 /// What other nodes ask of this one. Cheap to clone; the peer port is open before there is a service to ask, because
@@ -162,22 +162,23 @@ impl Asked {
     }
 
     async fn identify(&self, request: peer::IdentifyRequest) -> Result<peer::IdentifyResponse, Status> {
-        let peer::IdentifyRequest { cluster, handshake } = request;
+        let peer::IdentifyRequest { cluster, who } = request;
         self.check(&cluster)?;
-        let handshake = proto::AuthHandshake::decode(handshake);
-        let handshake = handshake.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let invalid = |why: &str| Status::invalid_argument(format!("who: {why}"));
+        let who = match who {
+            Some(identify_request::Who::Client(name)) => {
+                Who::Client(name.parse().map_err(|error: Invalid| invalid(&error.to_string()))?)
+            }
+            Some(identify_request::Who::KeyId(key_id)) => Who::Key(key_id),
+            None => return Err(invalid("is missing")),
+        };
         if !self.service.router.can_serve(GroupId::CLUSTER, Access::Read).await {
             let result = Some(identify_response::Result::Elsewhere(self.elsewhere(GroupId::CLUSTER)));
             return Ok(peer::IdentifyResponse { result, applied_index: 0 });
         }
         let in_store = |_: StoreError| Status::internal("the node cannot read its store");
-        let result = match self.service.auth.identify(&handshake).await {
-            Ok(Identity { client, row, key_id }) => {
-                identify_response::Result::Identity(codec::encode(&IdentityRow { client, row, key_id }).into())
-            }
-            Err(AuthError::Store(error)) => return Err(in_store(error)),
-            Err(error) => identify_response::Result::Refused(error.to_string()),
-        };
+        let stored = self.service.auth.stored(&who).map_err(in_store)?;
+        let result = identify_response::Result::Stored(codec::encode(&stored).into());
         // Afterwards: whoever has applied as much knows at least what was found here.
         let applied_index = applied_index(&self.service).map_err(in_store)?;
         Ok(peer::IdentifyResponse { result: Some(result), applied_index })

@@ -96,7 +96,7 @@ impl From<SessionError> for Problem {
         let code = match error {
             SessionError::Missing => Code::Unauthorized,
             SessionError::Unknown | SessionError::Expired => Code::SessionExpired,
-            SessionError::TooMany(_) => Code::LimitReached,
+            SessionError::TooMany(_) | SessionError::TooManyOfClient(_) => Code::LimitReached,
         };
         Self::new(code, error.to_string())
     }
@@ -104,10 +104,14 @@ impl From<SessionError> for Problem {
 
 impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
+        if let Some(wait) = error.again_after() {
+            return Self::overloaded(error.to_string(), wait);
+        }
         let code = match error {
             AuthError::WrongPassword | AuthError::WrongKey => Code::Unauthorized,
             AuthError::PasswordTooLong(_) | AuthError::PasswordEmpty | AuthError::Invalid(_) => Code::InvalidRequest,
             AuthError::Store(_) => Code::Failed,
+            AuthError::Busy | AuthError::TooManyFailures(_) => Code::Overloaded,
         };
         Self::new(code, error.to_string())
     }

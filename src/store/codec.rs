@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::StoreError;
 
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 
 fn config() -> impl bincode::config::Config {
     bincode::config::standard()

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 /// The newest format of the folder that this binary writes and understands.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 /// The oldest one it understands. Those before it are of the time before anybody depended on any.
-const FORMAT_OLDEST: u32 = 3;
+const FORMAT_OLDEST: u32 = 4;
 
 const IDENTITY_FILE: &str = "boomerang.json";
 const LOCK_FILE: &str = "lock";

@@ -39,6 +39,11 @@ impl NodeProcess {
         Self::start_with(&flags)
     }
 
+    /// As a developer starts one.
+    pub fn start_dev() -> Self {
+        Self::start_one(Home { command: "dev", ..Home::new(Vec::new()) })
+    }
+
     /// The same, all at once, for nodes that are ready only together.
     pub fn start_all(flags: &[Vec<String>]) -> Vec<Self> {
         let own = ["--admin-password", ADMIN_PASSWORD].map(str::to_owned);
@@ -195,12 +200,14 @@ struct Home {
     data_dir: PathBuf,
     temp: TempDir,
     fault: Option<Fault>,
+    /// Of `boomerang`.
+    command: &'static str,
 }
 
 impl Home {
     fn new(flags: Vec<String>) -> Self {
         let temp = tempfile::tempdir().unwrap();
-        Self { flags, data_dir: temp.path().join("data"), temp, fault: None }
+        Self { flags, data_dir: temp.path().join("data"), temp, fault: None, command: "serve" }
     }
 
     fn log_path(&self) -> PathBuf {
@@ -292,9 +299,11 @@ fn owned(flags: &[&str]) -> Vec<String> {
 }
 
 fn spawn(home: &Home) -> Process {
-    let mut args = vec!["serve", "--data-dir", home.data_dir.to_str().unwrap()];
+    let mut args = vec![home.command, "--data-dir", home.data_dir.to_str().unwrap()];
     // No flag may be given twice: a test that names one wins. No reserve of disk space for a node of a second's life.
-    for pair in ANY_PORTS.chunks(2).chain([["--disk-reserve", "1"].as_slice(), &["--callback-allow", LOOPBACK]]) {
+    let receivers = ["--callback-allow", LOOPBACK];
+    let allowed = (home.command == "serve").then_some(receivers.as_slice());
+    for pair in ANY_PORTS.chunks(2).chain([["--disk-reserve", "1"].as_slice()]).chain(allowed) {
         if !home.flags.iter().any(|flag| flag == pair[0]) {
             args.extend(pair);
         }

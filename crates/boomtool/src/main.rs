@@ -133,7 +133,7 @@ impl Context {
     async fn connect(&self) -> Result<Client, ToolError> {
         match &self.kept {
             Some(kept) => kept.connect(&self.global).await,
-            None => Ok(Client::connect(self.global.options()).await?),
+            None => Ok(Client::connect(self.global.options()?).await?),
         }
     }
 

@@ -52,7 +52,7 @@ impl Kept {
         {
             return Ok(client.clone());
         }
-        let client = Client::connect(global.options()).await?;
+        let client = Client::connect(global.options()?).await?;
         *kept = Some((key, client.clone()));
         Ok(client)
     }

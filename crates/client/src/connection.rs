@@ -15,9 +15,7 @@ use std::time::Duration;
 
 use boomerang_task::locks::Mutex;
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 use tokio_util::codec::{Decoder, LengthDelimitedCodec};
@@ -87,8 +85,13 @@ pub(super) struct Unsent {
 }
 
 impl Connection {
-    /// Takes over a connected socket and starts its tasks. No session is open yet.
-    pub fn start(address: &str, stream: TcpStream, request_timeout: Duration) -> Arc<Self> {
+    /// Takes over both directions of a connection and starts its tasks. No session is open yet.
+    pub fn start(
+        address: &str,
+        read_half: impl AsyncRead + Send + Unpin + 'static,
+        write_half: impl AsyncWrite + Send + Unpin + 'static,
+        request_timeout: Duration,
+    ) -> Arc<Self> {
         let connection = Arc::new(Self {
             address: address.to_owned(),
             request_timeout,
@@ -103,7 +106,6 @@ impl Connection {
             ended: CancellationToken::new(),
             renewing: tokio::sync::Mutex::new(()),
         });
-        let (read_half, write_half) = stream.into_split();
         tokio::spawn(connection.clone().write(write_half));
         tokio::spawn(connection.clone().read(read_half));
         tokio::spawn(connection.clone().expire());
@@ -199,7 +201,7 @@ impl Connection {
         ClientError::ConnectionLost { address: self.address.clone(), reason: reason.to_string() }
     }
 
-    async fn write(self: Arc<Self>, mut half: OwnedWriteHalf) {
+    async fn write(self: Arc<Self>, mut half: impl AsyncWrite + Unpin) {
         let mut taken = BytesMut::new();
         loop {
             mem::swap(&mut self.state().out, &mut taken);
@@ -212,9 +214,13 @@ impl Connection {
                 tokio::task::yield_now().await;
                 continue;
             }
+            let written = async {
+                half.write_all(&taken).await?;
+                half.flush().await
+            };
             tokio::select! {
                 () = self.ended.cancelled() => return,
-                result = half.write_all(&taken) => if let Err(error) = result {
+                result = written => if let Err(error) = result {
                     return self.end(self.lost(error));
                 }
             }
@@ -225,7 +231,7 @@ impl Connection {
         }
     }
 
-    async fn read(self: Arc<Self>, mut half: OwnedReadHalf) {
+    async fn read(self: Arc<Self>, mut half: impl AsyncRead + Unpin) {
         let mut codec = frame_codec(ANSWER_BYTES_MAX);
         let mut input = BytesMut::with_capacity(READ_BYTES);
         let mut answers = Vec::new();

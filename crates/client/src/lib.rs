@@ -56,6 +56,8 @@ mod registration;
 mod requests;
 mod senders;
 mod session;
+#[cfg(feature = "tls")]
+mod tls;
 mod views;
 
 #[cfg(any(test, feature = "fake"))]
@@ -74,4 +76,6 @@ pub use registration::{
     BatchResult, Dedup, Due, OwnSettings, PendingBatch, PendingRegistration, Registered, Registration,
 };
 pub use requests::{ApiKey, Cancelled, ClientSettings, Page, Paused, Resumed, TaskFilter, TaskUpdate, Updated};
+#[cfg(feature = "tls")]
+pub use tls::{Tls, TlsError};
 pub use views::{DeadLetter, FailureView, PastOccurrence, TaskHistory, TaskView};

@@ -231,12 +231,23 @@ impl Drop for Link {
     }
 }
 
+async fn start(address: &str, stream: TcpStream, options: &Options) -> Result<Arc<Connection>, ClientError> {
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &options.tls {
+        let stream = tls.connect(address, stream).await.map_err(|error| ClientError::connect(address, error))?;
+        let (read_half, write_half) = tokio::io::split(stream);
+        return Ok(Connection::start(address, read_half, write_half, options.request_timeout));
+    }
+    let (read_half, write_half) = stream.into_split();
+    Ok(Connection::start(address, read_half, write_half, options.request_timeout))
+}
+
 /// Connects and opens a session.
 async fn dial_address(address: &str, options: &Options) -> Result<Arc<Connection>, ClientError> {
     let attempt = async {
         let stream = TcpStream::connect(address).await.map_err(|error| ClientError::connect(address, error))?;
         stream.set_nodelay(true).map_err(|error| ClientError::connect(address, error))?;
-        let connection = EndOnDrop(Some(Connection::start(address, stream, options.request_timeout)));
+        let connection = EndOnDrop(Some(start(address, stream, options).await?));
         match session::open(connection.get(), options).await {
             Ok(()) => Ok(connection.keep()),
             // No request was under way, so this is not a loss but a failure to connect.

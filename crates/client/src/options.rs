@@ -44,6 +44,9 @@ pub struct Options {
     pub addresses: Vec<String>,
     /// Who is calling.
     pub credentials: Credentials,
+    /// Nodes are spoken to by TLS, and must show certificates.
+    #[cfg(feature = "tls")]
+    pub tls: Option<super::Tls>,
     /// Takes the place of the client's registered receiver, for tasks registered through this client.
     pub callback: Option<Callback>,
     /// Takes the place of the client's registered retry settings.
@@ -73,6 +76,8 @@ impl Options {
         Self {
             addresses,
             credentials,
+            #[cfg(feature = "tls")]
+            tls: None,
             callback: None,
             retry: None,
             dead_letter: None,

@@ -364,6 +364,7 @@ impl Client {
             limits: (settings.limits != ClientLimits::default()).then(|| proto::ClientLimits {
                 delay_max_ms: settings.limits.delay_max_ms.unwrap_or(0),
                 payload_bytes_max: settings.limits.payload_bytes_max.unwrap_or(0),
+                interval_min_ms: settings.limits.interval_min_ms.unwrap_or(0),
             }),
         };
         match self.request(Payload::ClientRegistration(request)).await? {
@@ -569,7 +570,7 @@ mod tests {
 
     #[tokio::test]
     async fn limits_travel_with_a_new_client() {
-        let limits = ClientLimits { delay_max_ms: Some(5), payload_bytes_max: None };
+        let limits = ClientLimits { delay_max_ms: Some(5), ..ClientLimits::default() };
         for limits in [limits, ClientLimits::default()] {
             let settings = ClientSettings { limits, ..ClientSettings::new("orders".parse().unwrap(), "pw") };
             let register = async |client: Client| client.register_client(settings).await;

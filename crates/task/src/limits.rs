@@ -13,22 +13,26 @@ pub struct Limits {
     pub delay_max_ms: u64,
     /// Bytes of a payload.
     pub payload_bytes_max: usize,
+    /// How short the interval of a recurring task may be, in milliseconds.
+    pub interval_min_ms: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         // Five years, and half of what one frame of the default size can carry.
-        Self { delay_max_ms: 5 * YEAR_MS, payload_bytes_max: 512 * 1024 }
+        Self { delay_max_ms: 5 * YEAR_MS, payload_bytes_max: 512 * 1024, interval_min_ms: 100 }
     }
 }
 
-/// What one client may ask for, where that is less than what the node allows.
+/// What one client may ask for, where that is not what the node allows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientLimits {
-    /// Milliseconds ahead that a task may be due, and of an interval; `None`: what the node allows.
+    /// Milliseconds ahead that a task may be due, and of an interval; `None`: what the node allows, which is the most.
     pub delay_max_ms: Option<u64>,
-    /// Bytes of a payload; `None`: what the node allows.
+    /// Bytes of a payload; `None`: what the node allows, which is the most.
     pub payload_bytes_max: Option<u64>,
+    /// The shortest interval, in milliseconds; `None`: that of the node. It may be shorter.
+    pub interval_min_ms: Option<u64>,
 }
 
 impl Limits {
@@ -38,6 +42,7 @@ impl Limits {
         Self {
             delay_max_ms: client.delay_max_ms.map_or(self.delay_max_ms, |most| most.min(self.delay_max_ms)),
             payload_bytes_max: payload.map_or(self.payload_bytes_max, |most| most.min(self.payload_bytes_max)),
+            interval_min_ms: client.interval_min_ms.unwrap_or(self.interval_min_ms),
         }
     }
 
@@ -54,8 +59,12 @@ impl Limits {
         self.check_span("delay_ms", delay_ms)
     }
 
-    /// Refuses an interval that is too long.
+    /// Refuses an interval that is too long or too short; 0 is none.
     pub fn check_interval(&self, interval_ms: u64) -> Result<(), Invalid> {
+        if interval_ms > 0 && interval_ms < self.interval_min_ms {
+            let least = self.interval_min_ms;
+            return Err(Invalid::new(format!("repeat_interval_ms: {interval_ms} ms, the least is {least} ms")));
+        }
         self.check_span("repeat_interval_ms", interval_ms)
     }
 
@@ -89,7 +98,15 @@ mod tests {
         assert!(limits.check_due(5, 1_000).is_ok(), "a due instant in the past is due at once");
         assert!(limits.check_due(u64::MAX, 0).is_err());
         assert!(limits.check_payload(limits.payload_bytes_max + 1).is_err());
-        let client = limits.with(ClientLimits { delay_max_ms: Some(10), payload_bytes_max: Some(u64::MAX) });
+        let client = limits.with(ClientLimits {
+            delay_max_ms: Some(10),
+            payload_bytes_max: Some(u64::MAX),
+            interval_min_ms: Some(5),
+        });
         assert!(client.check_delay(11).is_err() && client.payload_bytes_max == limits.payload_bytes_max);
+        assert!(client.check_interval(5).is_ok() && client.check_interval(4).is_err());
+        assert!(limits.check_interval(0).is_ok(), "none");
+        let text = limits.check_interval(99).unwrap_err().to_string();
+        assert_eq!(text, "repeat_interval_ms: 99 ms, the least is 100 ms");
     }
 }

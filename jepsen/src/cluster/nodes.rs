@@ -54,7 +54,8 @@ impl Cluster {
         command.args(["--replicas", &settings.replicas.to_string(), "--shards", &settings.shards.to_string()]);
         command.args(["--node-grace", &format!("{}ms", settings.node_grace.as_millis())]);
         command.args(self.inner.certs.flags(&machine_name(machine.host)));
-        command.args(["--callback-allow", &self.receiver_host().to_string()]);
+        // Clients are in this process, and nobody else is on the wire between.
+        command.args(["--callback-allow", &self.receiver_host().to_string(), "--insecure-plaintext"]);
         command.args(["--admin-password", PASSWORD, "--test-clock"]).arg(machine.clock_file());
         if !settings.sabotage.is_empty() {
             let names: Vec<&str> = settings.sabotage.iter().map(|fault| fault.name()).collect();

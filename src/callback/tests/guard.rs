@@ -44,10 +44,10 @@ async fn by_no_protocol_and_in_no_spelling_is_this_machine_reached() {
     for host in ["127.0.0.1", "2130706433", "0x7f.1", "0177.0.0.1", "0", "localhost", "[::ffff:127.0.0.1]", "[::1]"] {
         for scheme in ["tcp", "udp", "grpc", "http", "https"] {
             let ended = once(&callbacks, &callback(&format!("{scheme}://{host}:{port}"))).await;
-            assert_failed(ended, FailureClass::Forbidden, &["callbacks must not go to", "--callback-allow"]);
+            assert_failed(ended, FailureClass::Forbidden, &["callbacks must not go there"]);
         }
         let to = Callback::new(Protocol::Grpc, &format!("http://{host}:{port}")).unwrap();
-        assert_failed(once(&callbacks, &to).await, FailureClass::Forbidden, &["callbacks must not go to"]);
+        assert_failed(once(&callbacks, &to).await, FailureClass::Forbidden, &["callbacks must not go there"]);
         let acknowledged = CallbackOptions { acknowledge: true, ..CallbackOptions::default() };
         let ended = once(&callbacks, &with(&format!("udp://{host}:{port}"), acknowledged)).await;
         assert_failed(ended, FailureClass::Forbidden, &[]);
@@ -92,7 +92,7 @@ async fn a_redirect_leads_nowhere_that_is_forbidden() {
         let callbacks = Callbacks::new(settings(), Guard::new(allowed, Arc::new(())));
         let follow = CallbackOptions { follow_redirects: true, ..CallbackOptions::default() };
         let ended = once(&callbacks, &with(&format!("http://{address}/"), follow)).await;
-        assert_failed(ended, FailureClass::Forbidden, &["callbacks must not go to"]);
+        assert_failed(ended, FailureClass::Forbidden, &["callbacks must not go there"]);
     }
     assert_eq!(count.load(Ordering::Relaxed), 0, "somebody was called");
 }
@@ -113,7 +113,8 @@ async fn what_is_ours_is_out_of_reach_even_where_all_is_allowed() {
     for host in ["127.0.0.1", "127.9.9.9", "localhost", "0", "[::1]"] {
         for scheme in ["tcp", "udp", "grpc", "http"] {
             let ended = once(&callbacks, &callback(&format!("{scheme}://{host}:{port}"))).await;
-            assert_failed(ended, FailureClass::Forbidden, &["the cluster itself listens there"]);
+            let why = if host == "0" { "unspecified" } else { "the cluster itself listens there" };
+            assert_failed(ended, FailureClass::Forbidden, &[why]);
         }
     }
     assert_eq!(count.load(Ordering::Relaxed), 0, "somebody was called");

@@ -63,6 +63,9 @@ impl Access {
             }
         };
         if !settings.tls {
+            if user.is_some() {
+                tracing::warn!("the password of --etcd-user goes to etcd in clear: its URLs are http://");
+            }
             return Ok(Self { user, tls: None });
         }
         let mut tls = match &settings.ca {

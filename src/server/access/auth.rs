@@ -3,10 +3,13 @@
 //! Clients and keys live in the cluster's own group, of which every node holds a replica, so nobody else is asked. A
 //! replica may be a little behind: before somebody is turned away, the leader is asked (see [`super::handshake`]).
 //! A password is hashed with argon2, which is slow and large on purpose: few are checked at a time, on threads that may
-//! block. One that was right is remembered, so that it is checked once and not with each connection: after a failover all
+//! block, and few wait for that. Who has been wrong too often waits before it is heard again (see [`super::failures`]).
+//! A password that was right is remembered, so that it is checked once and not with each connection: after a failover all
 //! clients come at once. An API key is 256 random bits; one fast hash protects it.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use argon2::password_hash::PasswordHasher;
 use argon2::password_hash::phc::PasswordHash;
@@ -14,19 +17,25 @@ use argon2::{Argon2, PasswordVerifier};
 use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::failures::Failures;
 use crate::store::keys::Key;
 use crate::store::overlay::get_row;
 use crate::store::rows::{ApiKeyRow, ClientRow};
 use crate::store::{Store, StoreError};
 use crate::task::locks::Mutex;
-use crate::task::{ClientId, ClientLimits, Invalid};
+use crate::task::{ClientId, ClientLimits, InstantMs, Invalid};
 use crate::wire::proto::AuthHandshake;
 
 /// Each takes about 20 MiB and some 20 ms of a core.
 const PASSWORDS_AT_A_TIME: usize = 2;
+/// Passwords that wait to be checked: longer than this takes, nobody waits.
+const PASSWORDS_WAITING_MAX: usize = 64;
+/// What is told to those who find no room among them.
+const PASSWORDS_AGAIN_AFTER: Duration = Duration::from_millis(500);
 pub const PASSWORD_BYTES_MAX: usize = 1024;
 /// Passwords remembered as right.
 const RIGHT_MAX: usize = 16 * 1024;
@@ -42,6 +51,10 @@ pub enum AuthError {
     WrongPassword,
     #[error("the API key is wrong or was revoked")]
     WrongKey,
+    #[error("{PASSWORDS_WAITING_MAX} passwords wait to be checked; nothing was looked at")]
+    Busy,
+    #[error("too many logins have failed from this address, or as this client; nothing was looked at")]
+    TooManyFailures(Duration),
     #[error("password: {0} bytes, the limit is {PASSWORD_BYTES_MAX}")]
     PasswordTooLong(usize),
     #[error("password: is empty")]
@@ -68,11 +81,41 @@ impl Identity {
     }
 }
 
+/// Whom somebody claims to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    Client(ClientId),
+    /// Of a key that names itself.
+    Key(String),
+}
+
+/// What is stored about somebody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    client: ClientId,
+    row: ClientRow,
+    key: Option<ApiKeyRow>,
+}
+
+impl AuthError {
+    /// After which time it may be different.
+    pub fn again_after(&self) -> Option<Duration> {
+        match self {
+            AuthError::Busy => Some(PASSWORDS_AGAIN_AFTER),
+            AuthError::TooManyFailures(wait) => Some(*wait),
+            _ => None,
+        }
+    }
+}
+
 /// Lets clients in.
 pub struct Auth {
     store: Store,
+    /// Those who are checked, and those who wait for it.
+    queue: Semaphore,
     room: Semaphore,
     right: Right,
+    failures: Mutex<Failures>,
     /// `boomerang dev`: every name is welcome, as administrator.
     open: bool,
 }
@@ -120,15 +163,14 @@ pub struct NewKey {
 
 impl Auth {
     pub fn new(store: Store, open: bool) -> Self {
-        Self { store, room: Semaphore::new(PASSWORDS_AT_A_TIME), right: Right::new(), open }
-    }
-
-    /// Whoever shakes hands so, as far as this node knows.
-    pub async fn identify(&self, handshake: &AuthHandshake) -> Result<Identity, AuthError> {
-        if handshake.token.is_empty() {
-            return self.with_password(handshake.client_id.parse()?, handshake.password.clone()).await;
+        Self {
+            store,
+            queue: Semaphore::new(PASSWORDS_AT_A_TIME + PASSWORDS_WAITING_MAX),
+            room: Semaphore::new(PASSWORDS_AT_A_TIME),
+            right: Right::new(),
+            failures: Mutex::default(),
+            open,
         }
-        self.with_key(&handshake.token)
     }
 
     /// What is stored about a client now.
@@ -136,8 +178,53 @@ impl Auth {
         get_row(&self.store, "a client", &Key::client(client.as_str()))
     }
 
-    pub async fn with_password(&self, client: ClientId, password: String) -> Result<Identity, AuthError> {
-        let row = self.client(&client)?;
+    /// What this node knows of somebody.
+    pub fn stored(&self, who: &Who) -> Result<Option<Stored>, StoreError> {
+        let (client, key) = match who {
+            Who::Client(client) => (client.clone(), None),
+            Who::Key(key_id) => {
+                let row: Option<ApiKeyRow> = get_row(&self.store, "an api key", &Key::api_key(key_id))?;
+                let Some(row) = row else { return Ok(None) };
+                (row.client.clone(), Some(row))
+            }
+        };
+        Ok(self.client(&client)?.map(|row| Stored { client, row, key }))
+    }
+
+    /// Whether somebody at this address may try at all.
+    pub fn hear(&self, from: IpAddr, who: &Who, now_ms: InstantMs) -> Result<(), AuthError> {
+        match self.failures.lock().wait(from, who.client(), now_ms) {
+            Some(wait) if !self.open => Err(AuthError::TooManyFailures(wait)),
+            _ => Ok(()),
+        }
+    }
+
+    /// It was wrong.
+    pub fn note_failure(&self, from: IpAddr, who: &Who, now_ms: InstantMs) {
+        self.failures.lock().note(from, who.client(), now_ms);
+    }
+
+    /// Whether this password is remembered as right: that costs nothing to find out.
+    pub fn is_remembered(&self, handshake: &AuthHandshake, stored: Option<&Stored>) -> bool {
+        let mark = |stored: &Stored| self.right.mark(&handshake.password, &stored.row.password_hash);
+        handshake.token.is_empty() && stored.is_some_and(|stored| self.right.holds(&mark(stored)))
+    }
+
+    /// Whether somebody is who it claims to be, by what is stored about it.
+    pub async fn check(&self, handshake: &AuthHandshake, stored: Option<Stored>) -> Result<Identity, AuthError> {
+        match handshake.token.is_empty() {
+            true => self.check_password(handshake.client_id.parse()?, handshake.password.clone(), stored).await,
+            false => check_key(&handshake.token, stored),
+        }
+    }
+
+    async fn check_password(
+        &self,
+        client: ClientId,
+        password: String,
+        stored: Option<Stored>,
+    ) -> Result<Identity, AuthError> {
+        let row = stored.map(|stored| stored.row);
         if self.open {
             let row = row.unwrap_or_else(|| anyone(true));
             let row = ClientRow { admin: true, password_hash: String::new(), ..row };
@@ -151,7 +238,7 @@ impl Auth {
         // Of many that come together, one is checked while the others wait.
         let _room = match is_known() {
             true => None,
-            false => Some(self.room.acquire().await.expect("the semaphore is never closed")),
+            false => Some(self.room().await?),
         };
         if let Some(row) = row.as_ref().filter(|_| is_known()) {
             return Ok(Identity { client, row: row.clone(), key_id: None });
@@ -169,12 +256,10 @@ impl Auth {
         }
     }
 
-    pub fn with_key(&self, key: &str) -> Result<Identity, AuthError> {
-        let (key_id, secret) = parse_key(key).ok_or(AuthError::WrongKey)?;
-        let row: Option<ApiKeyRow> = get_row(&self.store, "an api key", &Key::api_key(key_id))?;
-        let row = row.filter(|row| same(&row.secret_hash, &hash_secret(secret))).ok_or(AuthError::WrongKey)?;
-        let client = self.client(&row.client)?.ok_or(AuthError::WrongKey)?;
-        Ok(Identity { client: row.client, row: client, key_id: Some(key_id.to_owned()) })
+    /// A place among those whose passwords are checked.
+    async fn room(&self) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), AuthError> {
+        let queued = self.queue.try_acquire().map_err(|_| AuthError::Busy)?;
+        Ok((queued, self.room.acquire().await.expect("the semaphore is never closed")))
     }
 
     pub fn knows_key(&self, key_id: &str) -> Result<bool, StoreError> {
@@ -193,10 +278,36 @@ impl Auth {
         if password.len() > PASSWORD_BYTES_MAX {
             return Err(AuthError::PasswordTooLong(password.len()));
         }
-        let _room = self.room.acquire().await.expect("the semaphore is never closed");
+        let _room = self.room().await?;
         let hashed = tokio::task::spawn_blocking(move || hash_password(&password));
         Ok(hashed.await.expect("argon2 does not panic"))
     }
+}
+
+impl Who {
+    /// By what somebody shakes hands.
+    pub fn of(handshake: &AuthHandshake) -> Result<Self, AuthError> {
+        if handshake.token.is_empty() {
+            return Ok(Self::Client(handshake.client_id.parse()?));
+        }
+        let (key_id, _) = parse_key(&handshake.token).ok_or(AuthError::WrongKey)?;
+        Ok(Self::Key(key_id.to_owned()))
+    }
+
+    fn client(&self) -> Option<&ClientId> {
+        match self {
+            Self::Client(client) => Some(client),
+            Self::Key(_) => None,
+        }
+    }
+}
+
+fn check_key(key: &str, stored: Option<Stored>) -> Result<Identity, AuthError> {
+    let (key_id, secret) = parse_key(key).ok_or(AuthError::WrongKey)?;
+    let Stored { client, row, key } = stored.ok_or(AuthError::WrongKey)?;
+    let is_right = |key: &ApiKeyRow| same(&key.secret_hash, &hash_secret(secret));
+    key.filter(is_right).ok_or(AuthError::WrongKey)?;
+    Ok(Identity { client, row, key_id: Some(key_id.to_owned()) })
 }
 
 /// A client nobody has registered, in a node that is open to all.

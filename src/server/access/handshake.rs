@@ -1,10 +1,12 @@
 //! How somebody gets in: whoever comes with a password or a key gets a session.
 
-use super::auth::{AuthError, Identity};
+use std::net::IpAddr;
+
+use super::auth::{AuthError, Identity, Who};
 use super::sessions::{Fingerprint, Opened};
 use crate::server::Service;
 use crate::server::problem::Problem;
-use crate::server::routing::forward::{self, Identified};
+use crate::server::routing::forward;
 use crate::store::StoreError;
 use crate::store::keys::Key;
 use crate::store::overlay::get_row;
@@ -14,13 +16,14 @@ use crate::wire::PROTOCOL;
 use crate::wire::convert::policy_over;
 use crate::wire::proto;
 
-/// Opens a session for whoever the handshake names.
+/// Opens a session for whoever the handshake names, which came from this address.
 pub(in crate::server) async fn authenticate(
     service: &Service,
     request: proto::AuthHandshake,
+    from: IpAddr,
 ) -> Result<proto::AuthResponse, Problem> {
     let extended = request.protocol >= PROTOCOL;
-    let Identified { identity, applied_index: known_up_to } = identify(service, &request).await?;
+    let Identified { identity, applied_index: known_up_to } = identify(service, &request, from).await?;
     let Identity { client, row, key_id } = &identity;
     let policy =
         policy_over(row.policy.as_ref(), request.callback.as_ref(), request.retry.as_ref(), request.dlq.as_ref())?;
@@ -54,24 +57,40 @@ pub(in crate::server) async fn authenticate(
     Ok(answer)
 }
 
-/// Who shakes hands. This node may not have heard yet of somebody who is new, so the leader is asked before anybody is
-/// turned away.
-async fn identify(service: &Service, request: &proto::AuthHandshake) -> Result<Identified, AuthError> {
-    let wrong = match service.auth.identify(request).await {
+/// Who somebody is, and when that was found out.
+struct Identified {
+    identity: Identity,
+    /// What the leader of group 0 had applied by then, if it was asked.
+    applied_index: u64,
+}
+
+/// Who shakes hands. This node may not have heard yet of somebody who is new, so the leader is asked what it knows before
+/// anybody is turned away.
+async fn identify(service: &Service, request: &proto::AuthHandshake, from: IpAddr) -> Result<Identified, AuthError> {
+    let (auth, who, now_ms) = (&service.auth, Who::of(request)?, service.clock.now_ms());
+    let here = auth.stored(&who)?;
+    if !auth.is_remembered(request, here.as_ref()) {
+        auth.hear(from, &who, now_ms)?;
+    }
+    let wrong = match auth.check(request, here.clone()).await {
         Ok(identity) => return Ok(Identified { identity, applied_index: 0 }),
         Err(wrong @ (AuthError::WrongPassword | AuthError::WrongKey)) => wrong,
         Err(error) => return Err(error),
     };
-    if service.router.is_alone() || service.router.leads(GroupId::CLUSTER).is_some() {
-        return Err(wrong);
+    if !service.router.is_alone()
+        && service.router.leads(GroupId::CLUSTER).is_none()
+        && let Some((there, applied_index)) = forward::stored(service, &who).await
+        && there.is_some()
+        && there != here
+    {
+        match auth.check(request, there).await {
+            Ok(identity) => return Ok(Identified { identity, applied_index }),
+            Err(AuthError::WrongPassword | AuthError::WrongKey) => {}
+            Err(error) => return Err(error),
+        }
     }
-    let named = proto::AuthHandshake {
-        client_id: request.client_id.clone(),
-        password: request.password.clone(),
-        token: request.token.clone(),
-        ..Default::default()
-    };
-    forward::identify(service, named).await.unwrap_or(Err(wrong))
+    auth.note_failure(from, &who, now_ms);
+    Err(wrong)
 }
 
 /// How far this node has applied group 0.

@@ -64,8 +64,9 @@ pub struct Fingerprint(u64);
 impl Fingerprint {
     pub fn of(row: &ClientRow) -> Self {
         let mut hasher = DefaultHasher::new();
-        let ClientLimits { delay_max_ms, payload_bytes_max } = row.limits;
-        (&row.password_hash, row.admin, &row.policy, delay_max_ms, payload_bytes_max).hash(&mut hasher);
+        let ClientLimits { delay_max_ms, payload_bytes_max, interval_min_ms } = row.limits;
+        let limits = (delay_max_ms, payload_bytes_max, interval_min_ms);
+        (&row.password_hash, row.admin, &row.policy, limits).hash(&mut hasher);
         Self(hasher.finish())
     }
 }
@@ -93,17 +94,59 @@ pub enum SessionError {
     Expired,
     #[error("{0} sessions are open, the limit of this node")]
     TooMany(usize),
+    #[error("this client has {0} sessions open, the limit of one client at this node")]
+    TooManyOfClient(usize),
 }
 
 pub struct Sessions {
-    sessions: RwLock<HashMap<String, Arc<Session>>>,
+    open: RwLock<Open>,
     lifetime_ms: u64,
     sessions_max: usize,
 }
 
+#[derive(Default)]
+struct Open {
+    sessions: HashMap<String, Arc<Session>>,
+    /// How many each client has.
+    by_client: HashMap<ClientId, usize>,
+}
+
+impl Open {
+    fn insert(&mut self, id: String, session: Arc<Session>) {
+        *self.by_client.entry(session.client.clone()).or_default() += 1;
+        self.sessions.insert(id, session);
+    }
+
+    fn retain(&mut self, stays: impl Fn(&Session) -> bool) {
+        let by_client = &mut self.by_client;
+        self.sessions.retain(|_, session| {
+            let stays = stays(session);
+            if !stays {
+                leave(by_client, &session.client);
+            }
+            stays
+        });
+    }
+
+    fn remove(&mut self, id: &str) {
+        if let Some(session) = self.sessions.remove(id) {
+            leave(&mut self.by_client, &session.client);
+        }
+    }
+}
+
+fn leave(by_client: &mut HashMap<ClientId, usize>, client: &ClientId) {
+    if let Some(count) = by_client.get_mut(client) {
+        *count -= 1;
+        if *count == 0 {
+            by_client.remove(client);
+        }
+    }
+}
+
 impl Sessions {
     pub fn new(lifetime_ms: u64, sessions_max: usize) -> Self {
-        Self { sessions: RwLock::default(), lifetime_ms, sessions_max }
+        Self { open: RwLock::default(), lifetime_ms, sessions_max }
     }
 
     /// Returns the session's id and when it ends.
@@ -114,15 +157,21 @@ impl Sessions {
         let expires = AtomicU64::new(expires_at_ms);
         let session =
             Session { client, admin, key_id, policy, limits, extended, redirects, fingerprint, expires_at_ms: expires };
-        let mut sessions = self.sessions.write();
-        if sessions.len() >= self.sessions_max {
-            sessions.retain(|_, session| session.expires_at_ms.load(Ordering::Relaxed) > now_ms);
-            if sessions.len() >= self.sessions_max {
+        let mut open = self.open.write();
+        // One client leaves room for others.
+        let of_client_max = self.sessions_max.div_ceil(2);
+        let of_client = |open: &Open| open.by_client.get(&session.client).copied().unwrap_or(0);
+        if open.sessions.len() >= self.sessions_max || of_client(&open) >= of_client_max {
+            open.retain(|session| session.expires_at_ms.load(Ordering::Relaxed) > now_ms);
+            if open.sessions.len() >= self.sessions_max {
                 return Err(SessionError::TooMany(self.sessions_max));
+            }
+            if of_client(&open) >= of_client_max {
+                return Err(SessionError::TooManyOfClient(of_client_max));
             }
         }
         let id = random_hex(SESSION_ID_BYTES);
-        sessions.insert(id.clone(), Arc::new(session));
+        open.insert(id.clone(), Arc::new(session));
         Ok((id, expires_at_ms))
     }
 
@@ -130,7 +179,7 @@ impl Sessions {
         if id.is_empty() {
             return Err(SessionError::Missing);
         }
-        let found = self.sessions.read().get(id).cloned();
+        let found = self.open.read().sessions.get(id).cloned();
         let session = found.ok_or(SessionError::Unknown)?;
         if session.expires_at_ms.load(Ordering::Relaxed) > now_ms {
             return Ok(session);
@@ -149,35 +198,32 @@ impl Sessions {
 
     /// Ends one that should not have been opened.
     pub fn end(&self, id: &str) {
-        self.sessions.write().remove(id);
+        self.open.write().remove(id);
     }
 
     /// Ends all sessions of a client but those that were opened by what is stored about it now.
     pub fn end_others(&self, client: &ClientId, now: Option<Fingerprint>) {
-        let mut sessions = self.sessions.write();
-        sessions.retain(|_, session| session.client != *client || Some(session.fingerprint) == now);
+        self.open.write().retain(|session| session.client != *client || Some(session.fingerprint) == now);
     }
 
     /// Nobody knows any more what they were opened by.
     pub fn end_all(&self) {
-        self.sessions.write().clear();
+        *self.open.write() = Open::default();
     }
 
     /// Ends all sessions that were opened with an API key that was revoked.
     pub fn end_all_of_key(&self, key_id: &str) {
-        let mut sessions = self.sessions.write();
-        sessions.retain(|_, session| session.key_id.as_deref() != Some(key_id));
+        self.open.write().retain(|session| session.key_id.as_deref() != Some(key_id));
     }
 
     /// Forgets what expired more than one lifetime ago.
     pub fn sweep(&self, now_ms: InstantMs) {
         let oldest = now_ms.saturating_sub(self.lifetime_ms);
-        let mut sessions = self.sessions.write();
-        sessions.retain(|_, session| session.expires_at_ms.load(Ordering::Relaxed) > oldest);
+        self.open.write().retain(|session| session.expires_at_ms.load(Ordering::Relaxed) > oldest);
     }
 
     pub fn count(&self) -> usize {
-        self.sessions.read().len()
+        self.open.read().sessions.len()
     }
 }
 
@@ -251,14 +297,22 @@ mod tests {
 
     #[test]
     fn their_number_is_bounded_and_expired_ones_make_room() {
-        let sessions = Sessions::new(100, 2);
+        let sessions = Sessions::new(100, 4);
         for _ in 0..2 {
             sessions.open(opened("a"), 1_000).unwrap();
         }
-        assert_eq!(sessions.open(opened("b"), 1_050).unwrap_err(), SessionError::TooMany(2));
-        sessions.open(opened("b"), 1_100).unwrap();
-        sessions.end_others(&client("b"), None);
+        assert_eq!(sessions.open(opened("a"), 1_050).unwrap_err(), SessionError::TooManyOfClient(2));
+        let (id, _) = sessions.open(opened("b"), 1_050).unwrap();
+        sessions.open(opened("b"), 1_050).unwrap();
+        assert_eq!(sessions.open(opened("c"), 1_050).unwrap_err(), SessionError::TooMany(4));
+        sessions.end(&id);
+        sessions.open(opened("c"), 1_050).unwrap();
+        // Those of the first have expired.
+        sessions.open(opened("a"), 1_100).unwrap();
+        assert_eq!(sessions.count(), 3);
+        ["a", "b", "c"].iter().for_each(|name| sessions.end_others(&client(name), None));
         assert_eq!(sessions.count(), 0);
+        assert!(sessions.open.read().by_client.is_empty(), "nothing stays of those who have left");
     }
 
     #[test]

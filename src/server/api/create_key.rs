@@ -64,7 +64,7 @@ mod tests {
         rig.ask(&rig.admin(), orders).await.unwrap();
         check("a client", &rig.refusal(&rig.client(), key_for("orders")).await, Code::Unauthorized, "administrator");
         let made = rig.ask(&rig.admin(), key_for("orders")).await.unwrap();
-        assert_eq!(rig.service.auth.with_key(&made.key).unwrap().client.as_str(), "orders");
+        assert_eq!(rig.identity_of(&made.key).await.unwrap().client.as_str(), "orders");
         let long = ApiKeyRequest { label: "x".repeat(LABEL_BYTES_MAX + 1), ..key_for("orders") };
         check("a label too long", &rig.refusal(&rig.admin(), long).await, Code::InvalidRequest, "label");
     }

@@ -30,6 +30,7 @@ async fn register(
     let limits = ClientLimits {
         delay_max_ms: (limits.delay_max_ms > 0).then_some(limits.delay_max_ms),
         payload_bytes_max: (limits.payload_bytes_max > 0).then_some(limits.payload_bytes_max),
+        interval_min_ms: (limits.interval_min_ms > 0).then_some(limits.interval_min_ms),
     };
     let password_hash = service.auth.hash(request.password).await?;
     let put = PutClient { client, password_hash, admin: request.is_admin, policy, limits, only_if_absent: false };

@@ -50,7 +50,7 @@ mod tests {
         check("full", &rig.refusal(&rig.admin(), revoke.clone()).await, Code::Overloaded, DISK);
         rig.let_disk_be();
         rig.ask(&rig.admin(), revoke.clone()).await.unwrap();
-        assert!(rig.service.auth.with_key(&made.key).is_err(), "it was revoked");
+        assert!(rig.identity_of(&made.key).await.is_err(), "it was revoked");
         check("twice", &rig.refusal(&rig.admin(), revoke.clone()).await, Code::NotFound, &made.key_id);
         rig.hang_disk();
         check("hangs", &rig.refusal(&rig.admin(), revoke).await, Code::MaybeDone, "may have been");

@@ -34,7 +34,7 @@ use crate::raft::dial::{Dial, Wire};
 use crate::raft::groups::Begin;
 use crate::raft::{Observer, PeerNetwork};
 use crate::server::Service;
-use crate::server::access::auth::Auth;
+use crate::server::access::auth::{Auth, AuthError, Identity, Who};
 use crate::server::access::sessions::{Ending, Session, Sessions};
 use crate::server::problem::Problem;
 use crate::server::readers::Readers;
@@ -220,6 +220,13 @@ async fn sync(rounds: Rounds, mut syncs: watch::Receiver<bool>) {
 }
 
 impl Rig {
+    /// Whose API key this is.
+    pub async fn identity_of(&self, key: &str) -> Result<Identity, AuthError> {
+        let handshake = proto::AuthHandshake { token: key.to_owned(), ..Default::default() };
+        let stored = self.service.auth.stored(&Who::of(&handshake)?)?;
+        self.service.auth.check(&handshake, stored).await
+    }
+
     pub async fn start() -> Self {
         let store = MemoryDisk::default().open();
         let (dialed, wires) = mpsc::unbounded_channel();

@@ -16,16 +16,15 @@ use tonic::transport::Channel;
 use super::router::Route;
 use crate::placement::LeaderAt;
 use crate::server::Service;
-use crate::server::access::auth::{AuthError, Identity};
+use crate::server::access::auth::{Stored, Who};
 use crate::server::access::sessions::Session;
 use crate::server::problem::Problem;
 use crate::server::scan::Part;
 use crate::store::codec;
-use crate::store::rows::ClientRow;
 use crate::task::{ClientId, ClientLimits, GroupId, Policy};
 use crate::wire::operations::Request;
 use crate::wire::peer::requests_client::RequestsClient;
-use crate::wire::peer::{self, forward_response, identify_response, part_response};
+use crate::wire::peer::{self, forward_response, identify_request, identify_response, part_response};
 use crate::wire::problems::Code;
 use crate::wire::proto::{self, BoomerangEnvelope, boomerang_envelope::Payload};
 
@@ -196,41 +195,22 @@ fn read_problem(bytes: Bytes) -> Problem {
     }
 }
 
-/// Who somebody is, and when that was found out.
-#[derive(Debug)]
-pub(in crate::server) struct Identified {
-    pub identity: Identity,
-    /// What the leader of group 0 had applied by then.
-    pub applied_index: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(in crate::server) struct IdentityRow {
-    pub client: ClientId,
-    pub row: ClientRow,
-    pub key_id: Option<String>,
-}
-
-/// Asks the leader of group 0 who this is. `None` when it cannot be asked now.
-pub(in crate::server) async fn identify(
-    service: &Service,
-    handshake: proto::AuthHandshake,
-) -> Option<Result<Identified, AuthError>> {
-    let by_key = !handshake.token.is_empty();
+/// Asks the leader of group 0 what it knows of somebody, and how far it had applied the group by then. `None` when it
+/// cannot be asked now.
+pub(in crate::server) async fn stored(service: &Service, who: &Who) -> Option<(Option<Stored>, u64)> {
     let Route::At(node_id) = service.router.route(GroupId::CLUSTER, None) else { return None };
     let mut client = client(service, node_id).ok()?;
     let cluster = service.router.cluster().network().cluster().to_owned();
-    let request = peer::IdentifyRequest { cluster, handshake: handshake.encode_to_vec().into() };
+    let who = match who {
+        Who::Client(client) => identify_request::Who::Client(client.to_string()),
+        Who::Key(key_id) => identify_request::Who::KeyId(key_id.clone()),
+    };
+    let request = peer::IdentifyRequest { cluster, who: Some(who) };
     let answer = timeout(IDENTIFY_WITHIN, client.identify(request)).await.ok()?.ok()?.into_inner();
     match answer.result? {
-        identify_response::Result::Identity(bytes) => {
-            let IdentityRow { client, row, key_id } = codec::decode("an identity", &bytes).ok()?;
-            let identity = Identity { client, row, key_id };
-            Some(Ok(Identified { identity, applied_index: answer.applied_index }))
+        identify_response::Result::Stored(bytes) => {
+            Some((codec::decode("what is stored of a client", &bytes).ok()?, answer.applied_index))
         }
         identify_response::Result::Elsewhere(_) => None,
-        identify_response::Result::Refused(_) => {
-            Some(Err(if by_key { AuthError::WrongKey } else { AuthError::WrongPassword }))
-        }
     }
 }

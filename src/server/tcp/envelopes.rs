@@ -1,5 +1,6 @@
 //! One envelope: opens a session or keeps it alive, or holds a request of the session it names.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::server::access::handshake::authenticate;
@@ -11,10 +12,11 @@ use crate::wire::operations::answer_mut;
 use crate::wire::proto::boomerang_envelope::Payload;
 use crate::wire::proto::{self, Status};
 
-/// Answers one envelope. Returns when the next one may be read: for what changes state that is before the answer.
+/// Answers one envelope, which came from this address. Returns when the next one may be read: for what changes state that is before the answer.
 pub(super) async fn handle(
     service: &Arc<Service>,
     envelope: proto::BoomerangEnvelope,
+    from: IpAddr,
     respond: impl FnOnce(Payload) + Send + 'static,
 ) {
     let proto::BoomerangEnvelope { session_id, payload, .. } = envelope;
@@ -41,7 +43,7 @@ pub(super) async fn handle(
     match (payload, session) {
         (None, _) => respond(api::misunderstood(Problem::invalid("the envelope holds no request"))),
         (Some(Payload::AuthHandshake(handshake)), _) => {
-            let answer = authenticate(service, handshake).await;
+            let answer = authenticate(service, handshake, from).await;
             respond(Payload::AuthResponse(answer.unwrap_or_else(proto::AuthResponse::refusing)));
         }
         (Some(Payload::SessionRefresh(_)), _) => {

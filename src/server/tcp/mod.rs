@@ -11,33 +11,38 @@
 //!
 //! What a connection can hold is bounded: requests read and not answered, bytes of answers not written. A client that
 //! does not read its answers is not read from any more, and after [`TcpSettings::write_timeout`] it is disconnected.
+//!
+//! Until it has authenticated, a connection is read one small frame at a time, for [`TcpSettings::handshake_timeout`] at
+//! most, and goes first when there are too many.
 
 mod envelopes;
+mod frames;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use futures::StreamExt;
 use prost::Message;
-use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
-use tokio_util::codec::{FramedRead, LengthDelimitedCodecError};
+use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::guests::{Guest, GuestLimits, Guests};
 use super::problem::Problem;
+use super::tls::{Inside, Stream, Tls};
 use super::{Service, api};
 use crate::wire::proto::boomerang_envelope::Payload;
-use crate::wire::proto::{BoomerangEnvelope, Status};
-use crate::wire::{decode_envelope, encode_frame, frame_codec};
+use crate::wire::proto::{AuthResponse, BoomerangEnvelope, Status};
+use crate::wire::{decode_envelope, encode_frame};
 use envelopes::handle;
+use frames::{Frames, TooLarge};
 
 /// Answers to everything but lists and gets are about this long.
 const SMALL_ANSWER_BYTES: usize = 1024;
@@ -57,7 +62,7 @@ pub struct TcpSettings {
     pub write_timeout: Duration,
     /// A connection that has not authenticated by then is closed.
     pub handshake_timeout: Duration,
-    pub connections_max: usize,
+    pub connections: GuestLimits,
 }
 
 impl Default for TcpSettings {
@@ -67,33 +72,38 @@ impl Default for TcpSettings {
             requests_max: 4_096,
             answer_bytes_max: 4 * 1024 * 1024,
             write_timeout: Duration::from_secs(10),
-            handshake_timeout: Duration::from_secs(30),
-            connections_max: 10_000,
+            handshake_timeout: Duration::from_secs(10),
+            connections: GuestLimits { all: 10_000, of_an_address: 5_000 },
         }
     }
 }
 
 /// Serves until `stop`; then no request is read any more, and the answers under way still leave.
-pub async fn serve(listener: TcpListener, service: Arc<Service>, settings: TcpSettings, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    service: Arc<Service>,
+    settings: TcpSettings,
+    tls: Tls,
+    stop: CancellationToken,
+) {
     let connections = TaskTracker::new();
-    let room = Arc::new(Semaphore::new(settings.connections_max));
+    let guests = Guests::new(settings.connections);
     loop {
-        let place = tokio::select! {
-            () = stop.cancelled() => break,
-            place = room.clone().acquire_owned() => place.expect("the semaphore is never closed"),
-        };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (service, stop) = (service.clone(), stop.clone());
+                let Some(guest) = guests.admit(peer.ip()) else {
+                    tracing::debug!(%peer, "no room for another connection");
+                    continue;
+                };
+                let (service, tls, stop) = (service.clone(), tls.clone(), stop.clone());
                 connections.spawn(async move {
                     service.metrics.connections.inc();
-                    connection(stream, peer, &service, settings, stop).await;
+                    connection(stream, peer, guest, &service, settings, tls, stop).await;
                     service.metrics.connections.dec();
-                    drop(place);
                 });
             }
             Err(error) => {
@@ -124,18 +134,52 @@ struct Answer {
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
+    guest: Guest,
     service: &Arc<Service>,
     settings: TcpSettings,
+    tls: Tls,
     stop: CancellationToken,
 ) {
     // An answer leaves when it is written.
     let _ = stream.set_nodelay(true);
-    let (reader, writer) = stream.into_split();
+    let handshake_until = Instant::now() + settings.handshake_timeout;
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout_at(handshake_until, tls.accept(stream, Inside::Frames)) => accepted,
+        () = stop.cancelled() => return,
+        () = guest.shown_out() => return,
+    };
+    match accepted {
+        // Its two directions need nothing of each other.
+        Ok(Ok(Stream::Plain(stream))) => {
+            let (reader, writer) = stream.into_split();
+            serve_frames(reader, writer, handshake_until, peer, guest, service, settings, stop).await;
+        }
+        Ok(Ok(stream)) => {
+            let (reader, writer) = tokio::io::split(stream);
+            serve_frames(reader, writer, handshake_until, peer, guest, service, settings, stop).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "closed: no TLS with it"),
+        Err(_) => tracing::debug!(%peer, "closed: it did not say what it speaks in time"),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the second half of the function above, for two kinds of sockets")]
+async fn serve_frames(
+    reader: impl AsyncRead + Send + Unpin + 'static,
+    writer: impl AsyncWrite + Send + Unpin + 'static,
+    handshake_until: Instant,
+    peer: SocketAddr,
+    guest: Guest,
+    service: &Arc<Service>,
+    settings: TcpSettings,
+    stop: CancellationToken,
+) {
     let (answers, queue) = mpsc::unbounded_channel();
     let broken = CancellationToken::new();
     let writing = tokio::spawn(write_loop(writer, queue, settings.write_timeout, peer, broken.clone()));
     tokio::select! {
-        () = read_loop(reader, peer, service, settings, answers) => {}
+        () = read_loop(reader, handshake_until, peer, &guest, service, settings, answers) => {}
+        () = guest.shown_out() => tracing::debug!(%peer, "closed: it has not authenticated, and others need the room"),
         // Whatever was read is answered; nothing more is.
         () = stop.cancelled() => {}
         () = broken.cancelled() => {}
@@ -144,28 +188,29 @@ async fn connection(
 }
 
 async fn read_loop(
-    reader: OwnedReadHalf,
+    reader: impl AsyncRead + Unpin,
+    handshake_until: Instant,
     peer: SocketAddr,
+    guest: &Guest,
     service: &Arc<Service>,
     settings: TcpSettings,
     answers: mpsc::UnboundedSender<Answer>,
 ) {
-    let mut frames = FramedRead::new(reader, frame_codec(settings.frame_bytes_max));
+    let is_session = |id: &str| service.sessions.get(id, service.clock.now_ms()).is_ok();
+    let mut frames = FramedRead::new(reader, Frames::new(settings.frame_bytes_max, is_session));
     let window = Arc::new(Semaphore::new(settings.requests_max));
     let answer_bytes = Arc::new(Semaphore::new(settings.answer_bytes_max));
     let mut ordered = 0;
-    let known = Arc::new(AtomicBool::new(false));
-    let handshake_until = Instant::now() + settings.handshake_timeout;
+    let mut known = false;
     loop {
         let room = window.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let in_time = tokio::time::timeout_at(handshake_until, frames.next());
-        let frame = match if known.load(Ordering::Relaxed) { None } else { in_time.await.ok() } {
-            Some(frame) => frame,
-            None if known.load(Ordering::Relaxed) => frames.next().await,
-            None => {
-                tracing::debug!(%peer, "closed: it did not authenticate in time");
-                return;
-            }
+        let frame = if known {
+            frames.next().await
+        } else if let Ok(frame) = tokio::time::timeout_at(handshake_until, frames.next()).await {
+            frame
+        } else {
+            tracing::debug!(%peer, "closed: it did not authenticate in time");
+            return;
         };
         let mut place = |number: u64| match number {
             0 => {
@@ -178,21 +223,19 @@ async fn read_loop(
             None => return,
             Some(Err(error)) => {
                 // What follows cannot be told apart any more, so this is the last answer.
-                if let Some(text) = frame_problem(&error, settings.frame_bytes_max) {
+                if let Some(text) = frame_problem(&error) {
                     let _ = answers.send(Answer { place: place(0), payload: misunderstood(text), room: (room, None) });
                 }
                 tracing::debug!(%peer, %error, "closed");
                 return;
             }
-            Some(Ok(frame)) => match decode_envelope(frame.freeze()) {
+            Some(Ok(frame)) => match decode_envelope(frame) {
                 Err(error) => {
                     let payload = misunderstood(format!("the frame does not hold a BoomerangEnvelope: {error}"));
                     let _ = answers.send(Answer { place: place(0), payload, room: (room, None) });
                 }
                 Ok(envelope) => {
-                    if service.sessions.get(&envelope.session_id, service.clock.now_ms()).is_ok() {
-                        known.store(true, Ordering::Relaxed);
-                    }
+                    let has_session = !known && is_session(&envelope.session_id);
                     let place = place(envelope.request_id);
                     // Taken before the answer is made: as much as it can be.
                     let most = envelope.payload.as_ref().map_or(0, |payload| {
@@ -206,14 +249,19 @@ async fn read_loop(
                         }
                     };
                     let out = answers.clone();
-                    let known = known.clone();
+                    let (let_in, is_let_in) = oneshot::channel();
                     let respond = move |payload| {
-                        if matches!(&payload, Payload::AuthResponse(answer) if answer.status == Status::Ok as i32) {
-                            known.store(true, Ordering::Relaxed);
-                        }
+                        let is_in = |answer: &AuthResponse| answer.status == Status::Ok as i32;
+                        let _ = let_in.send(matches!(&payload, Payload::AuthResponse(answer) if is_in(answer)));
                         let _ = out.send(Answer { place, payload, room: (room, large) });
                     };
-                    handle(service, envelope, respond).await;
+                    handle(service, envelope, peer.ip(), respond).await;
+                    // A stranger asks for one thing at a time.
+                    if !known && (has_session || is_let_in.await.unwrap_or(false)) {
+                        known = true;
+                        frames.decoder_mut().set_known();
+                        guest.is_known();
+                    }
                 }
             },
         }
@@ -225,15 +273,12 @@ fn misunderstood(text: impl Into<String>) -> Payload {
 }
 
 /// What to tell a client whose bytes are no frames; nothing when it has gone.
-fn frame_problem(error: &std::io::Error, frame_bytes_max: usize) -> Option<String> {
-    let inner = error.get_ref()?;
-    inner
-        .downcast_ref::<LengthDelimitedCodecError>()
-        .map(|_| format!("the frame is larger than {frame_bytes_max} bytes; the connection is closed"))
+fn frame_problem(error: &std::io::Error) -> Option<String> {
+    error.get_ref()?.downcast_ref::<TooLarge>().map(ToString::to_string)
 }
 
 async fn write_loop(
-    mut writer: OwnedWriteHalf,
+    mut writer: impl AsyncWrite + Unpin,
     mut queue: mpsc::UnboundedReceiver<Answer>,
     write_timeout: Duration,
     peer: SocketAddr,
@@ -259,7 +304,11 @@ async fn write_loop(
             // Whatever else is there leaves in the same write.
             arrived = if buffer.len() < WRITE_BYTES { queue.try_recv().ok() } else { None };
         }
-        match tokio::time::timeout(write_timeout, writer.write_all(&buffer)).await {
+        let written = async {
+            writer.write_all(&buffer).await?;
+            writer.flush().await
+        };
+        match tokio::time::timeout(write_timeout, written).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::debug!(%peer, %error, "cannot write");

@@ -14,7 +14,7 @@ pub mod listen;
 pub mod task;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -22,10 +22,11 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::ToolError;
 use super::bench::args::BenchCommand;
-use boomerang_client::{Credentials, Options};
+use boomerang_client::{Credentials, Options, Tls};
 use boomerang_task::when::parse_duration;
-use boomerang_task::{ClientId, ClientLimits};
+use boomerang_task::{ClientId, ClientLimits, Invalid};
 use cluster::ClusterCommand;
 use delivery::PolicyArgs;
 use dlq::DlqCommand;
@@ -113,6 +114,18 @@ pub struct Global {
         help_heading = HEAD
     )]
     pub token: Option<String>,
+    /// Speak TLS with the node, which must show a certificate for its host; any of --ca and --cert means this, too
+    #[arg(long, global = true, env = "BOOMERANG_TLS", help_heading = HEAD)]
+    pub tls: bool,
+    /// Who signs the node's certificate, PEM [default: whom this machine trusts]
+    #[arg(long, global = true, env = "BOOMERANG_CA", value_name = "FILE", help_heading = HEAD)]
+    pub ca: Option<PathBuf>,
+    /// Certificate to show to the node, PEM
+    #[arg(long, global = true, env = "BOOMERANG_CERT", value_name = "FILE", requires = "key", help_heading = HEAD)]
+    pub cert: Option<PathBuf>,
+    /// Key of --cert, PEM
+    #[arg(long, global = true, env = "BOOMERANG_KEY", value_name = "FILE", requires = "cert", help_heading = HEAD)]
+    pub key: Option<PathBuf>,
     /// How long to wait for the node, such as 500ms or 10s
     #[arg(
         long,
@@ -224,6 +237,9 @@ pub struct ClientAdd {
     /// How large its payloads may be, where that is less than what the node allows: 65536, 64KiB, 1MiB
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub payload_max: Option<u64>,
+    /// The shortest interval of its recurring tasks, shorter or longer than what the node allows otherwise
+    #[arg(long, value_name = "DURATION", value_parser = parse_timeout)]
+    pub interval_min: Option<Duration>,
     /// The defaults for its tasks.
     #[command(flatten)]
     pub policy: PolicyArgs,
@@ -279,7 +295,11 @@ impl Cli {
 impl ClientAdd {
     /// What was given of them.
     pub fn limits(&self) -> ClientLimits {
-        ClientLimits { delay_max_ms: self.delay_max.map(millis), payload_bytes_max: self.payload_max }
+        ClientLimits {
+            delay_max_ms: self.delay_max.map(millis),
+            payload_bytes_max: self.payload_max,
+            interval_min_ms: self.interval_min.map(millis),
+        }
     }
 }
 
@@ -300,17 +320,35 @@ impl Global {
         if !named("timeout") {
             self.timeout = shell.timeout;
         }
+        if !named("tls") && !named("ca") && !named("cert") {
+            (self.tls, self.ca) = (shell.tls, shell.ca.clone());
+            (self.cert, self.key) = (shell.cert.clone(), shell.key.clone());
+        }
         self.json |= shell.json;
     }
 
     /// How to connect, without any override of delivery settings.
-    pub fn options(&self) -> Options {
+    pub fn options(&self) -> Result<Options, ToolError> {
         let credentials = match &self.token {
             Some(token) => Credentials::Token(token.clone()),
             None => Credentials::Password { client_id: self.client.clone(), password: self.password.clone() },
         };
         let options = Options::new(self.addr.clone(), credentials);
-        Options { connect_timeout: options.connect_timeout.min(self.timeout), request_timeout: self.timeout, ..options }
+        let connect_timeout = options.connect_timeout.min(self.timeout);
+        Ok(Options { tls: self.tls()?, connect_timeout, request_timeout: self.timeout, ..options })
+    }
+
+    fn tls(&self) -> Result<Option<Tls>, ToolError> {
+        let read =
+            |path: &Path| std::fs::read(path).map_err(|source| ToolError::File { path: path.to_owned(), source });
+        let ca = self.ca.as_deref().map(read).transpose()?;
+        let tls = match (&self.cert, &self.key, ca) {
+            (Some(cert), Some(key), ca) => Tls::showing(ca.as_deref(), &read(cert)?, &read(key)?),
+            (_, _, Some(ca)) => Tls::trusting(&ca),
+            _ if self.tls => Tls::trusting_the_system(),
+            _ => return Ok(None),
+        };
+        tls.map(Some).map_err(|error| ToolError::Usage(Invalid::new(format!("--ca, --cert, --key: {error}"))))
     }
 }
 
@@ -536,12 +574,27 @@ mod tests {
     #[test]
     fn a_token_takes_the_place_of_a_password() {
         let cli = parse("task list --client orders --password p --timeout 2s").unwrap();
-        let options = cli.global.options();
+        let options = cli.global.options().unwrap();
         assert!(
             matches!(&options.credentials, Credentials::Password { client_id, .. } if client_id.as_str() == "orders")
         );
         assert_eq!((options.connect_timeout.as_secs(), options.request_timeout.as_secs()), (2, 2));
         let cli = parse("task list --token t").unwrap();
-        assert!(matches!(cli.global.options().credentials, Credentials::Token(token) if token == "t"));
+        assert!(matches!(cli.global.options().unwrap().credentials, Credentials::Token(token) if token == "t"));
+    }
+
+    #[test]
+    fn tls_is_meant_by_any_of_its_flags() {
+        let folder = tempfile::tempdir().unwrap();
+        let nonsense = folder.path().join("ca.pem");
+        std::fs::write(&nonsense, "nonsense").unwrap();
+        let options = |line: &str| parse(line).unwrap().global.options();
+        assert!(options("task list").unwrap().tls.is_none());
+        assert!(options("task list --tls").unwrap().tls.is_some());
+        let error = options(&format!("task list --ca {}", nonsense.display())).unwrap_err().to_string();
+        assert!(error.contains("holds no certificate in PEM"), "{error}");
+        let error = options("task list --ca none.pem").unwrap_err().to_string();
+        assert_eq!(error, "cannot read none.pem");
+        assert!(parse("task list --cert c").is_err(), "a certificate without its key");
     }
 }

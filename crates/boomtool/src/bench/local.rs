@@ -64,7 +64,7 @@ impl Nodes {
             let text = format!("--{flag}: is for nodes that the bench starts; say with --nodes how many");
             return Err(Invalid::new(text).into());
         }
-        Ok(Self::Others(Box::new(global.options())))
+        Ok(Self::Others(Box::new(global.options()?)))
     }
 
     pub fn options(&self) -> Options {

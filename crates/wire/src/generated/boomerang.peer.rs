@@ -444,15 +444,26 @@ pub struct Part {
     #[prost(bytes = "bytes", tag = "3")]
     pub more_behind: ::prost::bytes::Bytes,
 }
-/// Who has this password, or this key. For nodes that follow group 0, and may be behind.
+/// What is stored about a client, or about the client of a key. For nodes that follow group 0, and may be behind. They check
+/// passwords and keys themselves, which never travel between nodes.
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IdentifyRequest {
     #[prost(string, tag = "1")]
     pub cluster: ::prost::alloc::string::String,
-    /// An AuthHandshake.
-    #[prost(bytes = "bytes", tag = "2")]
-    pub handshake: ::prost::bytes::Bytes,
+    #[prost(oneof = "identify_request::Who", tags = "2, 3")]
+    pub who: ::core::option::Option<identify_request::Who>,
+}
+/// Nested message and enum types in `IdentifyRequest`.
+pub mod identify_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Who {
+        #[prost(string, tag = "2")]
+        Client(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        KeyId(::prost::alloc::string::String),
+    }
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -460,7 +471,7 @@ pub struct IdentifyResponse {
     /// What the leader of group 0 had applied by then.
     #[prost(uint64, tag = "4")]
     pub applied_index: u64,
-    #[prost(oneof = "identify_response::Result", tags = "1, 2, 3")]
+    #[prost(oneof = "identify_response::Result", tags = "1, 2")]
     pub result: ::core::option::Option<identify_response::Result>,
 }
 /// Nested message and enum types in `IdentifyResponse`.
@@ -470,12 +481,9 @@ pub mod identify_response {
     pub enum Result {
         /// See `server::forward`.
         #[prost(bytes, tag = "1")]
-        Identity(::prost::bytes::Bytes),
+        Stored(::prost::bytes::Bytes),
         #[prost(message, tag = "2")]
         Elsewhere(super::Elsewhere),
-        /// Nobody.
-        #[prost(string, tag = "3")]
-        Refused(::prost::alloc::string::String),
     }
 }
 /// Generated client implementations.

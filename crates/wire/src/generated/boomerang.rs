@@ -957,6 +957,9 @@ pub struct ClientLimits {
     pub delay_max_ms: u64,
     #[prost(uint64, tag = "2")]
     pub payload_bytes_max: u64,
+    /// Of a recurring task. This one may be less than the node's.
+    #[prost(uint64, tag = "3")]
+    pub interval_min_ms: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
