@@ -12,6 +12,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use data_encoding::HEXLOWER;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, date_time_ymd,
@@ -21,9 +22,12 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use sha2::{Digest, Sha256};
 
 const AUTHORITY: &str = "ca";
 const AUTHORITY_NAME: &str = "Boomerang cluster authority";
+/// Of the digest of its key, in its name.
+const NAME_BYTES: usize = 8;
 /// Longer than anything it signs.
 const AUTHORITY_DAYS: u32 = 20 * 365;
 const DAYS_DEFAULT: u32 = 825;
@@ -126,13 +130,13 @@ pub fn make(asked: &Asked) -> Result<Vec<(PathBuf, PathBuf)>, CertsError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = KeyPair::generate()?;
-            let certificate = authority()?.self_signed(&key)?.pem();
+            let certificate = authority(&key)?.self_signed(&key)?.pem();
             made.push((authority_cert.clone(), certificate.clone(), authority_key.clone(), key.serialize_pem()));
             (key, certificate)
         }
         Err(error) => return Err(cannot("read", &authority_key)(error)),
     };
-    let issuer = Issuer::new(authority()?, key);
+    let issuer = Issuer::new(authority(&key)?, key);
     for node in &asked.node {
         let key = KeyPair::generate()?;
         let signed = of_node(node, asked.days)?.signed_by(&key, &issuer)?;
@@ -162,10 +166,11 @@ fn valid_for(params: &mut CertificateParams, days: u32) {
     params.not_after = epoch + now + DAY * days;
 }
 
-/// The same each time, but for its dates: what it signs names it, and its key.
-fn authority() -> Result<CertificateParams, rcgen::Error> {
+/// The same each time, but for its dates: what it signs names it. Named after its key, so that two can be told apart.
+fn authority(key: &KeyPair) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name = named(AUTHORITY_NAME);
+    let digest = Sha256::digest(key.public_key_raw());
+    params.distinguished_name = named(&format!("{AUTHORITY_NAME} {}", HEXLOWER.encode(&digest[..NAME_BYTES])));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     valid_for(&mut params, AUTHORITY_DAYS);

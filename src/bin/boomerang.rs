@@ -190,6 +190,8 @@ fn make_certs(asked: &certs::Asked) -> ExitCode {
 }
 
 async fn run(settings: Settings) -> Result<(), NodeError> {
+    // From now on it ends nothing: it asks for certificates to be read again, and a node may have none, or be starting.
+    let _hangup = signal(SignalKind::hangup()).expect("signals can be handled");
     let node = Node::start(settings).await?;
     // Before the line: whoever has read it may ask us to stop.
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");

@@ -161,10 +161,9 @@ fn is_of_this_machine(ip: IpAddr) -> bool {
     }
     let any = if ip.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
     // Of datagrams, this sends none.
-    let found = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect((ip, DISCARD_PORT))?;
-        socket.local_addr()
-    });
+    // When there is no socket to be had, nobody knows.
+    let Ok(socket) = UdpSocket::bind((any, 0)) else { return true };
+    let found = socket.connect((ip, DISCARD_PORT)).and_then(|()| socket.local_addr());
     found.is_ok_and(|address| address.ip() == ip)
 }
 

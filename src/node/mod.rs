@@ -356,7 +356,7 @@ impl Node {
 /// No more client connections than leave files for the store and for receivers.
 fn within_file_limit(tcp: TcpSettings) -> TcpSettings {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let left = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
+    let left = usize::try_from(files / 2).unwrap_or(usize::MAX).saturating_sub(http::GUESTS.all).max(1);
     if tcp.connections.all > left {
         tracing::warn!(
             files,
@@ -365,7 +365,8 @@ fn within_file_limit(tcp: TcpSettings) -> TcpSettings {
         );
     }
     let GuestLimits { all, of_an_address } = tcp.connections;
-    TcpSettings { connections: GuestLimits { all: all.min(left), of_an_address: of_an_address.min(left) }, ..tcp }
+    let of_an_address = if all > left { of_an_address.min(left.div_ceil(2)) } else { of_an_address };
+    TcpSettings { connections: GuestLimits { all: all.min(left), of_an_address }, ..tcp }
 }
 
 async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {

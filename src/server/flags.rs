@@ -33,7 +33,7 @@ pub struct ServerFlags {
     pub tls_key: Option<PathBuf>,
     /// Takes clients without TLS: beyond loopback, or beside TLS while clients change over to it. Their passwords can be
     /// read on the way
-    #[arg(long, env = "BOOMERANG_INSECURE_PLAINTEXT")]
+    #[arg(long, env = "BOOMERANG_INSECURE_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub insecure_plaintext: bool,
     /// How long a session lasts without being refreshed [default: 30m]
     #[arg(long, value_name = "DURATION", env = "BOOMERANG_SESSION_TIMEOUT")]

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -34,11 +34,13 @@ use crate::task::{GroupId, ShardId};
 /// An election takes about a second.
 const RETRY_AFTER_SECONDS: &str = "1";
 /// Scrapes, probes and a few people.
-const GUESTS: GuestLimits = GuestLimits { all: 1_000, of_an_address: 500 };
+pub const GUESTS: GuestLimits = GuestLimits { all: 1_000, of_an_address: 500 };
 /// Of a request's head, from the connection's first byte or the end of the request before.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+const STREAMS_PER_CONNECTION_MAX: u32 = 16;
+/// Whoever looks for longer connects anew: what it does not read is not kept for ever.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(15 * 60);
 /// A connection over HTTP/2 that says nothing is asked, and closed when it goes on.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 /// After `accept` failed: most likely there are no file descriptors left.
@@ -56,13 +58,12 @@ pub trait Watched: Send + Sync + 'static {
 
 /// Serves until `stop`. `open`: the node asks for no credentials.
 pub async fn serve(listener: TcpListener, node: Arc<dyn Watched>, open: bool, tls: Tls, stop: CancellationToken) {
-    let scheme = if tls.is_on() { "https" } else { "http" };
     let router = axum::Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/v1/shards", get(shards))
-        .route("/v1/shards/{shard}/leader", get(move |node, shard, uri| leader(node, shard, uri, scheme)))
+        .route("/v1/shards/{shard}/leader", get(leader))
         .with_state(node);
     let router = if open { router.layer(middleware::from_fn(only_this_machine)) } else { router };
     let (guests, connections) = (Guests::new(GUESTS), TaskTracker::new());
@@ -88,6 +89,10 @@ pub async fn serve(listener: TcpListener, node: Arc<dyn Watched>, open: bool, tl
     let _ = tokio::time::timeout(STOP_WITHIN, connections.wait()).await;
 }
 
+/// How a request came.
+#[derive(Clone, Copy)]
+struct Scheme(&'static str);
+
 async fn connection(stream: TcpStream, guest: Guest, router: axum::Router, tls: Tls, stop: CancellationToken) {
     let _ = stream.set_nodelay(true);
     let accepted = tokio::select! {
@@ -111,8 +116,10 @@ async fn connection(stream: TcpStream, guest: Guest, router: axum::Router, tls: 
         .keep_alive_timeout(KEEPALIVE_EVERY);
     let (inner, asked) = (TowerToHyperService::new(router), CancellationToken::new());
     let has_asked = asked.clone();
-    let service = service_fn(move |request| {
+    let scheme = Scheme(if stream.is_encrypted() { "https" } else { "http" });
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         has_asked.cancel();
+        request.extensions_mut().insert(scheme);
         inner.call(request)
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
@@ -127,6 +134,7 @@ async fn connection(stream: TcpStream, guest: Guest, router: axum::Router, tls: 
         ended = connection.as_mut() => ended,
         () = guest.shown_out() => return,
         () = silent => return,
+        () = tokio::time::sleep(CONNECTION_WITHIN) => return,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -142,11 +150,14 @@ async fn only_this_machine(request: Request, next: Next) -> Response {
     let named = request.uri().authority().map(|authority| authority.as_str());
     let named = named.or_else(|| text(request.headers(), header::HOST));
     let page = text(request.headers(), header::ORIGIN);
+    // What a page of another machine includes comes without an origin.
+    let from = request.headers().get("sec-fetch-site").and_then(|value| value.to_str().ok());
     let foreign = match (named, page) {
         (Some(host), _) if !is_this_machine(host) => Some(("Host", host)),
         (_, Some(origin)) if !origin.split_once("://").is_some_and(|(_, host)| is_this_machine(host)) => {
             Some(("Origin", origin))
         }
+        _ if from == Some("cross-site") => Some(("Sec-Fetch-Site", "cross-site")),
         _ => None,
     };
     match foreign {
@@ -201,7 +212,7 @@ async fn leader(
     State(node): State<Arc<dyn Watched>>,
     Path(shard): Path<u16>,
     uri: Uri,
-    scheme: &'static str,
+    Extension(Scheme(scheme)): Extension<Scheme>,
 ) -> Response {
     let router = node.router();
     let Some(group) = router.all_shards().find(|group| *group == GroupId::of_shard(ShardId(shard))) else {

@@ -88,11 +88,6 @@ impl Tls {
         Ok((tls, Some(Renewal { files: files.clone(), seen, configs: sender })))
     }
 
-    /// Whether clients are to come by TLS.
-    pub fn is_on(&self) -> bool {
-        self.configs.is_some()
-    }
-
     /// Whoever has called sends nothing yet that is not encrypted, unless that is allowed.
     pub async fn accept(&self, stream: TcpStream, inside: Inside) -> io::Result<Stream> {
         let Some(configs) = &self.configs else { return Ok(Stream::Plain(stream)) };
@@ -119,6 +114,7 @@ impl Renewal {
     pub async fn run(mut self) {
         let mut hangups = signal(SignalKind::hangup()).expect("signals can be handled");
         let mut looks = tokio::time::interval(LOOK_EVERY);
+        let mut told = None;
         loop {
             let asked = tokio::select! {
                 _ = looks.tick() => false,
@@ -134,7 +130,13 @@ impl Renewal {
                     tracing::info!(cert = %self.files.cert.display(), "certificates were read again");
                 }
                 // Half of a pair may be there: the next look finds the rest.
-                Err(error) => tracing::warn!(%error, "the certificates stay as they were"),
+                Err(error) => {
+                    let text = error.to_string();
+                    if asked || told.as_ref() != Some(&text) {
+                        tracing::warn!(%error, "the certificates stay as they were");
+                        told = Some(text);
+                    }
+                }
             }
         }
     }
@@ -172,6 +174,12 @@ fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
 pub enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Stream::Tls(_))
+    }
 }
 
 impl AsyncRead for Stream {

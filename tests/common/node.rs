@@ -256,7 +256,10 @@ const ANY_PORTS: [&str; 6] = ["--tcp-addr", "127.0.0.1:0", "--http-addr", "127.0
 pub fn boomtool() -> Command {
     let path = boomerang().with_file_name("boomtool");
     assert!(path.exists(), "{} is missing; `cargo build` makes it", path.display());
-    Command::new(path)
+    let mut command = Command::new(path);
+    // None of whoever runs the tests.
+    command.env("BOOMERANG_PROFILES", "/nonexistent").env_remove("BOOMERANG_PROFILE");
+    command
 }
 
 fn command(args: &[&str]) -> Command {

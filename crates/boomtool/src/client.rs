@@ -75,7 +75,7 @@ fn settings(args: ClientAdd, context: &Context) -> Result<ClientSettings, ToolEr
 }
 
 /// The first line, without its end.
-fn password_from(input: impl BufRead) -> Result<String, ToolError> {
+pub(super) fn password_from(input: impl BufRead) -> Result<String, ToolError> {
     let mut line = String::new();
     input.take(PASSWORD_BYTES_MAX).read_line(&mut line).map_err(|source| ToolError::file(Path::new("-"), source))?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())

@@ -16,6 +16,7 @@ mod cluster;
 mod dlq;
 mod listen;
 mod output;
+mod profile;
 mod shell;
 mod show;
 mod task;
@@ -167,7 +168,16 @@ impl Context {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let (mut cli, matches) = Cli::read_with_matches(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    // What is being kept is what the line says, and nothing of what was kept before.
+    let filled = match &cli.command {
+        Command::Profile(_) => Ok(()),
+        _ => profile::fill(&mut cli.global, &matches),
+    };
+    if let Err(error) = filled {
+        report(&error);
+        return ExitCode::from(error.exit_code());
+    }
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(error) => {
@@ -209,6 +219,7 @@ async fn execute(command: Command, context: Context) -> Result<(), ToolError> {
         Command::Dlq(command) => dlq::run(command, &context).await,
         Command::Client(command) => client::run(command, &context).await,
         Command::Cluster(command) => cluster::run(command, &context).await,
+        Command::Profile(command) => profile::run(command, &context),
         Command::Listen(listen) => listen::run(*listen, &context).await,
         Command::Shell(args) => shell::run(args, context).await,
         Command::Bench(command) => bench::run(*command, &context).await,

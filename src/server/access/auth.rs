@@ -7,8 +7,9 @@
 //! A password that was right is remembered, so that it is checked once and not with each connection: after a failover all
 //! clients come at once. An API key is 256 random bits; one fast hash protects it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use argon2::password_hash::PasswordHasher;
@@ -19,9 +20,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
 use super::failures::Failures;
+use crate::server::guests::whose;
 use crate::store::keys::Key;
 use crate::store::overlay::get_row;
 use crate::store::rows::{ApiKeyRow, ClientRow};
@@ -34,6 +36,8 @@ use crate::wire::proto::AuthHandshake;
 const PASSWORDS_AT_A_TIME: usize = 2;
 /// Passwords that wait to be checked: longer than this takes, nobody waits.
 const PASSWORDS_WAITING_MAX: usize = 64;
+/// Questions to the leader of group 0 at a time.
+const QUESTIONS_MAX: usize = 16;
 /// What is told to those who find no room among them.
 const PASSWORDS_AGAIN_AFTER: Duration = Duration::from_millis(500);
 pub const PASSWORD_BYTES_MAX: usize = 1024;
@@ -51,7 +55,7 @@ pub enum AuthError {
     WrongPassword,
     #[error("the API key is wrong or was revoked")]
     WrongKey,
-    #[error("{PASSWORDS_WAITING_MAX} passwords wait to be checked; nothing was looked at")]
+    #[error("too many logins wait to be looked at; this one was not")]
     Busy,
     #[error("too many logins have failed from this address, or as this client; nothing was looked at")]
     TooManyFailures(Duration),
@@ -112,9 +116,13 @@ impl AuthError {
 pub struct Auth {
     store: Store,
     /// Those who are checked, and those who wait for it.
-    queue: Semaphore,
-    room: Semaphore,
+    queue: Arc<Semaphore>,
+    room: Arc<Semaphore>,
+    /// Questions to the leader of group 0 that are under way.
+    questions: Semaphore,
     right: Right,
+    /// The same password of the same client is checked once, however many come with it.
+    checking: Mutex<HashMap<[u8; 32], Arc<AsyncMutex<()>>>>,
     failures: Mutex<Failures>,
     /// `boomerang dev`: every name is welcome, as administrator.
     open: bool,
@@ -165,9 +173,11 @@ impl Auth {
     pub fn new(store: Store, open: bool) -> Self {
         Self {
             store,
-            queue: Semaphore::new(PASSWORDS_AT_A_TIME + PASSWORDS_WAITING_MAX),
-            room: Semaphore::new(PASSWORDS_AT_A_TIME),
+            queue: Arc::new(Semaphore::new(PASSWORDS_AT_A_TIME + PASSWORDS_WAITING_MAX)),
+            room: Arc::new(Semaphore::new(PASSWORDS_AT_A_TIME)),
+            questions: Semaphore::new(QUESTIONS_MAX),
             right: Right::new(),
+            checking: Mutex::default(),
             failures: Mutex::default(),
             open,
         }
@@ -191,75 +201,129 @@ impl Auth {
         Ok(self.client(&client)?.map(|row| Stored { client, row, key }))
     }
 
-    /// Whether somebody at this address may try at all.
-    pub fn hear(&self, from: IpAddr, who: &Who, now_ms: InstantMs) -> Result<(), AuthError> {
-        match self.failures.lock().wait(from, who.client(), now_ms) {
-            Some(wait) if !self.open => Err(AuthError::TooManyFailures(wait)),
-            _ => Ok(()),
+    /// A try of somebody at this address, unless there have been too many.
+    fn count(&self, from: IpAddr, who: &Who, now_ms: InstantMs) -> Result<(), AuthError> {
+        let mut failures = self.failures.lock();
+        match failures.wait(from, who.client(), now_ms) {
+            Some(wait) => Err(AuthError::TooManyFailures(wait)),
+            None => {
+                failures.note(from, who.client(), now_ms);
+                Ok(())
+            }
         }
     }
 
-    /// It was wrong.
-    pub fn note_failure(&self, from: IpAddr, who: &Who, now_ms: InstantMs) {
-        self.failures.lock().note(from, who.client(), now_ms);
+    /// Whether somebody at this address is who it claims to be: by what this node knows, or else by what the leader of group 0
+    /// does, which `ask` asks, with how far it had applied the group; `None` when there is nobody to ask.
+    pub async fn identify<A: Future<Output = Option<(Option<Stored>, u64)>>>(
+        &self,
+        handshake: &AuthHandshake,
+        from: IpAddr,
+        now_ms: InstantMs,
+        ask: impl FnOnce(Who) -> Option<A>,
+    ) -> Result<(Identity, u64), AuthError> {
+        let who = Who::of(handshake)?;
+        let here = self.stored(&who)?;
+        if self.open {
+            let Who::Client(client) = who else { return Ok((check_key(&handshake.token, here)?, 0)) };
+            let row = here.map_or_else(|| anyone(true), |stored| stored.row);
+            let row = ClientRow { admin: true, password_hash: String::new(), ..row };
+            return Ok((Identity { client, row, key_id: None }, 0));
+        }
+        if handshake.password.len() > PASSWORD_BYTES_MAX {
+            return Err(AuthError::PasswordTooLong(handshake.password.len()));
+        }
+        // What costs next to nothing is not counted: whoever is known is not kept out by others at the same address.
+        if let Some(identity) = self.known(&who, handshake, here.clone()) {
+            return Ok((identity, 0));
+        }
+        let mark = here.as_ref().map(|stored| self.right.mark(&handshake.password, &stored.row.password_hash));
+        let turn = mark.map(|mark| self.checking.lock().entry(mark).or_default().clone());
+        let waited = match &turn {
+            Some(turn) => Some(turn.lock().await),
+            None => None,
+        };
+        let found = match self.known(&who, handshake, here.clone()) {
+            Some(identity) => Ok((identity, 0)),
+            None => self.try_to_identify(handshake, &who, here, from, now_ms, ask).await,
+        };
+        drop(waited);
+        if let (Some(mark), Some(turn)) = (mark, turn) {
+            let mut checking = self.checking.lock();
+            // The map has one, and we have one.
+            if Arc::strong_count(&turn) <= 2 {
+                checking.remove(&mark);
+            }
+        }
+        found
     }
 
-    /// Whether this password is remembered as right: that costs nothing to find out.
-    pub fn is_remembered(&self, handshake: &AuthHandshake, stored: Option<&Stored>) -> bool {
-        let mark = |stored: &Stored| self.right.mark(&handshake.password, &stored.row.password_hash);
-        handshake.token.is_empty() && stored.is_some_and(|stored| self.right.holds(&mark(stored)))
+    async fn try_to_identify<A: Future<Output = Option<(Option<Stored>, u64)>>>(
+        &self,
+        handshake: &AuthHandshake,
+        who: &Who,
+        here: Option<Stored>,
+        from: IpAddr,
+        now_ms: InstantMs,
+        ask: impl FnOnce(Who) -> Option<A>,
+    ) -> Result<(Identity, u64), AuthError> {
+        let from = whose(from);
+        self.count(from, who, now_ms)?;
+        let wrong = match self.check(handshake, here.clone()).await {
+            Ok(identity) => {
+                self.failures.lock().take_back(from, who.client());
+                return Ok((identity, 0));
+            }
+            Err(wrong @ (AuthError::WrongPassword | AuthError::WrongKey)) => wrong,
+            Err(error) => return Err(error),
+        };
+        let Some(asked) = ask(who.clone()) else { return Err(wrong) };
+        let _question = self.questions.try_acquire().map_err(|_| AuthError::Busy)?;
+        let Some((there @ Some(_), applied_index)) = asked.await else { return Err(wrong) };
+        if there == here {
+            return Err(wrong);
+        }
+        let identity = self.check(handshake, there).await?;
+        self.failures.lock().take_back(from, who.client());
+        Ok((identity, applied_index))
+    }
+
+    /// By a password that is remembered, or by a key.
+    fn known(&self, who: &Who, handshake: &AuthHandshake, here: Option<Stored>) -> Option<Identity> {
+        let Who::Client(client) = who else { return check_key(&handshake.token, here).ok() };
+        let row = here?.row;
+        let is_right = self.right.holds(&self.right.mark(&handshake.password, &row.password_hash));
+        is_right.then(|| Identity { client: client.clone(), row, key_id: None })
     }
 
     /// Whether somebody is who it claims to be, by what is stored about it.
-    pub async fn check(&self, handshake: &AuthHandshake, stored: Option<Stored>) -> Result<Identity, AuthError> {
-        match handshake.token.is_empty() {
-            true => self.check_password(handshake.client_id.parse()?, handshake.password.clone(), stored).await,
-            false => check_key(&handshake.token, stored),
+    async fn check(&self, handshake: &AuthHandshake, stored: Option<Stored>) -> Result<Identity, AuthError> {
+        if !handshake.token.is_empty() {
+            return check_key(&handshake.token, stored);
         }
-    }
-
-    async fn check_password(
-        &self,
-        client: ClientId,
-        password: String,
-        stored: Option<Stored>,
-    ) -> Result<Identity, AuthError> {
-        let row = stored.map(|stored| stored.row);
-        if self.open {
-            let row = row.unwrap_or_else(|| anyone(true));
-            let row = ClientRow { admin: true, password_hash: String::new(), ..row };
-            return Ok(Identity { client, row, key_id: None });
-        }
-        if password.len() > PASSWORD_BYTES_MAX {
-            return Err(AuthError::PasswordTooLong(password.len()));
-        }
-        let mark = row.as_ref().map(|row| self.right.mark(&password, &row.password_hash));
-        let is_known = || mark.as_ref().is_some_and(|mark| self.right.holds(mark));
-        // Of many that come together, one is checked while the others wait.
-        let _room = match is_known() {
-            true => None,
-            false => Some(self.room().await?),
-        };
-        if let Some(row) = row.as_ref().filter(|_| is_known()) {
-            return Ok(Identity { client, row: row.clone(), key_id: None });
-        }
+        let password = handshake.password.clone();
         // An unknown name takes as long as a wrong password.
-        let hash = row.as_ref().map_or_else(|| nobody().to_owned(), |row| row.password_hash.clone());
-        let checked = tokio::task::spawn_blocking(move || verify(&password, &hash));
-        let right = checked.await.expect("argon2 does not panic");
-        match row {
-            Some(row) if right => {
-                self.right.add(mark.expect("made from its row"));
+        let hash = stored.as_ref().map_or_else(|| nobody().to_owned(), |stored| stored.row.password_hash.clone());
+        let right = self.in_turn(move || verify(&password, &hash)).await?;
+        match stored {
+            Some(Stored { client, row, .. }) if right => {
+                self.right.add(self.right.mark(&handshake.password, &row.password_hash));
                 Ok(Identity { client, row, key_id: None })
             }
             _ => Err(AuthError::WrongPassword),
         }
     }
 
-    /// A place among those whose passwords are checked.
-    async fn room(&self) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), AuthError> {
-        let queued = self.queue.try_acquire().map_err(|_| AuthError::Busy)?;
-        Ok((queued, self.room.acquire().await.expect("the semaphore is never closed")))
+    /// Does what takes a core for long, when it is its turn. The place is taken until it is done, also if nobody waits any
+    /// more.
+    async fn in_turn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, AuthError> {
+        let queued = self.queue.clone().try_acquire_owned().map_err(|_| AuthError::Busy)?;
+        let room = self.room.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let done = tokio::task::spawn_blocking(move || {
+            let _places = (queued, room);
+            work()
+        });
+        Ok(done.await.expect("argon2 does not panic"))
     }
 
     pub fn knows_key(&self, key_id: &str) -> Result<bool, StoreError> {
@@ -278,9 +342,7 @@ impl Auth {
         if password.len() > PASSWORD_BYTES_MAX {
             return Err(AuthError::PasswordTooLong(password.len()));
         }
-        let _room = self.room().await?;
-        let hashed = tokio::task::spawn_blocking(move || hash_password(&password));
-        Ok(hashed.await.expect("argon2 does not panic"))
+        self.in_turn(move || hash_password(&password)).await
     }
 }
 

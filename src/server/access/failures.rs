@@ -1,7 +1,7 @@
 //! How often somebody may be wrong: a guess costs a node some 20 ms of a core, and tells whoever guesses something.
 //!
-//! Each address, and each client that is named, has a measure that a failure fills and time empties. An address that is
-//! full is refused. A client that is full is refused to those addresses only that have failed before: whoever guesses at
+//! Each address, and each client that is named, has a measure that a try fills, unless it turns out to be right, and that
+//! time empties. An address that is full is refused: one of IPv6 with its whole network. A client that is full is refused to those addresses only that have failed before: whoever guesses at
 //! its password does not keep it out, unless from its own address.
 
 use std::collections::HashMap;
@@ -40,10 +40,19 @@ impl Failures {
         address.max(client)
     }
 
+    /// A try, as if it were wrong: many that come at a time are none that nobody has counted.
     pub fn note(&mut self, from: IpAddr, client: Option<&ClientId>, now_ms: InstantMs) {
         self.addresses.note(&from, OF_AN_ADDRESS, now_ms);
         if let Some(client) = client {
             self.clients.note(client, OF_A_CLIENT, now_ms);
+        }
+    }
+
+    /// It was right.
+    pub fn take_back(&mut self, from: IpAddr, client: Option<&ClientId>) {
+        self.addresses.take_back(&from, OF_AN_ADDRESS);
+        if let Some(client) = client {
+            self.clients.take_back(client, OF_A_CLIENT);
         }
     }
 }
@@ -74,6 +83,12 @@ impl<K: Hash + Eq + Clone> Measured<K> {
         }
         let level_ms = self.level_ms(key, now_ms) + measure.each_ms;
         self.0.insert(key.clone(), now_ms + level_ms.min(measure.most * measure.each_ms));
+    }
+
+    fn take_back(&mut self, key: &K, measure: Measure) {
+        if let Some(empty_at) = self.0.get_mut(key) {
+            *empty_at = empty_at.saturating_sub(measure.each_ms);
+        }
     }
 
     /// Half of them: this looks at all.
@@ -115,6 +130,17 @@ mod tests {
         (0..1_000).for_each(|_| failures.note(address(1), None, NOW + 1_000));
         assert_eq!(failures.wait(address(1), None, NOW + 1_000), Some(Duration::from_secs(1)));
         assert_eq!(failures.wait(address(1), None, NOW + 1_000_000), None);
+    }
+
+    #[test]
+    fn who_is_right_is_not_counted() {
+        let mut failures = Failures::default();
+        for _ in 0..1_000 {
+            assert_eq!(failures.wait(address(1), Some(&client("orders")), NOW), None);
+            failures.note(address(1), Some(&client("orders")), NOW);
+            failures.take_back(address(1), Some(&client("orders")));
+        }
+        assert_eq!(failures.addresses.level_ms(&address(1), NOW), 0);
     }
 
     #[test]

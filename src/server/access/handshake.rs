@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::auth::{AuthError, Identity, Who};
+use super::auth::{AuthError, Identity};
 use super::sessions::{Fingerprint, Opened};
 use crate::server::Service;
 use crate::server::problem::Problem;
@@ -23,7 +23,11 @@ pub(in crate::server) async fn authenticate(
     from: IpAddr,
 ) -> Result<proto::AuthResponse, Problem> {
     let extended = request.protocol >= PROTOCOL;
-    let Identified { identity, applied_index: known_up_to } = identify(service, &request, from).await?;
+    // This node may not have heard yet of somebody who is new, so the leader is asked before anybody is turned away.
+    let is_behind = !service.router.is_alone() && service.router.leads(GroupId::CLUSTER).is_none();
+    let ask = |who| is_behind.then_some(async move { forward::stored(service, &who).await });
+    let now_ms = service.clock.now_ms();
+    let (identity, known_up_to) = service.auth.identify(&request, from, now_ms, ask).await?;
     let Identity { client, row, key_id } = &identity;
     let policy =
         policy_over(row.policy.as_ref(), request.callback.as_ref(), request.retry.as_ref(), request.dlq.as_ref())?;
@@ -55,42 +59,6 @@ pub(in crate::server) async fn authenticate(
         answer.nodes = service.router.cluster().nodes_count();
     }
     Ok(answer)
-}
-
-/// Who somebody is, and when that was found out.
-struct Identified {
-    identity: Identity,
-    /// What the leader of group 0 had applied by then, if it was asked.
-    applied_index: u64,
-}
-
-/// Who shakes hands. This node may not have heard yet of somebody who is new, so the leader is asked what it knows before
-/// anybody is turned away.
-async fn identify(service: &Service, request: &proto::AuthHandshake, from: IpAddr) -> Result<Identified, AuthError> {
-    let (auth, who, now_ms) = (&service.auth, Who::of(request)?, service.clock.now_ms());
-    let here = auth.stored(&who)?;
-    if !auth.is_remembered(request, here.as_ref()) {
-        auth.hear(from, &who, now_ms)?;
-    }
-    let wrong = match auth.check(request, here.clone()).await {
-        Ok(identity) => return Ok(Identified { identity, applied_index: 0 }),
-        Err(wrong @ (AuthError::WrongPassword | AuthError::WrongKey)) => wrong,
-        Err(error) => return Err(error),
-    };
-    if !service.router.is_alone()
-        && service.router.leads(GroupId::CLUSTER).is_none()
-        && let Some((there, applied_index)) = forward::stored(service, &who).await
-        && there.is_some()
-        && there != here
-    {
-        match auth.check(request, there).await {
-            Ok(identity) => return Ok(Identified { identity, applied_index }),
-            Err(AuthError::WrongPassword | AuthError::WrongKey) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    auth.note_failure(from, &who, now_ms);
-    Err(wrong)
 }
 
 /// How far this node has applied group 0.

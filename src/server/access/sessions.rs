@@ -19,6 +19,7 @@ use crate::store::rows::{ClientRow, ShardMetaRow};
 use crate::task::locks::RwLock;
 use crate::task::{ClientId, ClientLimits, GroupId, InstantMs, Policy};
 
+const SWEEP_AGAIN_AFTER_MS: u64 = 1_000;
 /// 128 bits: not to be guessed.
 const SESSION_ID_BYTES: usize = 16;
 
@@ -109,6 +110,8 @@ struct Open {
     sessions: HashMap<String, Arc<Session>>,
     /// How many each client has.
     by_client: HashMap<ClientId, usize>,
+    /// When those that had expired were last removed to make room.
+    swept_ms: InstantMs,
 }
 
 impl Open {
@@ -162,7 +165,11 @@ impl Sessions {
         let of_client_max = self.sessions_max.div_ceil(2);
         let of_client = |open: &Open| open.by_client.get(&session.client).copied().unwrap_or(0);
         if open.sessions.len() >= self.sessions_max || of_client(&open) >= of_client_max {
-            open.retain(|session| session.expires_at_ms.load(Ordering::Relaxed) > now_ms);
+            // It looks at all of them.
+            if now_ms >= open.swept_ms.saturating_add(SWEEP_AGAIN_AFTER_MS) {
+                open.swept_ms = now_ms;
+                open.retain(|session| session.expires_at_ms.load(Ordering::Relaxed) > now_ms);
+            }
             if open.sessions.len() >= self.sessions_max {
                 return Err(SessionError::TooMany(self.sessions_max));
             }
@@ -307,9 +314,9 @@ mod tests {
         assert_eq!(sessions.open(opened("c"), 1_050).unwrap_err(), SessionError::TooMany(4));
         sessions.end(&id);
         sessions.open(opened("c"), 1_050).unwrap();
-        // Those of the first have expired.
-        sessions.open(opened("a"), 1_100).unwrap();
-        assert_eq!(sessions.count(), 3);
+        // All others have expired by then.
+        sessions.open(opened("a"), 2_100).unwrap();
+        assert_eq!(sessions.count(), 1);
         ["a", "b", "c"].iter().for_each(|name| sessions.end_others(&client(name), None));
         assert_eq!(sessions.count(), 0);
         assert!(sessions.open.read().by_client.is_empty(), "nothing stays of those who have left");

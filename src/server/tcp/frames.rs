@@ -1,6 +1,6 @@
 //! From the bytes of a client to frames: a length in four bytes, the first the most significant, and as many bytes.
 //!
-//! Whoever has not shown who it is sends small ones: a handshake fits, and memory is kept for nobody who may be anybody. A
+//! Whoever has not shown who it is sends small ones: a handshake fits, with the longest of all it can hold, and memory is kept for nobody who may be anybody. A
 //! frame that begins with the id of a session is somebody's, however large.
 
 use std::io;
@@ -11,7 +11,7 @@ use tokio_util::codec::Decoder;
 
 const LENGTH_BYTES: usize = 4;
 /// The largest frame of a stranger.
-pub const STRANGER_BYTES_MAX: usize = 4 * 1024;
+pub const STRANGER_BYTES_MAX: usize = 8 * 1024;
 /// At the start of a frame: enough for the id of a session and what is before it.
 const BEGINNING_BYTES: usize = 128;
 /// Of an envelope.

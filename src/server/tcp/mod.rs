@@ -39,7 +39,7 @@ use super::problem::Problem;
 use super::tls::{Inside, Stream, Tls};
 use super::{Service, api};
 use crate::wire::proto::boomerang_envelope::Payload;
-use crate::wire::proto::{AuthResponse, BoomerangEnvelope, Status};
+use crate::wire::proto::{BoomerangEnvelope, Status};
 use crate::wire::{decode_envelope, encode_frame};
 use envelopes::handle;
 use frames::{Frames, TooLarge};
@@ -50,6 +50,12 @@ const SMALL_ANSWER_BYTES: usize = 1024;
 const WRITE_BYTES: usize = 64 * 1024;
 /// After `accept` failed: most likely there are no file descriptors left.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether the session by which a connection is known is still there.
+const SESSION_LOOK_EVERY: Duration = Duration::from_secs(30);
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+/// How often connections that find no room are told of in the log.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy)]
 pub struct TcpSettings {
@@ -88,6 +94,7 @@ pub async fn serve(
 ) {
     let connections = TaskTracker::new();
     let guests = Guests::new(settings.connections);
+    let mut told: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -96,7 +103,10 @@ pub async fn serve(
         match accepted {
             Ok((stream, peer)) => {
                 let Some(guest) = guests.admit(peer.ip()) else {
-                    tracing::debug!(%peer, "no room for another connection");
+                    if told.is_none_or(|at| at.elapsed() > TOLD_EVERY) {
+                        told = Some(Instant::now());
+                        tracing::warn!(%peer, "no room for another connection: all that are open are known");
+                    }
                     continue;
                 };
                 let (service, tls, stop) = (service.clone(), tls.clone(), stop.clone());
@@ -169,17 +179,18 @@ async fn serve_frames(
     writer: impl AsyncWrite + Send + Unpin + 'static,
     handshake_until: Instant,
     peer: SocketAddr,
-    guest: Guest,
+    mut guest: Guest,
     service: &Arc<Service>,
     settings: TcpSettings,
     stop: CancellationToken,
 ) {
+    let shown_out = guest.shown_out();
     let (answers, queue) = mpsc::unbounded_channel();
     let broken = CancellationToken::new();
     let writing = tokio::spawn(write_loop(writer, queue, settings.write_timeout, peer, broken.clone()));
     tokio::select! {
-        () = read_loop(reader, handshake_until, peer, &guest, service, settings, answers) => {}
-        () = guest.shown_out() => tracing::debug!(%peer, "closed: it has not authenticated, and others need the room"),
+        () = read_loop(reader, handshake_until, peer, &mut guest, service, settings, answers) => {}
+        () = shown_out => tracing::debug!(%peer, "closed: it has not authenticated, and others need the room"),
         // Whatever was read is answered; nothing more is.
         () = stop.cancelled() => {}
         () = broken.cancelled() => {}
@@ -189,24 +200,43 @@ async fn serve_frames(
 
 async fn read_loop(
     reader: impl AsyncRead + Unpin,
-    handshake_until: Instant,
+    mut handshake_until: Instant,
     peer: SocketAddr,
-    guest: &Guest,
+    guest: &mut Guest,
     service: &Arc<Service>,
     settings: TcpSettings,
     answers: mpsc::UnboundedSender<Answer>,
 ) {
-    let is_session = |id: &str| service.sessions.get(id, service.clock.now_ms()).is_ok();
+    let session = |id: &str| service.sessions.get(id, service.clock.now_ms()).ok();
+    let is_session = |id: &str| session(id).is_some();
     let mut frames = FramedRead::new(reader, Frames::new(settings.frame_bytes_max, is_session));
     let window = Arc::new(Semaphore::new(settings.requests_max));
     let answer_bytes = Arc::new(Semaphore::new(settings.answer_bytes_max));
     let mut ordered = 0;
-    let mut known = false;
+    // The session by which it is known.
+    let mut known: Option<String> = None;
+    let mut looks = tokio::time::interval(SESSION_LOOK_EVERY);
     loop {
         let room = window.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let frame = if known {
-            frames.next().await
-        } else if let Ok(frame) = tokio::time::timeout_at(handshake_until, frames.next()).await {
+        let frame = if let Some(session_id) = &known {
+            let frame = loop {
+                tokio::select! {
+                    biased;
+                    frame = frames.next() => break Some(frame),
+                    _ = looks.tick() => if !is_session(session_id) { break None },
+                }
+            };
+            let Some(frame) = frame else {
+                // It is to show anew who it is.
+                known = None;
+                guest.is_stranger();
+                handshake_until = Instant::now() + settings.handshake_timeout;
+                continue;
+            };
+            frame
+        } else if Instant::now() < handshake_until
+            && let Ok(frame) = tokio::time::timeout_at(handshake_until, frames.next()).await
+        {
             frame
         } else {
             tracing::debug!(%peer, "closed: it did not authenticate in time");
@@ -235,7 +265,10 @@ async fn read_loop(
                     let _ = answers.send(Answer { place: place(0), payload, room: (room, None) });
                 }
                 Ok(envelope) => {
-                    let has_session = !known && is_session(&envelope.session_id);
+                    let was_known = known.is_some();
+                    if !was_known && is_session(&envelope.session_id) {
+                        known = Some(envelope.session_id.clone());
+                    }
                     let place = place(envelope.request_id);
                     // Taken before the answer is made: as much as it can be.
                     let most = envelope.payload.as_ref().map_or(0, |payload| {
@@ -251,16 +284,25 @@ async fn read_loop(
                     let out = answers.clone();
                     let (let_in, is_let_in) = oneshot::channel();
                     let respond = move |payload| {
-                        let is_in = |answer: &AuthResponse| answer.status == Status::Ok as i32;
-                        let _ = let_in.send(matches!(&payload, Payload::AuthResponse(answer) if is_in(answer)));
+                        let session = match &payload {
+                            Payload::AuthResponse(answer) if answer.status == Status::Ok as i32 => {
+                                Some(answer.session_id.clone())
+                            }
+                            _ => None,
+                        };
+                        let _ = let_in.send(session);
                         let _ = out.send(Answer { place, payload, room: (room, large) });
                     };
                     handle(service, envelope, peer.ip(), respond).await;
                     // A stranger asks for one thing at a time.
-                    if !known && (has_session || is_let_in.await.unwrap_or(false)) {
-                        known = true;
-                        frames.decoder_mut().set_known();
-                        guest.is_known();
+                    if !was_known {
+                        if known.is_none() {
+                            known = is_let_in.await.ok().flatten();
+                        }
+                        if let Some(session) = known.as_ref().and_then(|id| session(id)) {
+                            frames.decoder_mut().set_known();
+                            guest.is_known(&session.client);
+                        }
                     }
                 }
             },
@@ -325,6 +367,8 @@ async fn write_loop(
             buffer = BytesMut::with_capacity(SMALL_ANSWER_BYTES);
         }
     }
+    // So that whoever speaks TLS knows that this was all.
+    let _ = tokio::time::timeout(CLOSE_WITHIN, writer.shutdown()).await;
     broken.cancel();
 }
 
