@@ -1,7 +1,8 @@
 //! Passwords and API keys.
 //!
 //! Clients and keys live in the cluster's own group, of which every node holds a replica, so nobody else is asked. A
-//! replica may be a little behind: before somebody is turned away, the leader is asked (see [`super::handshake`]).
+//! replica may be a little behind: before somebody is turned away, the leader is asked what it has stored, and this node checks
+//! by that. Passwords and keys themselves go to no other node.
 //! A password is hashed with argon2, which is slow and large on purpose: few are checked at a time, on threads that may
 //! block, and few wait for that. Who has been wrong too often waits before it is heard again (see [`super::failures`]).
 //! A password that was right is remembered, so that it is checked once and not with each connection: after a failover all
